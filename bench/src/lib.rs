@@ -1,0 +1,26 @@
+//! Measures Towpath's proxy side by side with its peers: every proxy does the same work, on the
+//! same core, in the same run, turn by turn.
+//!
+//! The bench deliberately does not link the proxy it measures. Each contender is a process of its
+//! own, started from a configuration the bench writes ([`contender`]); the load ([`load`]) and the
+//! origin ([`origin`]) live in the bench and verify every byte at both ends; the cost is read from
+//! the kernel's accounting of the proxy's process tree ([`meter`]). What the figures mean, and how
+//! to repeat them, is written in `BENCHMARKS.md`.
+
+pub mod case;
+pub mod check;
+pub mod contender;
+pub mod forward;
+pub mod load;
+pub mod machine;
+pub mod meter;
+pub mod origin;
+pub mod pattern;
+pub mod peers;
+pub mod process;
+pub mod report;
+pub mod results;
+pub mod shim;
+pub mod stats;
+pub mod tools;
+pub mod wire;

@@ -1,0 +1,343 @@
+//! Runs the comparison: every case, round by round, turn by turn.
+//!
+//! The proxy has one core, the load and the origin share one thread on another.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::case::{Case, Counts, Work};
+use crate::check;
+use crate::contender::{Contender, Ports};
+use crate::load::{Outcome, Session};
+use crate::machine::Machine;
+use crate::origin::{self, Origin};
+use crate::process::{Proxy, free_port};
+use crate::report::{self, Form};
+use crate::results::{Missing, Performance, Results, Turn};
+use crate::shim;
+use crate::tools::{Given, Tools};
+
+/// How long a proxy stays untouched before its memory at rest is read.
+const SETTLE: Duration = Duration::from_millis(500);
+/// Lets a proxy finish what it does after its last answer, so that its books are closed.
+const QUIET: Duration = Duration::from_millis(30);
+/// How long one turn may take at most.
+const TURN_LIMIT: Duration = Duration::from_secs(180);
+
+/// Compare with Envoy, `HAProxy` and nginx.
+#[derive(Debug, clap::Args)]
+pub struct PeersArgs {
+    /// Cases to run [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "CASE,…")]
+    cases: Vec<Case>,
+    /// Proxies to compare [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "PROXY,…")]
+    proxies: Vec<Contender>,
+    /// Rounds; every proxy has one turn in each
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Smaller counts and sizes, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the tables as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Judge the bars; the exit status is 1 if one falls short
+    #[arg(long)]
+    check: bool,
+    /// Leave proxies and load to the scheduler instead of giving each its core
+    #[arg(long)]
+    no_pin: bool,
+    #[command(flatten)]
+    given: Given,
+}
+
+/// Runs the comparison and prints it. `false` if a bar falls short.
+///
+/// # Errors
+/// If a tool is missing or a result cannot be written. A proxy that fails is a result.
+pub fn run(args: &PeersArgs) -> anyhow::Result<bool> {
+    let cases = chosen(&args.cases, Case::all());
+    let contenders = chosen(&args.proxies, Contender::all());
+    let tools = Tools::gather(&args.given, &contenders)?;
+    let machine = Machine::look();
+    if machine.load_at_start > 1.0 {
+        eprintln!(
+            "the machine is busy (load average {:.1}): CPU per request stays usable, latency and \
+             requests/s do not",
+            machine.load_at_start
+        );
+    }
+    shim::raise_file_limit();
+    let bench = Bench::new(args, tools)?;
+    let mut results = Results {
+        machine,
+        pinned: bench.cores.is_some(),
+        quick: args.quick,
+        rounds: usize::from(args.rounds),
+        versions: contenders.iter().map(|c| (*c, bench.tools.version(*c))).collect(),
+        rest_mb: BTreeMap::new(),
+        cases: BTreeMap::new(),
+    };
+    let start = Instant::now();
+    for case in cases {
+        bench.run_case(case, &contenders, &mut results);
+        print(&report::case_table(&results, case).render(Form::Terminal));
+    }
+    finish(args, &results, start.elapsed())
+}
+
+/// Prints the rest, writes the files and judges.
+fn finish(args: &PeersArgs, results: &Results, took: Duration) -> anyhow::Result<bool> {
+    print(&report::rest_table(results).render(Form::Terminal));
+    print(&format!("{}; took {:.0} s\n", report::preamble(results), took.as_secs_f64()));
+    let verdicts = check::judge(results);
+    let short = verdicts.iter().filter(|verdict| !verdict.met).count();
+    if args.check {
+        let lines: Vec<String> = verdicts.iter().map(|v| format!("  {v}\n")).collect();
+        print(&format!("bars\n{}", lines.concat()));
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&results.to_json())?;
+        std::fs::write(path, text + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.markdown {
+        let tables: Vec<String> =
+            report::tables(results).iter().map(|table| table.render(Form::Markdown)).collect();
+        let text = format!("{}\n\n{}", report::preamble(results), tables.join("\n"));
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.check && short > 0 {
+        eprintln!("{short} of {} bars fall short", verdicts.len());
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn print(text: &str) {
+    // A closed pipe is the reader's wish; the run goes on for the files.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn chosen<T: Copy + Ord>(asked: &[T], all: &[T]) -> Vec<T> {
+    all.iter().filter(|one| asked.is_empty() || asked.contains(one)).copied().collect()
+}
+
+/// The cores of the two sides.
+#[derive(Debug, Clone, Copy)]
+struct Cores {
+    proxy: usize,
+    load: usize,
+}
+
+/// What all cases of a run share.
+struct Bench {
+    tools: Tools,
+    origin: Origin,
+    runtime: Runtime,
+    cores: Option<Cores>,
+    rounds: u16,
+    quick: bool,
+}
+
+/// A proxy set up for a case.
+struct Entrant {
+    contender: Contender,
+    proxy: Proxy,
+    ports: Ports,
+    // Held for its folder, which goes with it.
+    _folder: TempDir,
+}
+
+impl Bench {
+    fn new(args: &PeersArgs, tools: Tools) -> anyhow::Result<Self> {
+        let cores = if args.no_pin { None } else { split_cores(&shim::allowed_cores()) };
+        if let Some(cores) = cores {
+            shim::pin_this_thread(cores.load)?;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let origin = runtime.block_on(origin::start())?;
+        Ok(Self { tools, origin, runtime, cores, rounds: args.rounds, quick: args.quick })
+    }
+
+    fn run_case(&self, case: Case, contenders: &[Contender], results: &mut Results) {
+        let mut entrants = Vec::new();
+        let mut performances = BTreeMap::new();
+        for contender in contenders {
+            let mut performance =
+                Performance { remark: contender.remark(case), ..Performance::default() };
+            match contender.cannot(case, &self.tools) {
+                Some(reason) => performance.missing = Some(Missing::NotPossible(reason)),
+                None => match self.enter(*contender, case) {
+                    Ok(entrant) => entrants.push(entrant),
+                    Err(e) => performance.missing = Some(failure(case, *contender, &e)),
+                },
+            }
+            performances.insert(*contender, performance);
+        }
+        thread::sleep(SETTLE);
+        for entrant in &entrants {
+            let mb = entrant.proxy.tree().rss_bytes() as f64 / 1e6;
+            results.rest_mb.entry(entrant.contender).or_default().push(mb);
+        }
+        for round in 0..self.rounds {
+            eprintln!("{case}: round {} of {}", round + 1, self.rounds);
+            let count = entrants.len().max(1);
+            // Another one begins each round, so that no proxy always follows the same other.
+            entrants.rotate_left(usize::from(round > 0) % count);
+            for entrant in &entrants {
+                let Some(performance) = performances.get_mut(&entrant.contender) else { continue };
+                // One failure is enough to void the case; what follows could hang till its limit.
+                let failed = performance.missing.is_some();
+                let turn = if failed { None } else { Some(self.turn(case, entrant)) };
+                performance.turns.push(match turn {
+                    Some(Ok(turn)) => Some(turn),
+                    Some(Err(e)) => {
+                        performance.missing = Some(failure(case, entrant.contender, &e));
+                        None
+                    }
+                    None => None,
+                });
+            }
+        }
+        results.cases.insert(case, performances);
+    }
+
+    /// Starts a proxy for a case.
+    fn enter(&self, contender: Contender, case: Case) -> anyhow::Result<Entrant> {
+        let folder = TempDir::with_prefix(format!("towpath-bench-{contender}-"))?;
+        let setup = case.setup();
+        let ports = Ports {
+            listen: free_port()?,
+            metrics: free_port()?,
+            origin: contender.origin_port(setup, &self.origin),
+        };
+        let command = contender.prepare(setup, ports, &self.tools, folder.path())?;
+        let mut proxy = Proxy::start(&command, self.cores.map(|cores| cores.proxy), folder.path())?;
+        proxy.wait_until_listening(ports.listen)?;
+        Ok(Entrant { contender, proxy, ports, _folder: folder })
+    }
+
+    /// One turn of one proxy.
+    fn turn(&self, case: Case, entrant: &Entrant) -> anyhow::Result<Turn> {
+        let work = case.work(self.quick);
+        let counts = case.counts(self.quick);
+        let turn = self.runtime.block_on(async {
+            let turn = self.measure(entrant, work, counts);
+            let limit = format!("the turn took longer than {TURN_LIMIT:?}");
+            tokio::time::timeout(TURN_LIMIT, turn).await.context(limit)?
+        });
+        turn.with_context(|| {
+            let words = entrant.proxy.last_words();
+            if words.is_empty() {
+                "in its turn".to_owned()
+            } else {
+                format!("in its turn ({words})")
+            }
+        })
+    }
+
+    async fn measure(&self, entrant: &Entrant, work: Work, counts: Counts) -> anyhow::Result<Turn> {
+        let tree = entrant.proxy.tree();
+        let (requests, uploaded) = (self.origin.seen.requests(), self.origin.seen.uploaded());
+        tree.reset_peak();
+        let _awake = (!matches!(work, Work::Idle { .. })).then(stay_awake);
+        let mut session = Session::connect(entrant.ports.listen, work).await?;
+        let warm = session.run(counts.warm_up).await?;
+        tokio::time::sleep(QUIET).await;
+        let before = tree.cpu();
+        let start = Instant::now();
+        let outcome = session.run(counts.measured).await?;
+        let wall = start.elapsed();
+        tokio::time::sleep(QUIET).await;
+        let spent = tree.cpu().since(&before);
+        let peak = tree.peak_rss_bytes();
+        self.compare_with_origin(work, &[&warm, &outcome], requests, uploaded)?;
+        session.finish().await?;
+        Ok(Turn::new(&outcome, wall.as_secs_f64(), spent, peak))
+    }
+
+    /// Checks that the origin saw exactly what the load counts as done.
+    fn compare_with_origin(
+        &self,
+        work: Work,
+        outcomes: &[&Outcome],
+        requests: u64,
+        uploaded: u64,
+    ) -> anyhow::Result<()> {
+        if let Some(complaint) = self.origin.seen.take_complaint() {
+            bail!(complaint);
+        }
+        if matches!(work, Work::Idle { .. }) {
+            return Ok(());
+        }
+        let count: u64 = outcomes.iter().map(|outcome| outcome.count).sum();
+        let seen = self.origin.seen.requests() - requests;
+        anyhow::ensure!(seen == count, "{count} requests were made, the origin answered {seen}");
+        let expected = count * work.uploaded_bytes();
+        let came = self.origin.seen.uploaded() - uploaded;
+        anyhow::ensure!(came == expected, "{expected} bytes were uploaded, {came} came");
+        Ok(())
+    }
+}
+
+/// Keeps this thread polling its sockets instead of sleeping until the guard is dropped.
+///
+/// If the load slept whenever a proxy is slower than it, each of that proxy's sends would have to
+/// wake another core: an interrupt between processors, on a virtual machine an exit to the
+/// hypervisor, that costs more than the request and that no network card would charge it for.
+fn stay_awake() -> JoinSet<()> {
+    let mut guard = JoinSet::new();
+    guard.spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    guard
+}
+
+fn failure(case: Case, contender: Contender, error: &anyhow::Error) -> Missing {
+    let text = format!("{error:#}");
+    eprintln!("{case}: {contender} failed: {text}");
+    Missing::Failed(text)
+}
+
+/// A core for the proxy and another for the load and the origin.
+fn split_cores(allowed: &[usize]) -> Option<Cores> {
+    match *allowed {
+        [] | [_] => None,
+        [proxy, load, ..] => Some(Cores { proxy, load }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_has_its_core_alone() {
+        assert!(split_cores(&[]).is_none() && split_cores(&[3]).is_none());
+        for allowed in [&[0, 1][..], &[2, 5, 7], &[0, 1, 2, 3]] {
+            let cores = split_cores(allowed).expect("two or more");
+            assert_ne!(cores.proxy, cores.load);
+        }
+    }
+
+    #[test]
+    fn a_choice_keeps_the_order_of_all() {
+        assert_eq!(chosen(&[], Case::all()), Case::all());
+        assert_eq!(chosen(&[Case::Tcp, Case::H1Small], Case::all()), [Case::H1Small, Case::Tcp]);
+    }
+}

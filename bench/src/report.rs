@@ -1,0 +1,252 @@
+//! Tables for people, on a terminal and for `BENCHMARKS.md`.
+
+use std::fmt::Write as _;
+
+use crate::case::{Case, Kind};
+use crate::contender::Contender;
+use crate::results::{
+    BUSY, CPU_PER_GB, CPU_PER_REQUEST, CPU_PER_SECOND, Figure, Missing, P50, P99, Performance, RPS,
+    RSS, Results, WAITED,
+};
+
+/// A table of texts: the first column is aligned to the left, the others to the right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    title: String,
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+    notes: Vec<String>,
+}
+
+/// The form a table is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Aligned columns.
+    Terminal,
+    /// A Markdown table.
+    Markdown,
+}
+
+/// All tables of a run.
+#[must_use]
+pub fn tables(results: &Results) -> Vec<Table> {
+    let mut tables: Vec<Table> =
+        results.cases.keys().map(|case| case_table(results, *case)).collect();
+    tables.push(rest_table(results));
+    tables
+}
+
+/// The line that says where and how a run took place.
+#[must_use]
+pub fn preamble(results: &Results) -> String {
+    let machine = &results.machine;
+    let versions: Vec<String> = results
+        .versions
+        .iter()
+        .map(|(contender, version)| format!("{contender} {version}"))
+        .collect();
+    format!(
+        "{}, {} cores, {} MiB, Linux {}, {}; load average at the start {:.2}; {} rounds{}{}; {}",
+        machine.cpu,
+        machine.cores,
+        machine.memory_mib,
+        machine.kernel,
+        machine.system,
+        machine.load_at_start,
+        results.rounds,
+        if results.pinned {
+            ", proxy and load pinned to cores of their own"
+        } else {
+            ", not pinned"
+        },
+        if results.quick { ", quick sizes" } else { "" },
+        versions.join(", "),
+    )
+}
+
+/// The table of one case.
+#[must_use]
+pub fn case_table(results: &Results, case: Case) -> Table {
+    let columns: &[(&str, Figure, usize)] = match case.kind() {
+        Kind::Small => &[
+            ("CPU µs/request", CPU_PER_REQUEST, 2),
+            ("requests/s", RPS, 0),
+            ("p50 ms", P50, 2),
+            ("p99 ms", P99, 2),
+            ("peak MB", RSS, 1),
+            ("busy", BUSY, 2),
+            ("waited", WAITED, 2),
+        ],
+        Kind::Bulk => &[
+            ("CPU ms/GB", CPU_PER_GB, 1),
+            ("transfers/s", RPS, 2),
+            ("p50 ms", P50, 0),
+            ("peak MB", RSS, 1),
+            ("busy", BUSY, 2),
+            ("waited", WAITED, 2),
+        ],
+        Kind::Idle => &[("peak MB", RSS, 1), ("CPU µs/s while idle", CPU_PER_SECOND, 0)],
+    };
+    let mut header = vec!["proxy".to_owned()];
+    header.extend(columns.iter().map(|(name, ..)| (*name).to_owned()));
+    header.insert(2, "range".to_owned());
+    header.push("towpath ÷ it".to_owned());
+    let mut table = Table { title: case.to_string(), header, rows: Vec::new(), notes: Vec::new() };
+    for (contender, performance) in results.cases.get(&case).into_iter().flatten() {
+        table.rows.push(row(results, case, *contender, performance, columns));
+        if let Some(remark) = performance.remark {
+            table.notes.push(format!("{contender}: {remark}"));
+        }
+        match &performance.missing {
+            Some(Missing::NotPossible(reason)) => {
+                table.notes.push(format!("{contender}: {reason}"))
+            }
+            Some(Missing::Failed(why)) => table.notes.push(format!("{contender} failed: {why}")),
+            None => {}
+        }
+    }
+    table
+}
+
+fn row(
+    results: &Results,
+    case: Case,
+    contender: Contender,
+    performance: &Performance,
+    columns: &[(&str, Figure, usize)],
+) -> Vec<String> {
+    let absent = match performance.missing {
+        Some(Missing::NotPossible(_)) => "n/a",
+        Some(Missing::Failed(_)) => "failed",
+        None => "–",
+    };
+    let mut cells = vec![contender.to_string()];
+    for (position, (_, figure, digits)) in columns.iter().enumerate() {
+        let summary = performance.summary(*figure);
+        let digits = *digits;
+        cells.push(summary.map_or(absent.into(), |s| format!("{:.digits$}", s.median)));
+        if position == 0 {
+            let range = summary.map(|s| format!("{:.digits$}–{:.digits$}", s.min, s.max));
+            cells.push(range.unwrap_or_default());
+        }
+    }
+    let ratio = results.ratio(case, contender, case.main_figure());
+    let ratio = ratio.filter(|_| contender != Contender::Towpath);
+    cells.push(ratio.map_or_else(String::new, |r| format!("{:.2}", r.median)));
+    cells
+}
+
+/// The table of memory at rest.
+#[must_use]
+pub fn rest_table(results: &Results) -> Table {
+    let rows = results.rest_mb.keys().filter_map(|contender| {
+        let rest = results.rest(*contender)?;
+        Some(vec![
+            contender.to_string(),
+            format!("{:.1}", rest.median),
+            format!("{:.1}–{:.1}", rest.min, rest.max),
+        ])
+    });
+    Table {
+        title: "memory at rest".to_owned(),
+        header: ["proxy", "MB", "range"].map(str::to_owned).to_vec(),
+        rows: rows.collect(),
+        notes: Vec::new(),
+    }
+}
+
+impl Table {
+    /// The table as text.
+    #[must_use]
+    pub fn render(&self, form: Form) -> String {
+        match form {
+            Form::Terminal => self.terminal(),
+            Form::Markdown => self.markdown(),
+        }
+    }
+
+    fn terminal(&self) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().map(|row| &row[column]);
+            cells.chain([&self.header[column]]).map(|c| c.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
+        let mut text = format!("{}\n", self.title);
+        for row in std::iter::once(&self.header).chain(&self.rows) {
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                let _ = match column {
+                    0 => write!(text, "  {cell:<width$}"),
+                    _ => write!(text, "  {cell:>width$}"),
+                };
+            }
+            text.push('\n');
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "  {note}");
+        }
+        text
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("### {}\n\n| {} |\n|---|", self.title, self.header.join(" | "));
+        text.push_str(&"---:|".repeat(self.header.len().saturating_sub(1)));
+        text.push('\n');
+        for row in &self.rows {
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+        }
+        for note in &self.notes {
+            // A note may quote a log; it must stay one paragraph.
+            let _ = write!(text, "\n{}\n", note.replace('\n', " "));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::run_with;
+
+    fn results() -> Results {
+        let figures =
+            [(Case::H1Small, Contender::Towpath, 11.0), (Case::H1Small, Contender::Haproxy, 10.0)];
+        run_with(&figures, &[(Contender::Towpath, 7.25)])
+    }
+
+    #[test]
+    fn the_terminal_table_lines_up() {
+        let text = tables(&results())[0].render(Form::Terminal);
+        let expected = "\
+h1-small
+  proxy    CPU µs/request        range  requests/s  p50 ms  p99 ms  peak MB  busy  waited  towpath ÷ it
+  towpath           11.00  11.00–11.00        1000    1.00    2.00      9.5  0.90    0.01              
+  haproxy           10.00  10.00–10.00        1000    1.00    2.00      9.5  0.90    0.01          1.10
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn markdown_has_as_many_cells_in_every_row() {
+        for table in tables(&results()) {
+            let text = table.render(Form::Markdown);
+            let bars: Vec<usize> = text
+                .lines()
+                .filter(|line| line.starts_with('|'))
+                .map(|line| line.matches('|').count())
+                .collect();
+            assert!(bars.len() >= 3 && bars.iter().all(|count| *count == bars[0]), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_figure_shows_its_reason() {
+        let mut results = results();
+        let missing = Some(Missing::NotPossible("no such module".into()));
+        let nginx = Performance { missing, ..Performance::default() };
+        results.cases.entry(Case::H1Small).or_default().insert(Contender::Nginx, nginx);
+        let text = tables(&results)[0].render(Form::Terminal);
+        assert!(text.contains("nginx") && text.contains("n/a"), "{text}");
+        assert!(text.ends_with("nginx: no such module\n"), "{text}");
+    }
+}

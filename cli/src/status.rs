@@ -1,0 +1,451 @@
+//! `towpath status`: what a control plane serves, what it rejected, and which
+//! proxy holds which version.
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use towpath_control_plane::{
+    DEFAULT_ADMIN,
+    source::{Commit, short},
+    status::{Applied, Proxy, Rejected, Status},
+};
+
+/// Time allowed for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer: some ten thousand proxies.
+const ANSWER_BYTES: usize = 64 << 20;
+/// Time between two looks of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Findings shown of a rejected version.
+const FINDINGS_SHOWN: usize = 20;
+
+/// Options of `towpath status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  towpath status
+  towpath status --watch
+  towpath status --format json | jq '.proxies[] | select(.in_sync | not)'")]
+pub(crate) struct Args {
+    /// Admin address of the control plane
+    #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+
+    /// text is a table, json is all there is
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+
+    /// Show it again every second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Asks a control plane how things stand, and shows it.
+///
+/// # Errors
+/// When it cannot be reached, or answers something else.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if !args.watch {
+        print(&runtime.block_on(show(&args))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let clear = args.format == Format::Text && std::io::stdout().is_terminal();
+    loop {
+        // A control plane that is away may come back.
+        let text = runtime.block_on(show(&args)).unwrap_or_else(|error| format!("{error:#}\n"));
+        let before = if clear { "\x1b[H\x1b[2J" } else { "" };
+        print(&format!("{before}{text}"))?;
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+/// Not `print!`: a closed pipe (`| head`) is an end, not a panic.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output is closed")
+}
+
+async fn show(args: &Args) -> anyhow::Result<String> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(args.admin)).await;
+    let body = match answer {
+        Ok(body) => body?,
+        Err(_) => {
+            bail!("http://{}/status: no answer within {} s", args.admin, ANSWER_TIMEOUT.as_secs())
+        }
+    };
+    if args.format == Format::Json {
+        // Through a value, so that what is printed is JSON whatever came, and
+        // fields of a newer control plane are kept.
+        let value: serde_json::Value =
+            serde_json::from_slice(&body).context("the answer is not JSON")?;
+        return Ok(format!("{value:#}\n"));
+    }
+    let status: Status = serde_json::from_slice(&body).with_context(|| {
+        format!("http://{}/status: not the status of a control plane (is this a proxy's admin address?)", args.admin)
+    })?;
+    Ok(text(&status, now_unix_ms()))
+}
+
+async fn ask(admin: SocketAddr) -> anyhow::Result<hyper::body::Bytes> {
+    let stream = tokio::net::TcpStream::connect(admin).await.with_context(|| {
+        format!("no control plane at {admin}\n  next: start one (towpath control-plane --policies DIR), or give its --admin address")
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get("/status")
+        .header(http::header::HOST, admin.to_string())
+        .body(Empty::<hyper::body::Bytes>::new())?;
+    let exchange = async move {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES);
+        let body = body.collect().await.map_err(|e| anyhow::anyhow!(e))?.to_bytes();
+        anyhow::Ok((status, body))
+    };
+    // The connection drives the exchange; it ends with it or before it.
+    let (status, body) = tokio::select! {
+        outcome = exchange => outcome?,
+        ended = connection => {
+            ended?;
+            bail!("http://{admin}/status: the connection was closed");
+        }
+    };
+    if !status.is_success() {
+        let said = String::from_utf8_lossy(&body);
+        bail!(
+            "http://{admin}/status: {status}: {}",
+            plain(said.lines().next().unwrap_or_default())
+        );
+    }
+    Ok(body)
+}
+
+fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The whole page.
+fn text(status: &Status, now: u64) -> String {
+    let mut lines = Vec::new();
+    about_source(status, now, &mut lines);
+    about_versions(status, now, &mut lines);
+    about_names(status, &mut lines);
+    lines.push(String::new());
+    if status.proxies.is_empty() {
+        lines.push("no proxy is connected".to_owned());
+    } else {
+        about_proxies(&status.proxies, now, &mut lines);
+    }
+    lines.iter().fold(String::new(), |page, line| page + line.trim_end() + "\n")
+}
+
+fn about_source(status: &Status, now: u64, lines: &mut Vec<String>) {
+    let source = &status.source;
+    let mut line = format!("source    {}", plain(&source.location));
+    let branch = status.current.as_ref().and_then(|current| current.branch.as_ref());
+    if let Some(branch) = source.branch.as_ref().or(branch) {
+        let _ = write!(line, "  branch {}", plain(branch));
+    }
+    if let Some(path) = &source.path {
+        let _ = write!(line, "  path {}", plain(&path.display().to_string()));
+    }
+    let read = source
+        .read_unix_ms
+        .map_or("never read".to_owned(), |at| format!("read {} ago", ago(at, now)));
+    let _ = write!(line, "  ({read})");
+    lines.push(line);
+    if let Some(error) = &source.error {
+        for (index, said) in error.lines().enumerate() {
+            let head = if index == 0 { "ERROR     " } else { "        " };
+            lines.push(format!("{head}{}", plain(said)));
+        }
+    }
+}
+
+fn about_versions(status: &Status, now: u64, lines: &mut Vec<String>) {
+    match &status.current {
+        None => lines.push("serving   nothing yet: no valid version was found".to_owned()),
+        Some(current) => {
+            let about = about_commit(current.commit.as_ref());
+            let mut line = format!("serving   {}{about}", plain(short(&current.version)));
+            let since = ago(current.published_unix_ms, now);
+            let (listeners, services) = (current.listeners, current.services);
+            let _ = write!(
+                line,
+                "  (since {since}; {} and {})",
+                count(listeners, "listener"),
+                count(services, "service")
+            );
+            if current.restored {
+                line += "  RESTORED from an earlier run";
+            }
+            lines.push(line);
+            lines.extend(current.warnings.iter().map(|w| format!("warning   {}", plain(w))));
+        }
+    }
+    if let Some(rejected) = &status.rejected {
+        about_rejected(rejected, now, lines);
+    }
+    if let Some(applied) = status.applied.first() {
+        lines.push(format!("applied   {}", about_applied(applied)));
+    }
+}
+
+fn about_rejected(rejected: &Rejected, now: u64, lines: &mut Vec<String>) {
+    let about = about_commit(rejected.commit.as_ref());
+    let (version, seen) = (short(&rejected.version), ago(rejected.seen_unix_ms, now));
+    lines.push(format!("REJECTED  {}{about}  (seen {seen} ago; not served)", plain(version)));
+    for finding in rejected.diagnostics.iter().take(FINDINGS_SHOWN) {
+        lines.push(format!("          {}", plain(&finding.to_string())));
+    }
+    let more = rejected.diagnostics.len().saturating_sub(FINDINGS_SHOWN) + rejected.left_out;
+    if more > 0 {
+        lines.push(format!("          and {more} more"));
+    }
+}
+
+fn about_applied(applied: &Applied) -> String {
+    let version = plain(short(&applied.version));
+    if applied.proxies == 0 {
+        return format!("{version}  changed nothing for those who were connected");
+    }
+    let mut line = format!("{version}  {} of {}", applied.acked, count(applied.proxies, "proxy"));
+    if let (Some(min), Some(max)) = (applied.min_ms, applied.max_ms) {
+        let _ = write!(line, " in {min:.0} to {max:.0} ms");
+    }
+    for (number, what) in [
+        (applied.waiting(), "waited for"),
+        (applied.nacked, "REFUSED"),
+        (applied.lost, "gone or overtaken"),
+    ] {
+        if number > 0 {
+            let _ = write!(line, ", {number} {what}");
+        }
+    }
+    line
+}
+
+fn about_names(status: &Status, lines: &mut Vec<String>) {
+    for name in status.names.iter().filter(|name| name.error.is_some()) {
+        let error = name.error.as_deref().unwrap_or_default();
+        lines.push(format!(
+            "DNS       {} of service {}: {} ({} kept)",
+            plain(&name.host),
+            plain(&name.service),
+            plain(error),
+            count(name.addresses, "address")
+        ));
+    }
+}
+
+fn about_proxies(proxies: &[Proxy], now: u64, lines: &mut Vec<String>) {
+    let heads = ["NODE", "CLUSTER", "VERSION", "STATE", "CONNECTED", "PEER"].map(str::to_owned);
+    let mut rows = vec![heads];
+    rows.extend(proxies.iter().map(|proxy| {
+        let state = match (&proxy.nack, proxy.in_sync) {
+            (Some(_), _) => "REFUSES",
+            (None, true) => "in sync",
+            (None, false) => "behind",
+        };
+        [
+            plain(&proxy.node),
+            plain(&proxy.cluster),
+            proxy.version.as_deref().map_or("-".to_owned(), |version| plain(short(version))),
+            state.to_owned(),
+            ago(proxy.connected_unix_ms, now),
+            plain(&proxy.peer),
+        ]
+    }));
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let row = |cells: &[String; 6]| {
+        let pad = |(cell, width): (&String, &usize)| format!("{cell:<width$}  ");
+        cells.iter().zip(&widths).map(pad).collect::<String>()
+    };
+    lines.push(row(&rows[0]));
+    for (cells, proxy) in rows[1..].iter().zip(proxies) {
+        lines.push(row(cells));
+        let Some(nack) = &proxy.nack else { continue };
+        for refused in &nack.resources {
+            let source = refused.source.as_ref().map_or(String::new(), |s| format!(" ({s})"));
+            let reason = refused.reason.as_ref().unwrap_or(&nack.reason);
+            let line = format!("{} {}{source}: {reason}", nack.kind, refused.name);
+            lines.push(format!("  {}", plain(&line)));
+        }
+        if nack.resources.is_empty() {
+            lines.push(format!("  {}: {}", nack.kind, plain(&nack.reason)));
+        }
+    }
+}
+
+fn about_commit(commit: Option<&Commit>) -> String {
+    commit.map_or_else(String::new, |commit| {
+        format!("  \"{}\" by {}", plain(&commit.subject), plain(&commit.author))
+    })
+}
+
+fn count(number: usize, what: &str) -> String {
+    match (number, what) {
+        (1, _) => format!("1 {what}"),
+        (_, "proxy") => format!("{number} proxies"),
+        (_, "address") => format!("{number} addresses"),
+        _ => format!("{number} {what}s"),
+    }
+}
+
+/// A time that has passed, in its largest unit.
+fn ago(then: u64, now: u64) -> String {
+    let seconds = now.saturating_sub(then) / 1000;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Names and reasons come from strangers; what could play with a terminal is left out.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_control_plane::status::{Current, Finding, Nack, Refused, SourceStatus};
+    use towpath_policies::model::ResourceKind;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    fn commit(subject: &str, author: &str) -> Option<Commit> {
+        let (subject, author) = (subject.to_owned(), author.to_owned());
+        Some(Commit { id: "a".repeat(40), author, time: 0, subject })
+    }
+
+    fn proxy(node: &str, version: Option<&str>) -> Proxy {
+        Proxy {
+            node: node.into(),
+            peer: "127.0.0.1:4242".into(),
+            connected_unix_ms: NOW - 240_000,
+            version: version.map(str::to_owned),
+            in_sync: version == Some("3f2a1b9c0d1e77"),
+            ..Proxy::default()
+        }
+    }
+
+    fn example() -> Status {
+        let refused = Refused {
+            name: "gateway/edge/8080".into(),
+            source: Some("gateways.yaml:3".into()),
+            reason: None,
+        };
+        let mut refusing = proxy("worker\u{1b}[2J", Some("1a2b"));
+        refusing.nack = Some(Nack {
+            unix_ms: NOW,
+            version: "3f2a1b9c0d1e77".into(),
+            kind: ResourceKind::Listener,
+            resources: vec![refused],
+            reason: "address in use".into(),
+        });
+        Status {
+            source: SourceStatus {
+                location: "/srv/policies".into(),
+                path: Some("mesh".into()),
+                read_unix_ms: Some(NOW - 2_000),
+                error: Some("host: cannot be reached\n  next: check the network".into()),
+                ..SourceStatus::default()
+            },
+            current: Some(Current {
+                version: "3f2a1b9c0d1e77".into(),
+                commit: commit("Shift 10 %", "Ada"),
+                branch: Some("main".into()),
+                published_unix_ms: NOW - 240_000,
+                listeners: 1,
+                services: 5,
+                ..Current::default()
+            }),
+            rejected: Some(Rejected {
+                version: "9c8d7e6f5a4b33".into(),
+                commit: commit("Break it", "Bob"),
+                seen_unix_ms: NOW - 10_000,
+                diagnostics: vec![Finding {
+                    file: "routes.yaml".into(),
+                    line: 12,
+                    message: "no Service `etk`".into(),
+                    help: Some("did you mean `etl`?".into()),
+                }],
+                left_out: 2,
+            }),
+            proxies: vec![proxy("edge-1", Some("3f2a1b9c0d1e77")), proxy("new", None), refusing],
+            applied: vec![Applied {
+                version: "3f2a1b9c0d1e77".into(),
+                proxies: 3,
+                acked: 1,
+                nacked: 1,
+                min_ms: Some(12.3),
+                max_ms: Some(35.0),
+                ..Applied::default()
+            }],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn the_page_says_it_all() {
+        let expected = "\
+source    /srv/policies  branch main  path mesh  (read 2 s ago)
+ERROR     host: cannot be reached
+          next: check the network
+serving   3f2a1b9c0d1e  \"Shift 10 %\" by Ada  (since 4 min; 1 listener and 5 services)
+REJECTED  9c8d7e6f5a4b  \"Break it\" by Bob  (seen 10 s ago; not served)
+          routes.yaml:12: no Service `etk` (did you mean `etl`?)
+          and 2 more
+applied   3f2a1b9c0d1e  1 of 3 proxies in 12 to 35 ms, 1 waited for, 1 REFUSED
+
+NODE         CLUSTER  VERSION       STATE    CONNECTED  PEER
+edge-1                3f2a1b9c0d1e  in sync  4 min      127.0.0.1:4242
+new                   -             behind   4 min      127.0.0.1:4242
+worker\u{fffd}[2J           1a2b          REFUSES  4 min      127.0.0.1:4242
+  listener gateway/edge/8080 (gateways.yaml:3): address in use
+";
+        assert_eq!(text(&example(), NOW), expected);
+    }
+
+    #[test]
+    fn an_empty_control_plane_says_so() {
+        let page = text(&Status::default(), NOW);
+        assert!(page.contains("serving   nothing yet"), "{page}");
+        assert!(page.ends_with("no proxy is connected\n"), "{page}");
+    }
+
+    #[test]
+    fn times_are_told_in_their_largest_unit() {
+        for (ms, expected) in [
+            (0, "0 s"),
+            (59_999, "59 s"),
+            (60_000, "1 min"),
+            (7_200_000, "2 h"),
+            (172_800_000, "2 days"),
+        ] {
+            assert_eq!(ago(NOW - ms, NOW), expected);
+        }
+        assert_eq!(ago(NOW + 5, NOW), "0 s");
+    }
+}

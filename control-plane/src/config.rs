@@ -1,0 +1,173 @@
+//! What a control plane is told at its start.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::{
+    dns::Resolver,
+    source::{SourceSpec, SpecError},
+};
+
+/// Options of `towpath control-plane`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  towpath control-plane --policies ./policies
+  towpath control-plane --policies /srv/policies.git --branch main
+  towpath control-plane --policies https://git.example.com/team/policies.git --path mesh
+
+SIGHUP, or POST /refresh on the admin address, looks for a new commit at once.
+SIGTERM and SIGINT end it cleanly.")]
+pub struct Args {
+    /// Policy files: a plain folder, a Git repository (its commits are followed, not its
+    /// uncommitted files), or the URL of one (https, http, ssh, file)
+    #[arg(long, value_name = "PATH|GIT-URL", env = "TOWPATH_POLICIES")]
+    pub policies: String,
+
+    /// Branch to follow; without it, whatever the repository's HEAD is
+    #[arg(long, value_name = "BRANCH")]
+    pub branch: Option<String>,
+
+    /// Sub-folder that holds the policy files
+    #[arg(long, value_name = "SUBFOLDER")]
+    pub path: Option<PathBuf>,
+
+    /// Time between looks for a new version, e.g. 500ms, 5s, 1m
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    pub poll: Duration,
+
+    /// Where proxies connect (xDS over gRPC, cleartext); port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_XDS)]
+    pub xds: SocketAddr,
+
+    /// Where /status, /metrics, /ready and /refresh are served; keep it on loopback
+    #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_ADMIN)]
+    pub admin: SocketAddr,
+
+    /// Folder for the mirror of a remote repository and the last good policies
+    /// [default: $STATE_DIRECTORY, or towpath below $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What is logged to standard error: error, warn, info, debug, trace, or a filter
+    /// like towpath_xds=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOWPATH_LOG")]
+    pub log_level: String,
+
+    /// End when the starting process ends (for tests and the demo)
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
+}
+
+/// Where proxies connect unless told otherwise.
+pub const DEFAULT_XDS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 18000);
+/// Where the admin endpoint listens unless told otherwise.
+pub const DEFAULT_ADMIN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 18001);
+
+/// Shortest time between two looks.
+const MIN_POLL: Duration = Duration::from_millis(50);
+/// Longest time between two looks.
+const MAX_POLL: Duration = Duration::from_secs(24 * 3600);
+
+/// What [`crate::start`] needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the policies come from.
+    pub source: SourceSpec,
+    /// Time between looks for a new version; 50 ms to 24 h.
+    pub poll: Duration,
+    /// Address of the xDS server.
+    pub xds: SocketAddr,
+    /// Address of the admin endpoint.
+    pub admin: SocketAddr,
+    /// Where the mirror and the last good policies are kept.
+    pub state: StateDir,
+    /// Asks for the addresses of a host.
+    pub resolver: Resolver,
+}
+
+/// The folder that outlives a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StateDir {
+    /// A new folder that is removed at the end: nothing outlives a restart.
+    #[default]
+    Temporary,
+    /// This folder. An error when another control plane of the same source uses it.
+    At(PathBuf),
+    /// The user's own place for such things; a temporary one when that is in use or cannot be written.
+    User,
+}
+
+impl Config {
+    /// Ports chosen by the system on loopback, a poll every 5 s, no memory of earlier runs.
+    pub fn new(source: SourceSpec) -> Self {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            source,
+            poll: Duration::from_secs(5),
+            xds: any,
+            admin: any,
+            state: StateDir::Temporary,
+            resolver: Resolver::system(),
+        }
+    }
+}
+
+impl TryFrom<&Args> for Config {
+    type Error = SpecError;
+
+    fn try_from(args: &Args) -> Result<Self, SpecError> {
+        let source =
+            SourceSpec::parse(&args.policies, args.branch.as_deref(), args.path.as_deref())?;
+        let state = args.state_dir.clone().map_or(StateDir::User, StateDir::At);
+        let (poll, xds, admin) = (args.poll, args.xds, args.admin);
+        Ok(Self { poll, xds, admin, state, ..Self::new(source) })
+    }
+}
+
+/// A duration that is not one, or out of bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DurationError;
+
+impl fmt::Display for DurationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("expected a time from 50ms to 24h, like 500ms, 5s, 2m or 1h")
+    }
+}
+
+impl std::error::Error for DurationError {}
+
+fn parse_duration(text: &str) -> Result<Duration, DurationError> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| DurationError)?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(DurationError),
+    };
+    let duration = Duration::from_millis(number.checked_mul(millis).ok_or(DurationError)?);
+    if (MIN_POLL..=MAX_POLL).contains(&duration) { Ok(duration) } else { Err(DurationError) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_bounds() {
+        for (text, millis) in [("50ms", 50), ("5s", 5000), ("2m", 120_000), ("24h", 86_400_000)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "s", "49ms", "25h", "-1s", "1.5s", "5 s", "99999999999999999999h"] {
+            assert_eq!(parse_duration(text), Err(DurationError), "{text}");
+        }
+    }
+}

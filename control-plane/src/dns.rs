@@ -1,0 +1,204 @@
+//! Endpoints by DNS: one task per service asks again and again, keeps the last
+//! good addresses, and changes that service's endpoint set alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
+use towpath_policies::{
+    dns,
+    model::{Discovery, Mesh},
+};
+
+use crate::{
+    hub::Hub,
+    status::{Moment, Shared},
+};
+
+/// Time allowed for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a new mesh waits for the first answers of names it brings.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+/// First pause after a failure; doubles up to the service's refresh interval.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Share of the interval by which it is shortened at random, in per cent, so
+/// that many names (and many control planes) do not ask in step.
+const JITTER_PERCENT: u32 = 10;
+
+type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+
+/// Asks for all addresses of a host and port.
+#[derive(Clone)]
+pub struct Resolver(Arc<dyn Fn(String, u16) -> Answer + Send + Sync>);
+
+impl Resolver {
+    /// The operating system's resolver (`/etc/hosts`, DNS).
+    pub fn system() -> Self {
+        Self::new(
+            |host, port| async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) },
+        )
+    }
+
+    /// A resolver of one's own.
+    pub fn new<F, A>(ask: F) -> Self
+    where
+        F: Fn(String, u16) -> A + Send + Sync + 'static,
+        A: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        Self(Arc::new(move |host, port| Box::pin(ask(host, port))))
+    }
+
+    async fn ask(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+        let answer = (self.0)(host.to_owned(), port);
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(addresses)) if addresses.is_empty() => Err("no address".to_owned()),
+            Ok(Ok(addresses)) => Ok(addresses),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// The names a mesh asks for, each with its task.
+pub(crate) struct Names {
+    resolver: Resolver,
+    hub: Arc<Hub>,
+    shared: Arc<Shared>,
+    running: BTreeMap<String, Running>,
+}
+
+/// What one service asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Question {
+    service: String,
+    host: String,
+    port: u16,
+    refresh: Duration,
+}
+
+struct Running {
+    question: Question,
+    /// Turns true with the first answer or failure.
+    asked: watch::Receiver<bool>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Names {
+    pub(crate) fn new(resolver: Resolver, hub: Arc<Hub>, shared: Arc<Shared>) -> Self {
+        Self { resolver, hub, shared, running: BTreeMap::new() }
+    }
+
+    /// Asks for the names of `mesh`, no longer for others, and waits a moment
+    /// for the first answers, so that the mesh starts with addresses.
+    pub(crate) async fn follow(&mut self, mesh: &Mesh) {
+        let questions = questions(mesh);
+        let kept: BTreeSet<String> = questions.iter().map(|q| q.service.clone()).collect();
+        self.running.retain(|service, _| kept.contains(service));
+        self.shared.update(|tracker| tracker.keep_names(&kept));
+        for question in questions {
+            if self.running.get(&question.service).is_some_and(|r| r.question == question) {
+                continue;
+            }
+            let service = question.service.clone();
+            let running = self.ask(question);
+            // Ends the task of an earlier question of the same service.
+            self.running.insert(service, running);
+        }
+        let all_asked = async {
+            for running in self.running.values_mut() {
+                // An error means that the task ended, which waiting does not mend.
+                let _ = running.asked.wait_for(|asked| *asked).await;
+            }
+        };
+        if tokio::time::timeout(FIRST_ANSWERS, all_asked).await.is_err() {
+            tracing::warn!(
+                "some names are slow to resolve; their services start without endpoints"
+            );
+        }
+    }
+
+    fn ask(&self, question: Question) -> Running {
+        let (said, asked) = watch::channel(false);
+        let (resolver, hub, shared) =
+            (self.resolver.clone(), self.hub.clone(), self.shared.clone());
+        let task = follow(question.clone(), resolver, hub, shared, said);
+        Running { question, asked, _task: AbortOnDropHandle::new(tokio::spawn(task)) }
+    }
+}
+
+/// Asks one name for ever.
+async fn follow(
+    question: Question,
+    resolver: Resolver,
+    hub: Arc<Hub>,
+    shared: Arc<Shared>,
+    said: watch::Sender<bool>,
+) {
+    let Question { service, host, port, refresh } = question;
+    let mut failures = 0_u32;
+    loop {
+        let started = Instant::now();
+        let outcome = resolver.ask(&host, port).await;
+        let known = outcome.is_ok();
+        shared.update(|tracker| {
+            let answer = outcome.as_ref().map(Vec::len).map_err(String::as_str);
+            tracker.resolved(&service, format!("{host}:{port}"), answer, Moment::now());
+        });
+        match outcome {
+            Ok(addresses) => {
+                failures = 0;
+                hub.set_resolved(dns::endpoint_set(&service, addresses));
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if failures == 1 {
+                    tracing::warn!(%service, %host, %error, "name does not resolve; last known addresses stay");
+                }
+            }
+        }
+        said.send_replace(true);
+        let interval = if known { refresh } else { pause_after(failures, refresh) };
+        tokio::time::sleep_until(started + shortened(interval, fastrand::u32(..))).await;
+    }
+}
+
+fn questions(mesh: &Mesh) -> Vec<Question> {
+    let ask = |service: &Arc<towpath_policies::model::Service>| match &service.discovery {
+        Discovery::Listed => None,
+        Discovery::Dns { host, port, refresh } => Some(Question {
+            service: service.name.clone(),
+            host: host.clone(),
+            port: *port,
+            refresh: (*refresh).max(Duration::from_secs(1)),
+        }),
+    };
+    mesh.services.values().filter_map(ask).collect()
+}
+
+/// The pause after the n-th failure in a row, n ≥ 1.
+fn pause_after(failures: u32, refresh: Duration) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    doubled.min(refresh)
+}
+
+/// `interval` less a share of at most [`JITTER_PERCENT`] that `chance` picks.
+fn shortened(interval: Duration, chance: u32) -> Duration {
+    let share = f64::from(chance) / f64::from(u32::MAX) * f64::from(JITTER_PERCENT) / 100.0;
+    interval.mul_f64(1.0 - share)
+}
+
+#[cfg(test)]
+mod tests;

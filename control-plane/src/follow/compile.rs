@@ -1,0 +1,57 @@
+//! Files to a mesh, off the runtime's threads.
+
+use towpath_policies::{
+    diagnostic::{Diagnostic, Report, Severity},
+    model::Mesh,
+};
+
+use crate::{source::Revision, status::Finding};
+
+/// Warnings kept of one version.
+const WARNINGS_KEPT: usize = 100;
+
+/// A version that is fit to be served.
+pub(super) struct Compiled {
+    pub(super) mesh: Mesh,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Why a version is not fit to be served.
+pub(super) struct Refusal {
+    pub(super) diagnostics: Vec<Finding>,
+    pub(super) left_out: usize,
+}
+
+pub(super) async fn compile(revision: &Revision) -> Result<Compiled, Refusal> {
+    let whole = |message: String| {
+        let diagnostics = vec![Finding { message, ..Finding::default() }];
+        Refusal { diagnostics, left_out: 0 }
+    };
+    if let Some(why) = &revision.unfit {
+        return Err(whole(why.clone()));
+    }
+    let (files, version) = (revision.files.clone(), revision.version.clone());
+    let checked = tokio::task::spawn_blocking(move || towpath_policies::check(files, version));
+    let checked = match checked.await {
+        Ok(checked) => checked,
+        // A bug of ours, but no reason to serve nothing.
+        Err(stopped) => return Err(whole(format!("validation broke off: {stopped}"))),
+    };
+    let Report { diagnostics, left_out, .. } = checked.report;
+    let (errors, warnings): (Vec<_>, Vec<_>) = diagnostics
+        .into_iter()
+        .map(finding)
+        .partition(|(severity, _)| *severity == Severity::Error);
+    let findings = |list: Vec<(Severity, Finding)>| list.into_iter().map(|(_, finding)| finding);
+    let Some(mesh) = checked.mesh else {
+        return Err(Refusal { diagnostics: findings(errors).collect(), left_out });
+    };
+    let told = revision.warnings.iter().cloned();
+    let told = told.chain(findings(warnings).map(|finding| finding.to_string()));
+    Ok(Compiled { mesh, warnings: told.take(WARNINGS_KEPT).collect() })
+}
+
+fn finding(diagnostic: Diagnostic) -> (Severity, Finding) {
+    let Diagnostic { severity, file, line, message, help, .. } = diagnostic;
+    (severity, Finding { file, line, message, help })
+}

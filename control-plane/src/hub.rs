@@ -1,0 +1,307 @@
+//! What is served right now: the last good mesh with the addresses its names
+//! resolved to, cut to each connected node.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+use towpath_policies::model::{Discovery, EndpointSet, Mesh, Node, ScopedListener, Snapshot};
+
+/// Most different nodes served at a time.
+pub(crate) const MAX_NODES: usize = 10_000;
+/// Most streams of clients that call themselves the same.
+const MAX_STREAMS_PER_NODE: usize = 1_000;
+
+/// The state of the whole mesh, and a channel per node that is connected.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// With the resolved endpoint sets put in.
+    mesh: Mesh,
+    /// Latest answers, by service; kept when the mesh changes.
+    resolved: BTreeMap<String, Arc<EndpointSet>>,
+    /// Nodes that are connected, or were a moment ago.
+    nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
+}
+
+impl Hub {
+    /// The node's part of the mesh, now and from now on. Ends at once when too
+    /// many nodes are connected already.
+    pub(crate) fn watch(&self, node: &Node) -> watch::Receiver<Arc<Snapshot>> {
+        let mut state = self.state();
+        let State { mesh, nodes, .. } = &mut *state;
+        if nodes.len() >= MAX_NODES {
+            sweep(nodes);
+        }
+        let full = match nodes.get(node) {
+            Some(view) => view.receiver_count() >= MAX_STREAMS_PER_NODE,
+            None => nodes.len() >= MAX_NODES,
+        };
+        if full {
+            tracing::error!(node = %node.id, "turned away: too many nodes, or too many streams of this one");
+            return watch::channel(Arc::default()).1;
+        }
+        let view = || watch::Sender::new(Arc::new(mesh.view(node)));
+        nodes.entry(node.clone()).or_insert_with(view).subscribe()
+    }
+
+    /// The last stream of a node ended, or is about to.
+    pub(crate) fn left(&self, node: &Node) {
+        let mut state = self.state();
+        // One may be that of the stream that is ending.
+        if state.nodes.get(node).is_some_and(|view| view.receiver_count() <= 1) {
+            state.nodes.remove(node);
+        }
+    }
+
+    /// Serves another mesh from now on; the nodes it changes something for.
+    ///
+    /// Every stream is told, because all of them hold the new version from now
+    /// on; those for which nothing changed find that by comparing pointers.
+    pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
+        let mut state = self.state();
+        let State { mesh: held, resolved, nodes } = &mut *state;
+        resolved.retain(|name, _| {
+            mesh.services.get(name).is_some_and(|s| s.discovery != Discovery::Listed)
+        });
+        for (name, service) in &mesh.services {
+            if service.discovery != Discovery::Listed {
+                let set = resolved.get(name).cloned().unwrap_or_else(|| empty(name));
+                mesh.endpoints.insert(name.clone(), set);
+            }
+        }
+        share(&mut mesh, held);
+        *held = mesh;
+        sweep(nodes);
+        let mut changed = HashSet::new();
+        for (node, view) in nodes {
+            let next = Arc::new(held.view(node));
+            if !same_resources(&view.borrow(), &next) {
+                changed.insert(node.clone());
+            }
+            view.send_replace(next);
+        }
+        changed
+    }
+
+    /// Takes the answer for one service; costs nothing but that endpoint set.
+    pub(crate) fn set_resolved(&self, set: EndpointSet) {
+        let mut state = self.state();
+        let State { mesh, resolved, nodes } = &mut *state;
+        if resolved.get(&set.service).is_some_and(|known| **known == set) {
+            return;
+        }
+        let name = set.service.clone();
+        let set = Arc::new(set);
+        resolved.insert(name.clone(), set.clone());
+        // Not yet part of the mesh: the answer came before the mesh that asks for it.
+        let Some(held) = mesh.endpoints.get_mut(&name) else { return };
+        *held = set.clone();
+        for view in nodes.values() {
+            view.send_if_modified(|current| {
+                let serves = current.endpoints.contains_key(&name);
+                if serves {
+                    Arc::make_mut(current).endpoints.insert(name.clone(), set.clone());
+                }
+                serves
+            });
+        }
+    }
+
+    /// Version that is served; empty before the first.
+    pub(crate) fn version(&self) -> String {
+        self.state().mesh.version.clone()
+    }
+
+    /// The part of the mesh that a node would be served.
+    pub(crate) fn view(&self, node: &Node) -> Arc<Snapshot> {
+        let state = self.state();
+        match state.nodes.get(node) {
+            Some(view) => view.borrow().clone(),
+            None => Arc::new(state.mesh.view(node)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change that could be seen.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets nodes that nobody listens for any more.
+fn sweep(nodes: &mut HashMap<Node, watch::Sender<Arc<Snapshot>>>) {
+    nodes.retain(|_, view| view.receiver_count() > 0);
+}
+
+fn empty(service: &str) -> Arc<EndpointSet> {
+    Arc::new(EndpointSet { service: service.to_owned(), endpoints: Vec::new() })
+}
+
+/// Takes over the old `Arc` of everything that did not change, so that "is it
+/// the same" stays a pointer comparison from here to each stream.
+fn share(next: &mut Mesh, held: &Mesh) {
+    fn reuse<T: PartialEq>(next: &mut BTreeMap<String, Arc<T>>, held: &BTreeMap<String, Arc<T>>) {
+        for (name, value) in next {
+            if let Some(old) = held.get(name).filter(|old| *old == value) {
+                *value = old.clone();
+            }
+        }
+    }
+    reuse(&mut next.routes, &held.routes);
+    reuse(&mut next.services, &held.services);
+    reuse(&mut next.endpoints, &held.endpoints);
+    for (name, ScopedListener { listener, .. }) in &mut next.listeners {
+        if let Some(old) = held.listeners.get(name).filter(|old| old.listener == *listener) {
+            *listener = old.listener.clone();
+        }
+    }
+}
+
+/// Whether two views say the same, whatever their versions. Pointers suffice after [`share`].
+fn same_resources(a: &Snapshot, b: &Snapshot) -> bool {
+    fn same<T>(a: &BTreeMap<String, Arc<T>>, b: &BTreeMap<String, Arc<T>>) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|((n, v), (m, w))| n == m && Arc::ptr_eq(v, w))
+    }
+    same(&a.listeners, &b.listeners)
+        && same(&a.routes, &b.routes)
+        && same(&a.services, &b.services)
+        && same(&a.endpoints, &b.endpoints)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use towpath_policies::model::{
+        Bind, Chain, ChainKind, Endpoint, Listener, NodeSelector, Protocol, Service, TcpForward,
+        WeightedBackend,
+    };
+
+    use super::*;
+
+    /// A TCP listener `name` for the nodes `pattern`, with a service found by DNS.
+    fn add(mesh: &mut Mesh, name: &str, pattern: &str) {
+        let backend = WeightedBackend {
+            service: name.to_owned(),
+            weight: 1,
+            request_headers: Default::default(),
+            response_headers: Default::default(),
+        };
+        let forward = TcpForward { backends: vec![backend], idle_timeout: None };
+        let kind = ChainKind::Tcp(forward);
+        let listener = Listener {
+            name: name.to_owned(),
+            bind: Bind::Socket(([127, 0, 0, 1], 1).into()),
+            chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        };
+        let nodes = NodeSelector::Matching(vec![pattern.to_owned()]);
+        let scoped = ScopedListener { nodes, listener: Arc::new(listener) };
+        mesh.listeners.insert(name.to_owned(), scoped);
+        let mut service = Service::new(name, Protocol::Tcp);
+        service.discovery =
+            Discovery::Dns { host: name.into(), port: 1, refresh: Duration::from_secs(30) };
+        mesh.services.insert(name.to_owned(), Arc::new(service));
+    }
+
+    /// A listener and a service for each of these nodes.
+    pub(crate) fn tcp_mesh(version: &str, nodes: &[&str]) -> Mesh {
+        let mut mesh = Mesh { version: version.to_owned(), ..Mesh::default() };
+        for node in nodes {
+            add(&mut mesh, node, node);
+        }
+        mesh
+    }
+
+    fn mesh(version: &str) -> Mesh {
+        tcp_mesh(version, &["a", "b"])
+    }
+
+    pub(crate) fn node(id: &str) -> Node {
+        Node { id: id.to_owned(), cluster: String::new() }
+    }
+
+    fn addresses(name: &str, port: u16) -> EndpointSet {
+        let endpoints = vec![Endpoint::new(([127, 0, 0, 1], port).into())];
+        EndpointSet { service: name.to_owned(), endpoints }
+    }
+
+    #[test]
+    fn before_the_first_mesh_the_version_is_empty() {
+        let hub = Hub::default();
+        let view = hub.watch(&node("a"));
+        assert_eq!(view.borrow().version, "");
+        hub.publish(mesh("1"));
+        assert_eq!(view.borrow().version, "1");
+    }
+
+    #[test]
+    fn a_commit_names_the_nodes_it_changes_and_shares_the_rest() {
+        let hub = Hub::default();
+        hub.publish(mesh("1"));
+        let (a, b) = (hub.watch(&node("a")), hub.watch(&node("b")));
+        let before = b.borrow().clone();
+        let mut next = mesh("2");
+        let mut service = Service::clone(&next.services["a"]);
+        service.connect_timeout = Duration::from_secs(1);
+        next.services.insert("a".into(), Arc::new(service));
+        assert_eq!(hub.publish(next), HashSet::from([node("a")]));
+        assert_eq!((a.borrow().version.as_str(), b.borrow().version.as_str()), ("2", "2"));
+        assert!(Arc::ptr_eq(&before.listeners["b"], &b.borrow().listeners["b"]));
+        assert!(Arc::ptr_eq(&before.services["b"], &b.borrow().services["b"]));
+    }
+
+    #[test]
+    fn an_answer_changes_one_endpoint_set_of_the_nodes_that_use_it() {
+        let hub = Hub::default();
+        hub.publish(mesh("1"));
+        let (mut a, mut b) = (hub.watch(&node("a")), hub.watch(&node("b")));
+        assert_eq!(a.borrow_and_update().endpoints["a"].endpoints, []);
+        b.borrow_and_update();
+        hub.set_resolved(addresses("a", 1));
+        assert!(a.has_changed().unwrap() && !b.has_changed().unwrap());
+        assert_eq!(*a.borrow_and_update().endpoints["a"], addresses("a", 1));
+        hub.set_resolved(addresses("a", 1));
+        assert!(!a.has_changed().unwrap(), "the same answer is no change");
+    }
+
+    #[test]
+    fn answers_outlive_commits_and_may_come_before_them() {
+        let hub = Hub::default();
+        hub.set_resolved(addresses("a", 1));
+        hub.publish(mesh("1"));
+        let a = hub.watch(&node("a"));
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+        hub.publish(mesh("2"));
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+    }
+
+    #[test]
+    fn nodes_are_forgotten_when_their_last_stream_ends() {
+        let hub = Hub::default();
+        let (first, second) = (hub.watch(&node("a")), hub.watch(&node("a")));
+        drop(first);
+        hub.left(&node("a"));
+        assert!(hub.state().nodes.is_empty());
+        drop(second);
+        let gone = hub.watch(&node("b"));
+        drop(gone);
+        hub.publish(mesh("1"));
+        assert!(hub.state().nodes.is_empty());
+    }
+
+    #[test]
+    fn too_many_nodes_are_turned_away() {
+        let hub = Hub::default();
+        let held: Vec<_> = (0..MAX_NODES).map(|i| hub.watch(&node(&i.to_string()))).collect();
+        assert!(hub.watch(&node("one more")).has_changed().is_err());
+        assert!(hub.watch(&node("0")).has_changed().is_ok());
+        drop(held);
+        assert!(hub.watch(&node("one more")).has_changed().is_ok());
+    }
+}

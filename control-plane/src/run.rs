@@ -1,0 +1,115 @@
+//! The program: `towpath control-plane`.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{Args, Config},
+    serve::{Running, start},
+};
+
+/// Runs a control plane until SIGTERM or SIGINT. Prints one line,
+/// `ready admin=ADDR xds=ADDR`, when its sockets stand.
+///
+/// # Errors
+/// When it cannot start, or a server ended by itself.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = Config::try_from(&args)?;
+    if args.die_with_parent {
+        die_with_parent()?;
+    }
+    log_to_stderr(&args.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    let outcome = runtime.block_on(serve(config));
+    // A question to the resolver of the system may hang for long; nobody waits for its answer.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    // Taken before the ready line: whoever reads it may send a signal at once.
+    let mut signals = Signals::listen()?;
+    if !config.admin.ip().is_loopback() {
+        tracing::warn!(admin = %config.admin, "the admin endpoint has no authentication and is not on loopback");
+    }
+    let running = tokio::select! {
+        running = start(config) => running?,
+        () = signals.end() => return Ok(ExitCode::SUCCESS),
+    };
+    println!("ready admin={} xds={}", running.admin_addr, running.xds_addr);
+    std::io::stdout().flush().context("the ready line cannot be written")?;
+    tokio::select! {
+        () = signals.obey(&running) => {}
+        () = running.wait() => anyhow::bail!("a server ended by itself; see the log above"),
+    }
+    tracing::info!("ending");
+    tokio::select! {
+        () = running.shutdown() => {}
+        // A second signal: at once.
+        () = signals.end() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("signals cannot be listened for");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Looks for a new version at each SIGHUP, until told to end.
+    async fn obey(&mut self, running: &Running) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => running.nudge(),
+            }
+        }
+    }
+}
+
+fn log_to_stderr(level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("--log-level {level:?}: expected error, warn, info, debug, trace, or a filter like towpath_xds=debug"))?;
+    let colour = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(false);
+    // Somebody who embeds this may log in a way of their own.
+    let _ = log.try_init();
+    Ok(())
+}
+
+fn die_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("--die-with-parent")
+}

@@ -1,0 +1,203 @@
+//! Puts the parts together, and takes them apart again.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::task::AbortOnDropHandle;
+use towpath_xds::server::AdsServer;
+
+use crate::{
+    admin::{self, Admin},
+    config::Config,
+    dns::Names,
+    follow::{First, Follow, MAX_REQUESTS, Refreshed, Request},
+    hub::Hub,
+    source::{Follower, SourceSpec},
+    status::{Moment, Shared, SourceStatus, Status, Tracker},
+    store::{Store, StoreError},
+    views::Served,
+};
+
+/// How long a start waits for the source before it goes on without.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// How long an end waits for the servers to hang up.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A control plane at work. Ends, less politely, when dropped.
+#[derive(Debug)]
+pub struct Running {
+    /// Where proxies connect.
+    pub xds_addr: SocketAddr,
+    /// Where the admin endpoint listens.
+    pub admin_addr: SocketAddr,
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+    changed: Arc<Notify>,
+    stop: watch::Sender<bool>,
+    failed: Arc<watch::Sender<bool>>,
+    follow: AbortOnDropHandle<()>,
+    servers: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Why a control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken, or not ours.
+    #[error(
+        "cannot listen on {address} for {what}: {source}\n  next: choose another address with --{what}; port 0 takes a free one"
+    )]
+    Bind {
+        /// `xds` or `admin`.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No place for state.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The source is not there, and there are no earlier policies to serve.
+    #[error("{0}")]
+    Source(String),
+}
+
+/// Starts a control plane. Returns when its sockets stand and the source was
+/// looked at for the first time (or is slow, which is told in the status).
+///
+/// Proxies may connect before there are valid policies; they wait.
+///
+/// # Errors
+/// When an address cannot be bound, the state folder cannot be used, or the
+/// source cannot be there (a missing folder, no `git`) and nothing is left of
+/// an earlier run.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let Config { source, poll, xds, admin, state, resolver } = config;
+    let (xds, xds_addr) = bind("xds", xds).await?;
+    let (admin, admin_addr) = bind("admin", admin).await?;
+    let store = Store::open(&state, &source.identity())?;
+    let (hub, changed) = (Arc::new(Hub::default()), Arc::new(Notify::new()));
+    let tracker = Tracker::new(source_status(&source, poll), Moment::now());
+    let shared = Arc::new(Shared::new(tracker));
+    let (requests, asked) = mpsc::channel(MAX_REQUESTS);
+    let (stop, stopped) = watch::channel(false);
+    let (first, mut looked) = watch::channel(None::<First>);
+
+    let follower = Follower::new(source, store.folder());
+    let names = Names::new(resolver, hub.clone(), shared.clone());
+    let follow = Follow { follower, store, names, hub: hub.clone(), shared: shared.clone(), poll };
+    let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));
+    if let Ok(Ok(first)) = tokio::time::timeout(FIRST_LOOK, looked.wait_for(Option::is_some)).await
+        && let Some(First { hopeless: Some(error) }) = &*first
+        && !shared.look(Tracker::is_ready)
+    {
+        return Err(StartError::Source(error.clone()));
+    }
+
+    let views = Served { hub: hub.clone(), shared: shared.clone() };
+    let xds = AdsServer::new(Arc::new(views)).serve(xds, told(stopped.clone()));
+    let page = admin::router(Admin {
+        hub,
+        shared: shared.clone(),
+        requests: requests.clone(),
+        address: admin_addr.ip(),
+    });
+    let page = axum::serve(admin, page).with_graceful_shutdown(told(stopped));
+    let failed = Arc::new(watch::Sender::new(false));
+    let servers = vec![
+        server("xds", failed.clone(), async move { xds.await.map_err(|e| e.to_string()) }),
+        server("admin", failed.clone(), async move { page.await.map_err(|e| e.to_string()) }),
+    ];
+    Ok(Running { xds_addr, admin_addr, shared, requests, changed, stop, failed, follow, servers })
+}
+
+impl Running {
+    /// What `GET /status` tells.
+    pub fn status(&self) -> Status {
+        self.shared.look(Tracker::status)
+    }
+
+    /// The status as soon as it is as `wanted` says, now or later.
+    pub async fn status_when(&self, mut wanted: impl FnMut(&Status) -> bool) -> Status {
+        let mut told = self.shared.subscribe();
+        loop {
+            let status = told.borrow_and_update().status();
+            // The sender lives in `self`.
+            if wanted(&status) || told.changed().await.is_err() {
+                return status;
+            }
+        }
+    }
+
+    /// Looks for a new version now, and tells what came of it (`POST /refresh`).
+    pub async fn refresh(&self) -> Refreshed {
+        admin::ask(&self.requests).await
+    }
+
+    /// Looks for a new version soon, without waiting for it (`SIGHUP`).
+    pub fn nudge(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Completes when a server ended by itself, which none should.
+    pub async fn wait(&self) {
+        let mut failed = self.failed.subscribe();
+        let _ = failed.wait_for(|failed| *failed).await;
+    }
+
+    /// Hangs up, and returns when all is closed.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        // Awaited, so that the state folder is free when this returns.
+        self.follow.abort();
+        let _ = self.follow.await;
+        for server in self.servers {
+            // One that does not end in time is aborted by its drop.
+            let _ = tokio::time::timeout(FAREWELL, server).await;
+        }
+    }
+}
+
+async fn bind(
+    what: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Bind { what, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn server(
+    name: &'static str,
+    failed: Arc<watch::Sender<bool>>,
+    serve: impl Future<Output = Result<(), String>> + Send + 'static,
+) -> AbortOnDropHandle<()> {
+    let task: JoinHandle<()> = tokio::spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(name, %error, "server ended");
+        }
+        failed.send_replace(true);
+    });
+    AbortOnDropHandle::new(task)
+}
+
+async fn told(mut stop: watch::Receiver<bool>) {
+    // An error means that the owner is gone, which is as good as told.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn source_status(source: &SourceSpec, poll: Duration) -> SourceStatus {
+    SourceStatus {
+        location: source.location.to_string(),
+        branch: source.branch.clone(),
+        path: source.folder.clone(),
+        poll_ms: u64::try_from(poll.as_millis()).unwrap_or(u64::MAX),
+        ..SourceStatus::default()
+    }
+}

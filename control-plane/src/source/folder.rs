@@ -1,0 +1,130 @@
+//! A plain folder: the files as they lie there, whatever wrote them.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+use towpath_policies::folder::{self, Files, FolderError};
+
+use super::{Look, Revision, SourceError};
+
+/// Reads of a folder whose files come and go meanwhile, before that is an error.
+const ATTEMPTS: usize = 3;
+
+/// What is worth watching between two polls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// A folder of policy files, with everything below.
+    Files(PathBuf),
+    /// A Git directory: `HEAD`, `packed-refs` and `refs/`.
+    Refs(PathBuf),
+}
+
+/// A running watch; ends when dropped.
+pub(crate) struct Watch {
+    _watcher: notify::RecommendedWatcher,
+    pub(crate) watched: Watched,
+}
+
+impl Watch {
+    /// Wakes `changed` whenever something below `watched` may have changed.
+    ///
+    /// Only a hint: network file systems tell nothing and a replaced folder is
+    /// lost from sight, so the poll stays in charge.
+    pub(crate) fn start(watched: Watched, changed: Arc<Notify>) -> notify::Result<Self> {
+        // Reading a folder is itself an event; waking on it would never end.
+        let wake = move |event: notify::Result<notify::Event>| {
+            if !matches!(event, Ok(event) if event.kind.is_access()) {
+                changed.notify_one();
+            }
+        };
+        let mut watcher = notify::recommended_watcher(wake)?;
+        match &watched {
+            Watched::Files(folder) => watcher.watch(folder, RecursiveMode::Recursive)?,
+            Watched::Refs(git_dir) => {
+                watcher.watch(git_dir, RecursiveMode::NonRecursive)?;
+                watcher.watch(&git_dir.join("refs"), RecursiveMode::Recursive)?;
+            }
+        }
+        Ok(Self { _watcher: watcher, watched })
+    }
+}
+
+/// Reads the folder; its version is a digest of the paths and contents.
+pub(crate) async fn look(folder: PathBuf, last: Option<&str>) -> Result<Look, SourceError> {
+    let at = folder.clone();
+    let read = tokio::task::spawn_blocking(move || read(&folder)).await;
+    let files = match read {
+        Ok(files) => files?,
+        Err(stopped) => {
+            return Err(SourceError::io("the reading task ended", &at, io::Error::other(stopped)));
+        }
+    };
+    let version = folder::digest(&files);
+    if last == Some(version.as_str()) {
+        return Ok(Look::Unchanged);
+    }
+    let (warnings, unfit) = (Vec::new(), None);
+    Ok(Look::Changed(Revision { version, commit: None, branch: None, files, warnings, unfit }))
+}
+
+fn read(path: &Path) -> Result<Files, SourceError> {
+    let mut attempt = 1;
+    loop {
+        match folder::read(path) {
+            Ok(files) => return Ok(files),
+            Err(FolderError::Io { .. }) if !path.exists() => {
+                return Err(SourceError::PathMissing(path.to_owned()));
+            }
+            // A file listed and gone: somebody is writing right now.
+            Err(FolderError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            Err(source) => return Err(SourceError::Folder { at: path.to_owned(), source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_version_follows_what_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = || dir.path().to_owned();
+        fs::write(dir.path().join("a.yaml"), "a: 1").unwrap();
+        let Look::Changed(first) = look(folder(), None).await.unwrap() else { panic!("first") };
+        assert_eq!(first.files, [(PathBuf::from("a.yaml"), "a: 1".to_owned())]);
+        fs::write(dir.path().join("notes.md"), "changed").unwrap();
+        assert_eq!(look(folder(), Some(&first.version)).await.unwrap(), Look::Unchanged);
+        fs::write(dir.path().join("a.yaml"), "a: 2").unwrap();
+        let Look::Changed(second) = look(folder(), Some(&first.version)).await.unwrap() else {
+            panic!("second")
+        };
+        assert_ne!(second.version, first.version);
+    }
+
+    #[tokio::test]
+    async fn a_missing_folder_says_so() {
+        let error = look("/nowhere/at/all".into(), None).await.unwrap_err();
+        assert!(matches!(error, SourceError::PathMissing(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn writes_wake_the_watch() {
+        let dir = tempfile::tempdir().unwrap();
+        let changed = Arc::new(Notify::new());
+        let _watch = Watch::start(Watched::Files(dir.path().to_owned()), changed.clone()).unwrap();
+        fs::write(dir.path().join("a.yaml"), "a").unwrap();
+        changed.notified().await;
+    }
+}

@@ -1,0 +1,212 @@
+//! What outlives a restart: the last good policies, and the mirror of a remote repository.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{config::StateDir, source::Revision};
+
+/// Raised when the stored shape changes; a file of another one is not read.
+const FORMAT: u32 = 1;
+/// Largest stored file that is read: the limit of a policy folder with room for JSON's escapes.
+const MAX_STORED_BYTES: u64 = 256 << 20;
+const LAST_GOOD: &str = "last-good.json";
+
+/// A folder of one source, held by one control plane at a time.
+#[derive(Debug)]
+pub(crate) struct Store {
+    place: Place,
+    /// Released when dropped.
+    _lock: File,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// Where the last good policies are. Says nothing about who may write there:
+/// that is who has the [`Store`].
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    folder: PathBuf,
+    identity: String,
+}
+
+/// Why there is no place for state.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else is there.
+    #[error("{}: another control plane that follows the same source uses this state folder\n  next: end it, or give this one another --state-dir", .0.display())]
+    InUse(PathBuf),
+    /// The file system refused.
+    #[error("{}: the state folder cannot be used: {source}\n  next: give a writable --state-dir", .folder.display())]
+    Io {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    identity: String,
+    revision: Revision,
+}
+
+impl Store {
+    /// Opens the folder of the source called `identity`.
+    pub(crate) fn open(state: &StateDir, identity: &str) -> Result<Self, StoreError> {
+        match state {
+            StateDir::At(folder) => Self::open_in(folder, identity, None),
+            StateDir::Temporary => Self::temporary(identity),
+            StateDir::User => match user_folder() {
+                None => Self::temporary(identity),
+                Some(folder) => Self::open_in(&folder, identity, None).or_else(|error| {
+                    tracing::warn!("{error}\n  for now: nothing will be remembered over a restart");
+                    Self::temporary(identity)
+                }),
+            },
+        }
+    }
+
+    /// The folder itself.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.place.folder
+    }
+
+    /// For a thread that reads or writes while others go on.
+    pub(crate) fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    fn temporary(identity: &str) -> Result<Self, StoreError> {
+        let made = tempfile::Builder::new().prefix("towpath-").tempdir();
+        let temporary =
+            made.map_err(|source| StoreError::Io { folder: std::env::temp_dir(), source })?;
+        let folder = temporary.path().to_owned();
+        Self::open_in(&folder, identity, Some(temporary))
+    }
+
+    fn open_in(
+        state: &Path,
+        identity: &str,
+        temporary: Option<tempfile::TempDir>,
+    ) -> Result<Self, StoreError> {
+        let hash = Sha256::digest(identity.as_bytes());
+        let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let folder = state.join(name);
+        let failed = |source| StoreError::Io { folder: folder.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(folder.join("lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(folder)),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let place = Place { folder, identity: identity.to_owned() };
+        Ok(Self { place, _lock: lock, _temporary: temporary })
+    }
+}
+
+impl Place {
+    /// The last good policies of this source, if there are any that can be read.
+    pub(crate) fn load(&self) -> Option<Revision> {
+        let path = self.folder.join(LAST_GOOD);
+        let known = match fs::metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            Ok(found) if found.len() > MAX_STORED_BYTES => Err(io::Error::other("too large")),
+            Ok(_) => fs::read(&path),
+            Err(e) => Err(e),
+        };
+        let stored = known.and_then(|bytes| Ok(serde_json::from_slice::<Stored>(&bytes)?));
+        match stored {
+            Ok(stored) if stored.format == FORMAT && stored.identity == self.identity => {
+                Some(stored.revision)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the last good policies cannot be read back");
+                None
+            }
+        }
+    }
+
+    /// Keeps `revision` as the last good one: whole, or not at all.
+    pub(crate) fn save(&self, revision: &Revision) -> io::Result<()> {
+        let revision = revision.clone();
+        let stored = Stored { format: FORMAT, identity: self.identity.clone(), revision };
+        // Readable by its owner alone, as temporary files are.
+        let mut next = tempfile::NamedTempFile::new_in(&self.folder)?;
+        next.write_all(&serde_json::to_vec(&stored)?)?;
+        next.as_file().sync_all()?;
+        next.persist(self.folder.join(LAST_GOOD))?;
+        Ok(())
+    }
+}
+
+/// Where state of this user's services belongs (systemd, XDG base directories).
+fn user_folder() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("STATE_DIRECTORY")
+        .or_else(|| Some(set("XDG_STATE_HOME")?.join("towpath")))
+        .or_else(|| Some(set("HOME")?.join(".local/state/towpath")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(version: &str) -> Revision {
+        Revision {
+            version: version.into(),
+            commit: None,
+            branch: Some("main".into()),
+            files: vec![("a.yaml".into(), "kind: Gateway".into())],
+            warnings: vec![],
+            unfit: None,
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = StateDir::At(dir.path().to_owned());
+        let store = Store::open(&at, "here").unwrap();
+        assert_eq!(store.place().load(), None);
+        store.place().save(&revision("1")).unwrap();
+        store.place().save(&revision("2")).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&at, "here").unwrap().place().load(), Some(revision("2")));
+        assert_eq!(Store::open(&at, "elsewhere").unwrap().place().load(), None);
+    }
+
+    #[test]
+    fn a_cut_file_is_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&StateDir::At(dir.path().to_owned()), "here").unwrap();
+        store.place().save(&revision("1")).unwrap();
+        let path = store.folder().join(LAST_GOOD);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert_eq!(store.place().load(), None);
+    }
+
+    #[test]
+    fn one_source_has_one_control_plane_in_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = StateDir::At(dir.path().to_owned());
+        let first = Store::open(&at, "here").unwrap();
+        assert!(matches!(Store::open(&at, "here"), Err(StoreError::InUse(_))));
+        Store::open(&at, "elsewhere").unwrap();
+        drop(first);
+        Store::open(&at, "here").unwrap();
+    }
+}

@@ -1,0 +1,53 @@
+//! A plain folder.
+
+use std::{fs, os::unix::fs::symlink};
+
+use towpath_control_plane::Outcome;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn edits_are_served_as_they_are_made() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let file = folder.path().join("a.yaml");
+    let running = started(spec(folder.path().to_str().unwrap())).await;
+    let first = running.status().current.unwrap().version;
+
+    fs::write(&file, broken_policies()).unwrap();
+    let status = when(&running, |status| status.rejected.is_some()).await;
+    assert_eq!(served(&status), Some(first.as_str()));
+    assert_eq!(status.rejected.unwrap().diagnostics[0].line, 15);
+
+    fs::write(&file, policies(9001)).unwrap();
+    let status = when(&running, |status| status.rejected.is_none()).await;
+    assert_ne!(served(&status), Some(first.as_str()));
+}
+
+#[tokio::test]
+async fn a_config_map_is_swapped_as_a_whole() {
+    let folder = folder_of(&[("..1/a.yaml", &policies(9000)), ("..2/a.yaml", &policies(9001))]);
+    let at = |name: &str| folder.path().join(name);
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    let running = started(spec(folder.path().to_str().unwrap())).await;
+    let first = running.status().current.unwrap().version;
+    symlink("..2", at("..data_tmp")).unwrap();
+    fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    when(&running, |status| served(status) != Some(&first)).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_goes_and_comes_back_is_told() {
+    let outside = tempfile::tempdir().unwrap();
+    let folder = outside.path().join("policies");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("a.yaml"), policies(9000)).unwrap();
+    let running = started(spec(folder.to_str().unwrap())).await;
+    fs::rename(&folder, outside.path().join("away")).unwrap();
+    let refreshed = running.refresh().await;
+    assert_eq!(refreshed.outcome, Outcome::Failed);
+    assert!(refreshed.error.unwrap().contains("no such folder"));
+    assert!(running.status().ready);
+    fs::rename(outside.path().join("away"), &folder).unwrap();
+    assert_eq!(running.refresh().await.outcome, Outcome::Unchanged);
+}

@@ -1,0 +1,129 @@
+//! Documents to a [`Mesh`]: references are followed, defaults filled in,
+//! policies merged, routes sorted.
+
+mod filters;
+mod gateways;
+mod index;
+mod matches;
+mod origin;
+mod policies;
+mod routes;
+mod rules;
+mod services;
+mod streams;
+mod table;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+pub(crate) use self::origin::{Notes, Origin};
+use self::{
+    index::Index,
+    origin::{Origins, RouteNote},
+    policies::{Policies, Terms},
+    rules::PreparedRule,
+};
+use crate::{
+    diagnostic::Rule,
+    document::Documents,
+    model::{
+        EndpointSet, Listener, Mesh, NodeSelector, ResourceKey, ResourceKind, RouteTable,
+        ScopedListener, Service,
+    },
+    problem::{Problems, Span, source},
+};
+
+/// Compiles all documents. What cannot be compiled is left out and told.
+pub(crate) fn compile(
+    documents: &Documents,
+    files: &[(PathBuf, String)],
+    version: String,
+    problems: &mut Problems,
+) -> (Mesh, Notes) {
+    let index = Index::new(documents, problems);
+    let policies = Policies::new(documents, &index, problems);
+    let mut output = Output::new(files, version);
+    services::compile(documents, &policies, &mut output, problems);
+    let routes = routes::prepare(documents, &index, problems);
+    let streams = streams::prepare(documents, &index, problems);
+    let all = gateways::Routes { http: &routes, streams: &streams };
+    gateways::compile(documents, &all, &policies, &mut output, problems);
+    routes::compile_mesh(documents, &routes, &policies, &mut output, problems);
+    (output.mesh, output.notes)
+}
+
+/// The mesh in the making.
+pub(crate) struct Output<'f> {
+    files: &'f [(PathBuf, String)],
+    mesh: Mesh,
+    notes: Notes,
+    /// Where each resource was first claimed.
+    claimed: BTreeMap<ResourceKey, Span>,
+}
+
+impl<'f> Output<'f> {
+    fn new(files: &'f [(PathBuf, String)], version: String) -> Self {
+        let mesh = Mesh { version, ..Mesh::default() };
+        Self { files, mesh, notes: Notes::default(), claimed: BTreeMap::new() }
+    }
+
+    /// Takes a name for a resource; false when it is taken.
+    fn claim(&mut self, kind: ResourceKind, name: &str, span: Span, problems: &mut Problems) -> bool {
+        let key = ResourceKey { kind, name: name.to_owned() };
+        if let Some(first) = self.claimed.get(&key) {
+            problems
+                .error(Rule::Conflict, span, format!("two resources would be the {kind} `{name}`"))
+                .related(*first, "first here")
+                .help("rename one of them");
+            return false;
+        }
+        self.mesh.sources.insert(key.clone(), source(self.files, span));
+        self.claimed.insert(key, span);
+        true
+    }
+
+    fn note_route(&mut self, table: &str, rule: &PreparedRule<'_>, terms: &Terms) {
+        let key = (table.to_owned(), rule.name.clone());
+        let span = rule.matches.first().map(|(_, span)| *span).unwrap_or_default();
+        let note = RouteNote { span, origins: terms.origins.clone() };
+        self.notes.routes.insert(key, note);
+    }
+
+    fn note_service(&mut self, service: &str, origins: Origins) {
+        self.notes.services.insert(service.to_owned(), origins);
+    }
+
+    fn listener(
+        &mut self,
+        nodes: NodeSelector,
+        listener: Listener,
+        span: Span,
+        problems: &mut Problems,
+    ) {
+        let name = listener.name.clone();
+        if self.claim(ResourceKind::Listener, &name, span, problems) {
+            let scoped = ScopedListener { nodes, listener: Arc::new(listener) };
+            self.mesh.listeners.insert(name, scoped);
+        }
+    }
+
+    fn route_table(&mut self, table: RouteTable, span: Span, problems: &mut Problems) {
+        let name = table.name.clone();
+        if self.claim(ResourceKind::RouteTable, &name, span, problems) {
+            self.mesh.routes.insert(name, Arc::new(table));
+        }
+    }
+
+    fn service(&mut self, service: Service, span: Span, problems: &mut Problems) {
+        let name = service.name.clone();
+        if self.claim(ResourceKind::Service, &name, span, problems) {
+            self.mesh.services.insert(name, Arc::new(service));
+        }
+    }
+
+    fn endpoints(&mut self, set: EndpointSet, span: Span, problems: &mut Problems) {
+        let name = set.service.clone();
+        if self.claim(ResourceKind::EndpointSet, &name, span, problems) {
+            self.mesh.endpoints.insert(name, Arc::new(set));
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! What policies say for whom: the nearest that says something wins, field by field.
+
+use std::{collections::HashMap, time::Duration};
+
+use crate::{
+    diagnostic::Rule,
+    document::{
+        Documents, Kind, Object,
+        own::{
+            BalancerPolicySpec, BreakerPolicySpec, RetryOn, TargetRef, TransferPolicySpec,
+            TransferRetry,
+        },
+        read::invalid,
+    },
+    model::{RetryCondition, RetryPolicy},
+    problem::{Problems, Span},
+};
+
+use super::{
+    index::{Index, namespace_of},
+    origin::{Origin, Origins},
+    rules::PreparedRule,
+};
+
+/// What a policy is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Target {
+    kind: Kind,
+    id: String,
+    section: Option<String>,
+}
+
+type Attached<'d, S> = HashMap<Target, (&'d Object<S>, Span)>;
+
+/// All policies by target.
+pub(crate) struct Policies<'d> {
+    transfer: Attached<'d, TransferPolicySpec>,
+    balancer: Attached<'d, BalancerPolicySpec>,
+    breaker: Attached<'d, BreakerPolicySpec>,
+}
+
+/// The terms of an exchange, and who said them.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) origins: Origins,
+}
+
+/// An exchange in which no byte moves for this long is ended, unless a policy says otherwise.
+const DEFAULT_IDLE: Duration = Duration::from_secs(300);
+/// The same for opaque connections, which may well rest between queries.
+pub(crate) const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+
+impl<'d> Policies<'d> {
+    pub(crate) fn new(documents: &'d Documents, index: &Index<'_>, problems: &mut Problems) -> Self {
+        let anywhere = [Kind::Service, Kind::HttpRoute, Kind::GrpcRoute, Kind::Gateway];
+        let transfer = &documents.transfer_policies;
+        let balancer = &documents.balancer_policies;
+        let breaker = &documents.breaker_policies;
+        for policy in transfer {
+            check_transfer(policy, problems);
+        }
+        Self {
+            transfer: attach(transfer, |s| &s.target_refs, &anywhere, index, problems),
+            balancer: attach(balancer, |s| &s.target_refs, &[Kind::Service], index, problems),
+            breaker: attach(breaker, |s| &s.target_refs, &[Kind::Service], index, problems),
+        }
+    }
+
+    pub(crate) fn balancer(&self, service: &str) -> Option<&'d Object<BalancerPolicySpec>> {
+        self.balancer.get(&target(Kind::Service, service, None)).map(|(policy, _)| *policy)
+    }
+
+    pub(crate) fn breaker(&self, service: &str) -> Option<&'d Object<BreakerPolicySpec>> {
+        self.breaker.get(&target(Kind::Service, service, None)).map(|(policy, _)| *policy)
+    }
+
+    pub(crate) fn service_transfer(&self, service: &str) -> Option<&'d Object<TransferPolicySpec>> {
+        self.transfer.get(&target(Kind::Service, service, None)).map(|(policy, _)| *policy)
+    }
+
+    /// The terms of a rule, on a listener of a Gateway or in the mesh. Of
+    /// several backends with policies, the first that says something wins.
+    pub(crate) fn terms(&self, rule: &PreparedRule<'_>, gateway: Option<(&str, &str)>) -> Terms {
+        let mut targets = Vec::new();
+        if let Some((kind, id)) = &rule.route {
+            targets.push(target(*kind, id, rule.section.as_deref()));
+            targets.push(target(*kind, id, None));
+        }
+        targets.extend(rule.services().map(|service| target(Kind::Service, service, None)));
+        if let Some((id, listener)) = gateway {
+            targets.push(target(Kind::Gateway, id, Some(listener)));
+            targets.push(target(Kind::Gateway, id, None));
+        }
+        let levels = Levels(
+            targets.iter().filter_map(|t| self.transfer.get(t).map(|(p, _)| (*p, t))).collect(),
+        );
+        levels.terms(rule)
+    }
+
+    /// Idle time of opaque connections to these services.
+    pub(crate) fn tcp_idle(
+        &self,
+        services: &[&str],
+        gateway: Option<(&str, &str)>,
+    ) -> Option<Duration> {
+        let mut targets: Vec<_> =
+            services.iter().map(|service| target(Kind::Service, service, None)).collect();
+        if let Some((id, listener)) = gateway {
+            targets.push(target(Kind::Gateway, id, Some(listener)));
+            targets.push(target(Kind::Gateway, id, None));
+        }
+        let said = targets.iter().filter_map(|t| self.transfer.get(t)).find_map(|(policy, _)| {
+            policy.spec.timeouts.as_ref().and_then(|t| t.idle.as_ref()).map(|t| t.limit())
+        });
+        said.unwrap_or(Some(DEFAULT_TCP_IDLE))
+    }
+}
+
+fn target(kind: Kind, id: &str, section: Option<&str>) -> Target {
+    Target { kind, id: id.to_owned(), section: section.map(str::to_owned) }
+}
+
+fn attach<'d, S>(
+    policies: &'d [Object<S>],
+    targets: fn(&S) -> &[TargetRef],
+    allowed: &[Kind],
+    index: &Index<'_>,
+    problems: &mut Problems,
+) -> Attached<'d, S> {
+    let mut attached: Attached<'d, S> = HashMap::new();
+    for policy in policies {
+        for reference in targets(&policy.spec) {
+            let kind = Index::kind(
+                reference.group.as_ref(),
+                Some(&reference.kind),
+                Kind::Service,
+                allowed,
+                problems,
+            );
+            let Some(kind) = kind else { continue };
+            let namespace = namespace_of(reference.namespace.as_ref(), &policy.namespace);
+            let Some(id) = index.follow(kind, namespace, &reference.name, problems) else { continue };
+            if let Some(section) = &reference.section_name {
+                if kind == Kind::Service {
+                    let message = "a Service has no sections";
+                    invalid(section.span, message, "leave sectionName out", problems);
+                    continue;
+                }
+                if !index.section(kind, &id, section, problems) {
+                    continue;
+                }
+            }
+            let key = target(kind, &id, reference.section_name.as_ref().map(|s| &***s));
+            if let Some((_, first)) = attached.get(&key) {
+                let message = format!("{} `{id}` has a policy of this kind already", kind.name());
+                problems
+                    .error(Rule::Duplicate, reference.name.span, message)
+                    .related(*first, "attached here")
+                    .help("merge the two policies into one");
+                continue;
+            }
+            attached.insert(key, (policy, reference.name.span));
+        }
+    }
+    attached
+}
+
+/// What is wrong with a policy by itself.
+fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) {
+    let spec = &policy.spec;
+    let on_service = spec.target_refs.iter().all(|t| t.kind.value == Kind::Service.name());
+    if let Some(timeouts) = &spec.timeouts
+        && let (Some(request), Some(per_try)) = (&timeouts.request, &timeouts.per_try)
+        && request.limit().is_some_and(|limit| per_try.0 > limit)
+    {
+        problems
+            .error(Rule::InvalidValue, per_try.span, "one try may not take longer than the whole request")
+            .related(request.span, "the whole request")
+            .help("perTry must be at most request");
+    }
+    if let Some(retry) = &spec.retry {
+        check_retry(retry, on_service, problems);
+    }
+    if spec.timeouts.is_none() && spec.retry.is_none() {
+        problems
+            .warning(Rule::NoEffect, policy.span, "the policy says nothing")
+            .help("give `timeouts` or `retry`");
+    }
+}
+
+fn check_retry(retry: &TransferRetry, on_service: bool, problems: &mut Problems) {
+    let lists = |what| retry.on.as_ref().is_none_or(|on| on.iter().any(|o| o.value == what));
+    if let Some(codes) = &retry.status_codes
+        && !lists(RetryOn::Status)
+    {
+        problems
+            .error(Rule::NoEffect, codes.span, "the codes are never used")
+            .help("add `status` to `on`");
+    }
+    if let Some(codes) = &retry.grpc_status_codes
+        && !lists(RetryOn::GrpcStatus)
+    {
+        problems
+            .error(Rule::NoEffect, codes.span, "the codes are never used")
+            .help("add `grpc-status` to `on`");
+    }
+    if let Some(backoff) = &retry.backoff
+        && let (Some(base), Some(max)) = (&backoff.base, &backoff.max)
+        && base.0 > max.0
+    {
+        problems
+            .error(Rule::InvalidValue, max.span, "the longest pause is shorter than the first")
+            .related(base.span, "the first");
+    }
+    if let Some(budget) = &retry.budget
+        && !on_service
+    {
+        problems
+            .error(Rule::InvalidValue, budget.span, "a budget belongs to a Service")
+            .help("put it into a TransferPolicy whose targetRefs are Services only");
+    }
+}
+
+/// The policies that apply, nearest first.
+struct Levels<'a>(Vec<(&'a Object<TransferPolicySpec>, &'a Target)>);
+
+impl Levels<'_> {
+    fn pick<T>(&self, field: impl Fn(&TransferPolicySpec) -> Option<(T, Span)>) -> Option<(T, Origin)> {
+        self.0.iter().find_map(|(policy, target)| {
+            let (value, span) = field(&policy.spec)?;
+            let of = format!("TransferPolicy {} on {} {}", policy.id(), target.kind.name(), target.id);
+            Some((value, Origin::Written(span, of)))
+        })
+    }
+
+    fn retry<T>(&self, field: impl Fn(&TransferRetry) -> Option<(T, Span)>) -> Option<(T, Origin)> {
+        self.pick(|spec| spec.retry.as_ref().and_then(&field))
+    }
+
+    fn terms(&self, rule: &PreparedRule<'_>) -> Terms {
+        let inline = |span| Origin::Written(span, rule.described());
+        let mut origins = Origins::new();
+        let mut note = |field, origin: Option<Origin>| {
+            origins.push((field, origin.unwrap_or(Origin::Default)));
+        };
+        let written = rule.timeouts.and_then(|t| t.request.as_ref());
+        let timeout = written.map(|t| (t.limit(), inline(t.span))).or_else(|| {
+            self.pick(|s| s.timeouts.as_ref()?.request.as_ref().map(|t| (t.limit(), t.span)))
+        });
+        let idle =
+            self.pick(|s| s.timeouts.as_ref()?.idle.as_ref().map(|t| (t.limit(), t.span)));
+        let (timeout, origin) = split(timeout);
+        note("timeout", origin);
+        let (idle, origin) = split(idle);
+        note("idle timeout", origin);
+        let retry = self.retry_policy(rule, &mut note);
+        Terms {
+            timeout: timeout.flatten(),
+            idle_timeout: idle.unwrap_or(Some(DEFAULT_IDLE)),
+            retry,
+            origins,
+        }
+    }
+
+    fn retry_policy(
+        &self,
+        rule: &PreparedRule<'_>,
+        note: &mut impl FnMut(&'static str, Option<Origin>),
+    ) -> RetryPolicy {
+        let default = RetryPolicy::default();
+        let inline = |span| Origin::Written(span, rule.described());
+        let written = rule.retry;
+
+        let attempts = written.and_then(|r| r.attempts.as_ref());
+        let attempts = attempts.map(|a| (***a, inline(a.span)));
+        let attempts =
+            attempts.or_else(|| self.retry(|r| r.attempts.as_ref().map(|a| (***a, a.span))));
+        let (attempts, origin) = split(attempts);
+        note("retry attempts", origin);
+
+        let codes = written.filter(|r| !r.codes.is_empty());
+        let on = codes.map(|r| (with_codes(&r.codes), inline(r.span)));
+        let (on, origin) = split(on.or_else(|| self.conditions()));
+        note("retry on", origin);
+
+        let per_try = rule.timeouts.and_then(|t| t.backend_request.as_ref());
+        let per_try = per_try.map(|t| (t.limit(), inline(t.span))).or_else(|| {
+            self.pick(|s| s.timeouts.as_ref()?.per_try.as_ref().map(|t| (t.limit(), t.span)))
+        });
+        let (per_try, origin) = split(per_try);
+        note("per-try timeout", origin);
+
+        let base = written.and_then(|r| r.backoff.as_ref()).map(|b| (b.0, inline(b.span)));
+        let base = base.or_else(|| {
+            self.retry(|r| r.backoff.as_ref()?.base.as_ref().map(|b| (b.0, b.span)))
+        });
+        let (base, origin) = split(base);
+        note("retry backoff", origin);
+        let base = base.unwrap_or(default.backoff_base);
+        let max = self.retry(|r| r.backoff.as_ref()?.max.as_ref().map(|b| (b.0, b.span)));
+        let (max, origin) = split(max);
+        note("longest backoff", origin);
+
+        let replay = self.retry(|r| r.replay_limit.as_ref().map(|b| (b.0, b.span)));
+        let (replay, origin) = split(replay);
+        note("replay limit", origin);
+        let key = self.retry(|r| r.with_idempotency_key.as_ref().map(|b| (b.value, b.span)));
+        let (key, origin) = split(key);
+        note("with idempotency key", origin);
+        RetryPolicy {
+            attempts: attempts.unwrap_or(default.attempts),
+            on: on.unwrap_or(default.on),
+            per_try_timeout: per_try.flatten(),
+            backoff_base: base,
+            backoff_max: max.unwrap_or_else(|| default.backoff_max.max(base * 10)).max(base),
+            replay_limit_bytes: replay.unwrap_or(default.replay_limit_bytes),
+            with_idempotency_key: key.unwrap_or(default.with_idempotency_key),
+        }
+    }
+
+    /// The failures to try again: from `on`, or the default ones and those whose codes are given.
+    fn conditions(&self) -> Option<(Vec<RetryCondition>, Origin)> {
+        let on = self.retry(|r| {
+            r.on.as_ref().map(|on| (on.iter().map(|o| o.value).collect::<Vec<_>>(), on.span))
+        });
+        let codes = self.retry(|r| {
+            let codes = r.status_codes.as_ref()?;
+            Some((codes.iter().map(|c| status(***c)).collect::<Vec<_>>(), codes.span))
+        });
+        let grpc = self.retry(|r| {
+            let codes = r.grpc_status_codes.as_ref()?;
+            Some((codes.iter().map(|c| ***c).collect::<Vec<u32>>(), codes.span))
+        });
+        let origin = [on.as_ref().map(|o| &o.1), codes.as_ref().map(|c| &c.1), grpc.as_ref().map(|g| &g.1)];
+        let origin = origin.into_iter().flatten().next()?.clone();
+        let on = on.map_or_else(
+            || {
+                let mut on = vec![RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::Reset];
+                on.extend(codes.is_some().then_some(RetryOn::Status));
+                on.extend(grpc.is_some().then_some(RetryOn::GrpcStatus));
+                on
+            },
+            |(on, _)| on,
+        );
+        let mut conditions: Vec<RetryCondition> = Vec::new();
+        for one in on {
+            let condition = match one {
+                RetryOn::ConnectFailure => RetryCondition::ConnectFailure,
+                RetryOn::RefusedStream => RetryCondition::RefusedStream,
+                RetryOn::Reset => RetryCondition::Reset,
+                RetryOn::Timeout => RetryCondition::Timeout,
+                RetryOn::Status => RetryCondition::Status(
+                    codes.as_ref().map_or_else(|| vec![502, 503, 504], |(codes, _)| codes.clone()),
+                ),
+                RetryOn::GrpcStatus => RetryCondition::GrpcStatus(
+                    grpc.as_ref().map_or_else(|| vec![14], |(codes, _)| codes.clone()),
+                ),
+            };
+            if !conditions.contains(&condition) {
+                conditions.push(condition);
+            }
+        }
+        Some((conditions, origin))
+    }
+}
+
+/// The Gateway API also retries what could not be sent at all.
+fn with_codes(
+    codes: &[crate::problem::At<crate::document::value::Whole<400, 599>>],
+) -> Vec<RetryCondition> {
+    vec![
+        RetryCondition::ConnectFailure,
+        RetryCondition::RefusedStream,
+        RetryCondition::Reset,
+        RetryCondition::Status(codes.iter().map(|c| status(***c)).collect()),
+    ]
+}
+
+fn status(code: u32) -> u16 {
+    u16::try_from(code).unwrap_or(500)
+}
+
+fn split<T>(picked: Option<(T, Origin)>) -> (Option<T>, Option<Origin>) {
+    match picked {
+        Some((value, origin)) => (Some(value), Some(origin)),
+        None => (None, None),
+    }
+}

@@ -1,0 +1,391 @@
+//! Services, their endpoints, and the listeners of sidecars.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use crate::{
+    diagnostic::Rule,
+    document::{
+        Documents, Object,
+        own::{
+            BalancerKind, BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
+            OutlierSpec, ServiceProtocol, ServiceSpec, SidecarSpec,
+        },
+        read::{invalid, ticked},
+        value::{Positive, PositiveTime},
+    },
+    model::{
+        Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Coordinates, Discovery, Endpoint,
+        EndpointSet, Gpu, Health, HealthCheck, HealthProbe, HttpOptions, Listener, Locality,
+        NodeSelector, Outlier, Protocol, Service, TcpForward, Thresholds, UpstreamTls,
+    },
+    problem::{At, Problems, Span},
+};
+
+use super::{
+    Output,
+    origin::{Origin, Origins},
+    policies::Policies,
+    rules::{PreparedRule, backend_to},
+    table::{self, HostedRule, Section},
+};
+
+/// Where a sidecar listens: one node and address.
+type Sockets = HashMap<(String, SocketAddr), Span>;
+
+pub(crate) fn compile(
+    documents: &Documents,
+    policies: &Policies<'_>,
+    output: &mut Output<'_>,
+    problems: &mut Problems,
+) {
+    let mut sockets = Sockets::new();
+    for object in &documents.services {
+        let service = service(object, policies, output, problems);
+        let (set, span) = endpoints(object, problems);
+        output.endpoints(set, span, problems);
+        for (endpoint, name) in listed(object) {
+            if let Some(sidecar) = &endpoint.sidecar {
+                let inbound = Inbound { service: &service, endpoint, name, sidecar };
+                inbound.compile(object, policies, &mut sockets, output, problems);
+            }
+        }
+        output.service(service, object.span, problems);
+    }
+}
+
+fn service(
+    object: &Object<ServiceSpec>,
+    policies: &Policies<'_>,
+    output: &mut Output<'_>,
+    problems: &mut Problems,
+) -> Service {
+    let spec = &object.spec;
+    let id = object.id();
+    let mut origins = Origins::new();
+    let own = |span| Origin::Written(span, format!("Service {id}"));
+    let or_default = |span: Option<Span>| span.map_or(Origin::Default, own);
+
+    let mut service = Service::new(id.clone(), protocol(spec));
+    origins.push(("protocol", or_default(spec.protocol.as_ref().map(|p| p.span))));
+    service.connect_timeout = time(spec.connect_timeout.as_ref(), service.connect_timeout);
+    origins.push(("connect timeout", or_default(spec.connect_timeout.as_ref().map(|t| t.span))));
+    service.pool_idle_timeout = time(spec.pool_idle_timeout.as_ref(), service.pool_idle_timeout);
+    origins.push(("pool idle timeout", or_default(spec.pool_idle_timeout.as_ref().map(|t| t.span))));
+    service.discovery = discovery(spec, problems);
+    service.tls = spec.tls.as_ref().map(|tls| UpstreamTls {
+        server_name: tls.server_name.to_string(),
+        ca_file: tls.ca_file.as_ref().map(|f| f.to_string().into()),
+    });
+    service.health_check = spec.health_check.as_ref().map(|h| health_check(h, spec, problems));
+    origins.push(("health check", or_default(spec.health_check.as_ref().map(|h| h.span))));
+
+    let balancer = policies.balancer(&id);
+    service.balancer = balancer.map_or(Balancer::default(), |p| match p.spec.policy.value {
+        BalancerKind::BytesInFlight => Balancer::BytesInFlight,
+        BalancerKind::LeastRequest => Balancer::LeastRequest,
+        BalancerKind::RoundRobin => Balancer::RoundRobin,
+        BalancerKind::Random => Balancer::Random,
+    });
+    origins.push(("balancer", balancer.map_or(Origin::Default, |p| {
+        Origin::Written(p.spec.policy.span, format!("BalancerPolicy {}", p.id()))
+    })));
+    breaker(&mut service, policies.breaker(&id), &mut origins, problems);
+    let transfer = policies.service_transfer(&id);
+    let budget = transfer.and_then(|p| p.spec.retry.as_ref()?.budget.as_ref().map(|b| (p, b)));
+    let default = BudgetShare::default();
+    service.retry_budget = budget.map_or(default, |(_, budget)| BudgetShare {
+        percent: budget.percent.as_ref().map_or(default.percent, |p| ***p),
+        min_concurrent: budget.min_concurrent.as_ref().map_or(default.min_concurrent, |m| ***m),
+    });
+    origins.push(("retry budget", budget.map_or(Origin::Default, |(p, b)| {
+        Origin::Written(b.span, format!("TransferPolicy {}", p.id()))
+    })));
+    output.note_service(&id, origins);
+    service
+}
+
+fn protocol(spec: &ServiceSpec) -> Protocol {
+    match spec.protocol.as_ref().map(|p| p.value) {
+        Some(ServiceProtocol::Http) => Protocol::Http1,
+        Some(ServiceProtocol::Http2 | ServiceProtocol::Grpc) => Protocol::Http2,
+        Some(ServiceProtocol::Tcp) => Protocol::Tcp,
+        Some(ServiceProtocol::Follow) | None => Protocol::Follow,
+    }
+}
+
+fn time(written: Option<&At<PositiveTime>>, default: Duration) -> Duration {
+    written.map_or(default, |t| t.0)
+}
+
+fn count(written: Option<&At<Positive>>, default: u32) -> u32 {
+    written.map_or(default, |c| ***c)
+}
+
+fn discovery(spec: &ServiceSpec, problems: &mut Problems) -> Discovery {
+    const SHORTEST: Duration = Duration::from_secs(1);
+    let Some(dns) = &spec.dns else { return Discovery::Listed };
+    let refresh = time(dns.refresh.as_ref(), Duration::from_secs(30));
+    if refresh < SHORTEST {
+        let span = dns.refresh.as_ref().map_or(dns.span, |r| r.span);
+        invalid(span, "looks up too often", "at least 1s", problems);
+    }
+    Discovery::Dns {
+        host: dns.host.to_string(),
+        port: u16::try_from(**dns.port).unwrap_or(u16::MAX),
+        refresh,
+    }
+}
+
+fn health_check(written: &HealthCheckSpec, spec: &ServiceSpec, problems: &mut Problems) -> HealthCheck {
+    let probe = if let Some(http) = &written.http {
+        HealthProbe::Http {
+            path: http.path.as_ref().map_or_else(|| "/".to_owned(), |p| p.to_string()),
+            host: http.host.as_ref().map(|h| h.to_string()),
+        }
+    } else if let Some(grpc) = &written.grpc {
+        if let Some(protocol) = &spec.protocol
+            && matches!(protocol.value, ServiceProtocol::Http | ServiceProtocol::Tcp)
+        {
+            problems
+                .error(Rule::Conflict, grpc.span, "a gRPC probe needs a service that speaks HTTP/2")
+                .related(protocol.span, "it speaks another protocol")
+                .help("set the protocol to GRPC, or use an http or tcp probe");
+        }
+        let service = grpc.service.as_ref().map(|s| s.value.clone()).unwrap_or_default();
+        HealthProbe::Grpc { service }
+    } else {
+        HealthProbe::Tcp
+    };
+    HealthCheck {
+        probe,
+        interval: time(written.interval.as_ref(), Duration::from_secs(10)),
+        timeout: time(written.timeout.as_ref(), Duration::from_secs(2)),
+        unhealthy_threshold: count(written.unhealthy_threshold.as_ref(), 3),
+        healthy_threshold: count(written.healthy_threshold.as_ref(), 1),
+    }
+}
+
+fn breaker(
+    service: &mut Service,
+    policy: Option<&Object<BreakerPolicySpec>>,
+    origins: &mut Origins,
+    problems: &mut Problems,
+) {
+    let of = |span| {
+        policy.map_or(Origin::Default, |p| Origin::Written(span, format!("BreakerPolicy {}", p.id())))
+    };
+    let spec = policy.map(|p| &p.spec);
+    let limits = |written: Option<&LimitsSpec>| {
+        written.map_or(Thresholds::default(), |l| Thresholds {
+            max_connections: l.max_connections.as_ref().map(|n| ***n),
+            max_requests: l.max_requests.as_ref().map(|n| ***n),
+            max_pending: l.max_pending.as_ref().map(|n| ***n),
+            max_bytes_in_flight: l.max_bytes_in_flight.as_ref().map(|n| n.0),
+        })
+    };
+    let whole = spec.and_then(|s| s.service.as_ref());
+    let each = spec.and_then(|s| s.endpoint.as_ref());
+    for limit in [whole, each].into_iter().flatten().filter_map(|l| l.max_bytes_in_flight.as_ref()) {
+        if limit.0 == 0 {
+            invalid(limit.span, "0 bytes would refuse every body", "at least 1", problems);
+        }
+    }
+    service.breaker = Breaker { service: limits(whole), endpoint: limits(each) };
+    origins.push(("limits", whole.map_or(Origin::Default, |l| of(l.span))));
+    origins.push(("limits of each endpoint", each.map_or(Origin::Default, |l| of(l.span))));
+    let written = spec.and_then(|s| s.outlier.as_ref());
+    service.outlier = outlier(written, problems);
+    origins.push(("outlier ejection", written.map_or(Origin::Default, |o| of(o.span))));
+}
+
+fn outlier(written: Option<&OutlierSpec>, problems: &mut Problems) -> Option<Outlier> {
+    let default = Outlier::default();
+    let Some(spec) = written else { return Some(default) };
+    if let Some(off) = spec.off.as_ref().filter(|off| off.value) {
+        let others = spec.consecutive_failures.is_some()
+            || spec.base_ejection.is_some()
+            || spec.max_ejection.is_some()
+            || spec.max_ejected_percent.is_some();
+        if others {
+            problems
+                .warning(Rule::NoEffect, off.span, "ejection is off, so the other values have no effect")
+                .help("remove them, or `off`");
+        }
+        return None;
+    }
+    let outlier = Outlier {
+        consecutive_failures: count(spec.consecutive_failures.as_ref(), default.consecutive_failures),
+        base_ejection: time(spec.base_ejection.as_ref(), default.base_ejection),
+        max_ejection: time(spec.max_ejection.as_ref(), default.max_ejection),
+        max_ejected_percent: spec
+            .max_ejected_percent
+            .as_ref()
+            .map_or(default.max_ejected_percent, |p| ***p),
+    };
+    if outlier.max_ejection < outlier.base_ejection {
+        let span = spec.max_ejection.as_ref().or(spec.base_ejection.as_ref()).map_or(spec.span, |t| t.span);
+        let help = "maxEjection (default 5m) must be at least baseEjection (default 30s)";
+        invalid(span, "the longest ejection is shorter than the first", help, problems);
+    }
+    Some(outlier)
+}
+
+/// The listed endpoints and their names.
+fn listed(object: &Object<ServiceSpec>) -> impl Iterator<Item = (&EndpointSpec, String)> {
+    object.spec.endpoints.iter().flat_map(|list| &list.value).map(|endpoint| {
+        let name = endpoint
+            .name
+            .as_ref()
+            .map_or_else(|| endpoint.address.value.to_string(), |n| n.to_string());
+        (endpoint, name)
+    })
+}
+
+fn endpoints(object: &Object<ServiceSpec>, problems: &mut Problems) -> (EndpointSet, Span) {
+    let span = object.spec.endpoints.as_ref().map_or(object.span, |list| list.span);
+    let mut names: HashMap<String, Span> = HashMap::new();
+    let mut addresses: HashMap<SocketAddr, Span> = HashMap::new();
+    let mut endpoints = Vec::new();
+    for (written, name) in listed(object) {
+        let at = written.name.as_ref().map_or(written.address.span, |n| n.span);
+        if let Some(first) = addresses.insert(written.address.value, written.address.span) {
+            problems
+                .error(Rule::Duplicate, written.address.span, "this address is there twice")
+                .related(first, "first here");
+        } else if let Some(first) = names.insert(name.clone(), at) {
+            problems
+                .error(Rule::Duplicate, at, "two endpoints have this name")
+                .related(first, "first here");
+        }
+        endpoints.push(endpoint(written, name));
+    }
+    if endpoints.is_empty() && object.spec.endpoints.is_some() {
+        problems.warning(Rule::NoEffect, span, "the Service has no endpoint; every request will fail");
+    }
+    (EndpointSet { service: object.id(), endpoints }, span)
+}
+
+fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
+    let text = |text: &Option<At<String>>| text.as_ref().map(|t| t.value.clone()).unwrap_or_default();
+    Endpoint {
+        name,
+        address: written.address.value,
+        locality: written.locality.as_ref().map_or_else(Locality::default, |l| Locality {
+            region: text(&l.region),
+            zone: text(&l.zone),
+            sub_zone: text(&l.sub_zone),
+        }),
+        coordinates: written.coordinates.as_ref().map(|c| Coordinates {
+            latitude: c.latitude.0,
+            longitude: c.longitude.0,
+        }),
+        weight: written.weight.as_ref().map_or(100, |w| ***w),
+        priority: written.priority.as_ref().map_or(0, |p| ***p),
+        health: Health::Unknown,
+        gpu: written.gpu.as_ref().map(|gpu| Gpu {
+            vendor: match gpu.vendor.value {
+                GpuVendor::Amd => "amd".to_owned(),
+                GpuVendor::Nvidia => "nvidia".to_owned(),
+            },
+            model: gpu.model.value.clone(),
+            count: gpu.count.as_ref().map_or(1, |c| ***c),
+        }),
+    }
+}
+
+/// A sidecar's side of an endpoint.
+struct Inbound<'a> {
+    service: &'a Service,
+    endpoint: &'a EndpointSpec,
+    name: String,
+    sidecar: &'a SidecarSpec,
+}
+
+impl Inbound<'_> {
+    fn compile(
+        &self,
+        object: &Object<ServiceSpec>,
+        policies: &Policies<'_>,
+        sockets: &mut Sockets,
+        output: &mut Output<'_>,
+        problems: &mut Problems,
+    ) {
+        if !self.check(object, sockets, problems) {
+            return;
+        }
+        let span = self.sidecar.span;
+        let name = format!("inbound/{}/{}", self.service.name, self.name);
+        // Beside the app nothing is weighed, ejected or probed: there is one endpoint.
+        let service = Service {
+            outlier: None,
+            connect_timeout: self.service.connect_timeout,
+            pool_idle_timeout: self.service.pool_idle_timeout,
+            ..Service::new(name.clone(), self.service.protocol)
+        };
+        output.service(service, span, problems);
+        let app = Endpoint { name: self.name.clone(), ..Endpoint::new(self.sidecar.app.value) };
+        let set = EndpointSet { service: name.clone(), endpoints: vec![app] };
+        output.endpoints(set, self.sidecar.app.span, problems);
+        let kind = if self.service.protocol == Protocol::Tcp {
+            let idle_timeout = policies.tcp_idle(&[&self.service.name], None);
+            ChainKind::Tcp(TcpForward { backends: vec![backend_to(&name)], idle_timeout })
+        } else {
+            self.route_table(&name, policies, output, problems);
+            ChainKind::Http { route_table: name.clone(), options: HttpOptions::default() }
+        };
+        let chain = Chain { server_names: Vec::new(), tls: None, kind };
+        let bind = Bind::Socket(self.endpoint.address.value);
+        let nodes = NodeSelector::Matching(vec![self.sidecar.node.to_string()]);
+        output.listener(nodes, Listener { name, bind, chains: vec![chain] }, span, problems);
+    }
+
+    fn route_table(
+        &self,
+        name: &str,
+        policies: &Policies<'_>,
+        output: &mut Output<'_>,
+        problems: &mut Problems,
+    ) {
+        let mut terms = {
+            let to_service =
+                PreparedRule::everything_to(name.to_owned(), &self.service.name, self.sidecar.span);
+            policies.terms(&to_service, None)
+        };
+        // The caller's side retries; twice would multiply.
+        terms.retry.attempts = 0;
+        terms.retry.on.clear();
+        terms.retry.per_try_timeout = None;
+        terms.origins.retain(|(field, _)| matches!(*field, "timeout" | "idle timeout"));
+        let rule = PreparedRule::everything_to(name.to_owned(), name, self.sidecar.span);
+        output.note_route(name, &rule, &terms);
+        let rules = vec![HostedRule::new("*", &rule, &terms)];
+        let section = Section { host: "*".to_owned(), rules };
+        let table = table::build(name, vec![section], problems);
+        output.route_table(table, self.sidecar.span, problems);
+    }
+
+    fn check(&self, object: &Object<ServiceSpec>, sockets: &mut Sockets, problems: &mut Problems) -> bool {
+        let before = problems.errors();
+        let address = self.endpoint.address.value;
+        if self.sidecar.app.value == address {
+            problems
+                .error(Rule::Conflict, self.sidecar.app.span, "the app has the sidecar's own address")
+                .related(self.endpoint.address.span, "the sidecar listens here")
+                .help("let the app listen elsewhere, e.g. on 127.0.0.1");
+        }
+        if let Some(tls) = &object.spec.tls {
+            problems
+                .error(Rule::Unsupported, self.sidecar.span, "a sidecar does not terminate TLS yet")
+                .related(tls.span, "the Service wants TLS")
+                .help("remove `tls` or `sidecar`");
+        }
+        let key = (self.sidecar.node.to_string(), address);
+        if let Some(first) = sockets.insert(key, self.endpoint.address.span) {
+            let message = format!("the node {} listens on this address already", ticked(&self.sidecar.node));
+            problems
+                .error(Rule::Conflict, self.endpoint.address.span, message)
+                .related(first, "first here");
+        }
+        problems.errors() == before
+    }
+}

@@ -1,0 +1,373 @@
+//! `Service`, `TransferPolicy`, `BalancerPolicy`, `BreakerPolicy` (towpath.dev/v1alpha1).
+
+use std::net::SocketAddr;
+
+use super::{
+    read::{AtLeastOne, choice, object},
+    value::{
+        Bytes, Count, Degrees, FilePath, Name, Percent, Port, Positive, PositiveTime,
+        PreciseHostname, Time, UrlPath, Whole,
+    },
+};
+use crate::problem::At;
+
+object! {
+    /// A set of endpoints that serve the same, and how they are reached.
+    struct ServiceSpec {
+        /// What the endpoints speak; default `FOLLOW`.
+        "protocol" => protocol: Option<At<ServiceProtocol>>,
+        /// Time allowed for a connection to stand; default 5s.
+        "connectTimeout" => connect_timeout: Option<At<PositiveTime>>,
+        /// An idle pooled connection is closed after this; default 60s.
+        "poolIdleTimeout" => pool_idle_timeout: Option<At<PositiveTime>>,
+        /// Active probes; left out means none.
+        "healthCheck" => health_check: Option<HealthCheckSpec>,
+        /// TLS towards the endpoints; left out means cleartext.
+        "tls" => tls: Option<ServiceTls>,
+        /// Listed endpoints.
+        "endpoints" => endpoints: Option<At<Vec<EndpointSpec>>>,
+        /// Endpoints from all addresses of a DNS name.
+        "dns" => dns: Option<DnsSpec>,
+    }
+    exactly_one { ["endpoints", "dns"] }
+}
+
+choice! {
+    /// Protocol of a service.
+    enum ServiceProtocol {
+        /// HTTP/1.1.
+        "HTTP" => Http,
+        /// HTTP/2, with prior knowledge in cleartext.
+        "HTTP2" => Http2,
+        /// The same as HTTP2.
+        "GRPC" => Grpc,
+        /// The version that the client used.
+        "FOLLOW" => Follow,
+        /// Opaque bytes.
+        "TCP" => Tcp,
+    }
+}
+
+object! {
+    /// Active probes of every endpoint.
+    struct HealthCheckSpec {
+        /// `GET`, where any 2xx is healthy.
+        "http" => http: Option<HttpProbe>,
+        /// `grpc.health.v1.Health/Check`.
+        "grpc" => grpc: Option<GrpcProbe>,
+        /// A connection can be made.
+        "tcp" => tcp: Option<TcpProbe>,
+        /// Time between probes; default 10s.
+        "interval" => interval: Option<At<PositiveTime>>,
+        /// Time allowed for an answer; default 2s.
+        "timeout" => timeout: Option<At<PositiveTime>>,
+        /// Failures in a row that make an endpoint unhealthy; default 3.
+        "unhealthyThreshold" => unhealthy_threshold: Option<At<Positive>>,
+        /// Successes in a row that make it healthy again; default 1.
+        "healthyThreshold" => healthy_threshold: Option<At<Positive>>,
+    }
+    exactly_one { ["http", "grpc", "tcp"] }
+}
+
+object! {
+    /// An HTTP probe.
+    struct HttpProbe {
+        /// Default `/`.
+        "path" => path: Option<At<UrlPath>>,
+        /// `Host`; default: the service's name.
+        "host" => host: Option<At<PreciseHostname>>,
+    }
+}
+
+object! {
+    /// A gRPC probe.
+    struct GrpcProbe {
+        /// Service asked for; default empty, the server as a whole.
+        "service" => service: Option<At<String>>,
+    }
+}
+
+object! {
+    /// A TCP probe.
+    struct TcpProbe {
+    }
+}
+
+object! {
+    /// TLS towards the endpoints.
+    struct ServiceTls {
+        /// Server name that is sent and verified.
+        "serverName" => server_name: At<PreciseHostname>,
+        /// PEM file with the roots, on the proxy's machine; default: the system's.
+        "caFile" => ca_file: Option<At<FilePath>>,
+    }
+}
+
+object! {
+    /// Endpoints from DNS.
+    struct DnsSpec {
+        /// Host name.
+        "host" => host: At<PreciseHostname>,
+        /// Port of every address.
+        "port" => port: At<Port>,
+        /// Time between look-ups, at least 1s; default 30s.
+        "refresh" => refresh: Option<At<PositiveTime>>,
+    }
+}
+
+object! {
+    /// One address that serves.
+    struct EndpointSpec {
+        /// Unique within the Service; for logs and metrics. Default: the address.
+        "name" => name: Option<At<Name>>,
+        /// IP address and port where peers reach it.
+        "address" => address: At<SocketAddr>,
+        /// Where it stands.
+        "locality" => locality: Option<LocalitySpec>,
+        /// Geographic place.
+        "coordinates" => coordinates: Option<CoordinatesSpec>,
+        /// Relative capacity, 1 to 1000000; default 100.
+        "weight" => weight: Option<At<Whole<1, 1_000_000>>>,
+        /// 0 (default) is used first; a higher one only when no lower has a usable endpoint.
+        "priority" => priority: Option<At<Whole<0, 127>>>,
+        /// The accelerator it works on.
+        "gpu" => gpu: Option<GpuSpec>,
+        /// A proxy beside it that takes its traffic.
+        "sidecar" => sidecar: Option<SidecarSpec>,
+    }
+}
+
+object! {
+    /// Region, zone and sub-zone.
+    struct LocalitySpec {
+        /// E.g. `us-east`.
+        "region" => region: Option<At<String>>,
+        /// E.g. `us-east-1a`.
+        "zone" => zone: Option<At<String>>,
+        /// E.g. a rack.
+        "subZone" => sub_zone: Option<At<String>>,
+    }
+}
+
+object! {
+    /// Degrees (WGS 84).
+    struct CoordinatesSpec {
+        /// North positive, -90 to 90.
+        "latitude" => latitude: At<Degrees<90>>,
+        /// East positive, -180 to 180.
+        "longitude" => longitude: At<Degrees<180>>,
+    }
+}
+
+object! {
+    /// An accelerator.
+    struct GpuSpec {
+        /// Who made it.
+        "vendor" => vendor: At<GpuVendor>,
+        /// E.g. `MI300X`.
+        "model" => model: At<String>,
+        /// How many; default 1.
+        "count" => count: Option<At<Positive>>,
+    }
+}
+
+choice! {
+    /// Makers of accelerators.
+    enum GpuVendor {
+        /// AMD.
+        "amd" => Amd,
+        /// NVIDIA.
+        "nvidia" => Nvidia,
+    }
+}
+
+object! {
+    /// A proxy beside an endpoint: it listens on the endpoint's address and forwards to the app.
+    struct SidecarSpec {
+        /// Name of the proxy (`--node`).
+        "node" => node: At<NodeName>,
+        /// IP address and port of the app behind it.
+        "app" => app: At<SocketAddr>,
+    }
+}
+
+super::value::text!(
+    /// Name of a proxy.
+    NodeName,
+    "^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$",
+    |text| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let ends = |c: char| c.is_ascii_alphanumeric();
+        let fits = (1..=253).contains(&text.len()) && text.bytes().all(inner);
+        if fits && text.starts_with(ends) && text.ends_with(ends) { Ok(()) } else { Err("is not a node name") }
+    },
+    "the proxy's --node: letters, digits, ., _ and -, no wildcard"
+);
+
+object! {
+    /// What a policy is attached to.
+    struct TargetRef {
+        /// `towpath.dev` for a Service, `gateway.networking.k8s.io` for the others; may be left out.
+        "group" => group: Option<At<String>>,
+        /// `Service`, `HTTPRoute`, `GRPCRoute` or `Gateway`.
+        "kind" => kind: At<String>,
+        /// Default: the policy's own namespace.
+        "namespace" => namespace: Option<At<Name>>,
+        /// Name of the target.
+        "name" => name: At<Name>,
+        /// Name of one rule of a route, or of one listener of a Gateway.
+        "sectionName" => section_name: Option<At<Name>>,
+    }
+}
+
+object! {
+    /// Time limits and retries of transfers. The nearest says: route over service over gateway over defaults.
+    struct TransferPolicySpec {
+        /// What it is attached to.
+        "targetRefs" => target_refs: AtLeastOne<TargetRef>,
+        /// Time limits.
+        "timeouts" => timeouts: Option<TransferTimeouts>,
+        /// Further tries after a failed one.
+        "retry" => retry: Option<TransferRetry>,
+    }
+}
+
+object! {
+    /// Time limits; `0s` is unlimited.
+    struct TransferTimeouts {
+        /// For the whole exchange with all its tries; default unlimited.
+        "request" => request: Option<At<Time>>,
+        /// For one try, up to the response head; default unlimited.
+        "perTry" => per_try: Option<At<Time>>,
+        /// An exchange in which no byte moves for this long is ended; default 5m.
+        "idle" => idle: Option<At<Time>>,
+    }
+}
+
+object! {
+    /// When a failed try is followed by another.
+    struct TransferRetry {
+        /// Most further tries; default 1, and 0 is none.
+        "attempts" => attempts: Option<At<Whole<0, 100>>>,
+        /// Failures that are tried again; default connect-failure, refused-stream, reset.
+        "on" => on: Option<At<Vec<At<RetryOn>>>>,
+        /// Codes for `status`; default 502, 503, 504.
+        "statusCodes" => status_codes: Option<At<Vec<At<Whole<400, 599>>>>>,
+        /// Codes for `grpc-status`; default 14 (UNAVAILABLE).
+        "grpcStatusCodes" => grpc_status_codes: Option<At<Vec<At<Whole<1, 16>>>>>,
+        /// Pause before a further try.
+        "backoff" => backoff: Option<BackoffSpec>,
+        /// Largest request body kept for replay; default 64KiB.
+        "replayLimit" => replay_limit: Option<At<Bytes>>,
+        /// Also retry methods that are not idempotent when the request has an Idempotency-Key; default true.
+        "withIdempotencyKey" => with_idempotency_key: Option<At<bool>>,
+        /// Most retries at a time; only in policies that target a Service.
+        "budget" => budget: Option<At<BudgetSpec>>,
+    }
+}
+
+choice! {
+    /// A failure that may be tried again.
+    enum RetryOn {
+        /// The connection could not be made.
+        "connect-failure" => ConnectFailure,
+        /// The stream was refused unprocessed.
+        "refused-stream" => RefusedStream,
+        /// The connection broke before a response head.
+        "reset" => Reset,
+        /// The time for one try passed before a response head.
+        "timeout" => Timeout,
+        /// One of `statusCodes`.
+        "status" => Status,
+        /// One of `grpcStatusCodes`.
+        "grpc-status" => GrpcStatus,
+    }
+}
+
+object! {
+    /// Jittered exponential back-off.
+    struct BackoffSpec {
+        /// First pause; default 25ms.
+        "base" => base: Option<At<PositiveTime>>,
+        /// Longest pause; default 250ms, or ten times the base if that is longer.
+        "max" => max: Option<At<PositiveTime>>,
+    }
+}
+
+object! {
+    /// Most retries at a time: the larger of a share and a floor.
+    struct BudgetSpec {
+        /// Per cent of the requests in flight; default 20.
+        "percent" => percent: Option<At<Percent>>,
+        /// Always allowed; default 3.
+        "minConcurrent" => min_concurrent: Option<At<Count>>,
+    }
+}
+
+object! {
+    /// How an endpoint is picked.
+    struct BalancerPolicySpec {
+        /// The Services it is attached to.
+        "targetRefs" => target_refs: AtLeastOne<TargetRef>,
+        /// Default `BytesInFlight`.
+        "policy" => policy: At<BalancerKind>,
+    }
+}
+
+choice! {
+    /// Ways to pick an endpoint.
+    enum BalancerKind {
+        /// Fewest bytes in flight in proportion to weight.
+        "BytesInFlight" => BytesInFlight,
+        /// Fewest requests in flight.
+        "LeastRequest" => LeastRequest,
+        /// In turn, by weight.
+        "RoundRobin" => RoundRobin,
+        /// At random, by weight.
+        "Random" => Random,
+    }
+}
+
+object! {
+    /// Limits beyond which requests are refused at once, and ejection of endpoints that fail.
+    struct BreakerPolicySpec {
+        /// The Services it is attached to.
+        "targetRefs" => target_refs: AtLeastOne<TargetRef>,
+        /// Limits over the whole service; default unlimited.
+        "service" => service: Option<LimitsSpec>,
+        /// Limits of each endpoint; default unlimited.
+        "endpoint" => endpoint: Option<LimitsSpec>,
+        /// Ejection of endpoints that fail in a row; on by default.
+        "outlier" => outlier: Option<OutlierSpec>,
+    }
+}
+
+object! {
+    /// Limits; what is left out is unlimited.
+    struct LimitsSpec {
+        /// Open connections.
+        "maxConnections" => max_connections: Option<At<Positive>>,
+        /// Requests in flight.
+        "maxRequests" => max_requests: Option<At<Positive>>,
+        /// Requests that wait for a connection.
+        "maxPending" => max_pending: Option<At<Count>>,
+        /// Body bytes of unfinished exchanges.
+        "maxBytesInFlight" => max_bytes_in_flight: Option<At<Bytes>>,
+    }
+}
+
+object! {
+    /// Ejection of endpoints that fail in a row.
+    struct OutlierSpec {
+        /// True turns it off.
+        "off" => off: Option<At<bool>>,
+        /// Failures in a row that eject; default 5.
+        "consecutiveFailures" => consecutive_failures: Option<At<Positive>>,
+        /// First ejection, longer with each further one; default 30s.
+        "baseEjection" => base_ejection: Option<At<PositiveTime>>,
+        /// Longest ejection; default 5m.
+        "maxEjection" => max_ejection: Option<At<PositiveTime>>,
+        /// Largest share of the endpoints ejected at once; default 50.
+        "maxEjectedPercent" => max_ejected_percent: Option<At<Percent>>,
+    }
+}

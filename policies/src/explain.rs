@@ -1,0 +1,288 @@
+//! A mesh in a person's words: what listens where, which request goes to whom
+//! under which terms, and who said so.
+
+use std::{collections::HashSet, fmt::Write as _, path::PathBuf};
+
+use crate::{
+    Checked,
+    compile::Origin,
+    model::{
+        Action, Bind, Chain, ChainKind, Endpoint, Forward, ForwardedHeader, HeaderEdit,
+        HostRewrite, Mesh, ResourceKey, ResourceKind, RouteTable, ScopedListener, Service, Source,
+    },
+    words,
+};
+
+impl Checked {
+    /// What the mesh does, as text of many lines; `None` when there were errors.
+    pub fn explain(&self) -> Option<String> {
+        let mesh = self.mesh.as_ref()?;
+        let mut page = Page { checked: self, mesh, text: String::new(), told: HashSet::new() };
+        page.summary();
+        for (name, scoped) in &mesh.listeners {
+            if scoped.listener.bind != Bind::Api {
+                page.listener(name, scoped);
+            }
+        }
+        for (name, scoped) in &mesh.listeners {
+            if scoped.listener.bind == Bind::Api {
+                page.listener(name, scoped);
+            }
+        }
+        for service in mesh.services.values() {
+            page.service(service);
+        }
+        Some(page.text)
+    }
+}
+
+struct Page<'a> {
+    checked: &'a Checked,
+    mesh: &'a Mesh,
+    text: String,
+    /// Route tables and names of routes whose terms have been written.
+    told: HashSet<(String, String)>,
+}
+
+impl Page<'_> {
+    fn line(&mut self, indent: usize, text: &str) {
+        let _ = writeln!(self.text, "{:indent$}{text}", "", indent = indent * 2);
+    }
+
+    fn summary(&mut self) {
+        let mesh = self.mesh;
+        let hosts = || mesh.routes.values().flat_map(|t| &t.virtual_hosts);
+        let text = format!(
+            "version {}: {} listeners, {} route tables with {} hosts and {} routes, {} services, {} endpoints",
+            mesh.version,
+            mesh.listeners.len(),
+            mesh.routes.len(),
+            hosts().map(|h| h.domains.len()).sum::<usize>(),
+            hosts().map(|h| h.routes.len()).sum::<usize>(),
+            mesh.services.len(),
+            mesh.endpoints.values().map(|set| set.endpoints.len()).sum::<usize>(),
+        );
+        self.line(0, &text);
+    }
+
+    fn place(&self, kind: ResourceKind, name: &str) -> String {
+        let key = ResourceKey { kind, name: name.to_owned() };
+        self.mesh.sources.get(&key).map(|source| format!("  ({source})")).unwrap_or_default()
+    }
+
+    fn listener(&mut self, name: &str, scoped: &ScopedListener) {
+        self.line(0, "");
+        let listener = &scoped.listener;
+        let place = self.place(ResourceKind::Listener, name);
+        if listener.bind == Bind::Api {
+            self.line(0, &format!("mesh clients of xds:///{name}{place}"));
+        } else {
+            self.line(0, &format!("listener {name} on {}{place}", words::bind(&listener.bind)));
+            self.line(1, &format!("for {}", words::nodes(&scoped.nodes)));
+        }
+        for chain in &listener.chains {
+            self.chain(chain, listener.bind == Bind::Api);
+        }
+    }
+
+    fn chain(&mut self, chain: &Chain, api: bool) {
+        let mut text = String::new();
+        if !chain.server_names.is_empty() {
+            let _ = write!(text, "server name {}: ", chain.server_names.join(", "));
+        }
+        if let Some(tls) = &chain.tls {
+            let _ = write!(text, "TLS with {}, then ", tls.certificate_file.display());
+        }
+        match &chain.kind {
+            ChainKind::Tcp(tcp) => {
+                let what = if chain.tls.is_none() && !chain.server_names.is_empty() {
+                    "TLS passed through"
+                } else {
+                    "TCP"
+                };
+                let backends = words::backends(&tcp.backends);
+                let _ = write!(text, "{what} to {backends}, idle timeout {}", words::limit(tcp.idle_timeout));
+                self.line(1, &text);
+            }
+            ChainKind::Http { route_table, options } => {
+                if !api {
+                    let _ = write!(text, "HTTP by {route_table}");
+                    if let Some(via) = &options.via {
+                        let _ = write!(text, ", via {via}");
+                    }
+                    text += match options.forwarded {
+                        ForwardedHeader::Off => ", tells no client address",
+                        ForwardedHeader::XForwarded => ", adds X-Forwarded-For",
+                        ForwardedHeader::Rfc7239 => ", adds Forwarded",
+                    };
+                    self.line(1, &text);
+                }
+                if let Some(table) = self.mesh.routes.get(route_table) {
+                    self.table(&table.clone());
+                }
+            }
+        }
+    }
+
+    fn table(&mut self, table: &RouteTable) {
+        if table.virtual_hosts.is_empty() {
+            self.line(2, "no routes: every request is answered 404");
+        }
+        for host in &table.virtual_hosts {
+            self.line(1, &format!("host {}", host.domains.join(", ")));
+            for (index, route) in host.routes.iter().enumerate() {
+                let place = self.route_place(&table.name, &route.name);
+                let matches = words::matches(&route.matches);
+                self.line(2, &format!("{}. {matches}   {}{place}", index + 1, route.name));
+                self.line(3, &format!("→ {}", words::action(&route.action)));
+                self.edits("request headers", &route.request_headers);
+                self.edits("response headers", &route.response_headers);
+                if let Action::Forward(forward) = &route.action {
+                    self.forward(&table.name, &route.name, forward);
+                }
+            }
+        }
+    }
+
+    fn route_place(&self, table: &str, route: &str) -> String {
+        let key = (table.to_owned(), route.to_owned());
+        let note = self.checked.notes.routes.get(&key);
+        note.map(|note| format!("  ({})", self.source(note.span))).unwrap_or_default()
+    }
+
+    fn source(&self, span: crate::problem::Span) -> Source {
+        let file = self.checked.paths.get(span.file as usize).cloned().unwrap_or_else(PathBuf::new);
+        Source { file, line: span.line }
+    }
+
+    fn edits(&mut self, what: &str, edit: &HeaderEdit) {
+        if edit.is_empty() {
+            return;
+        }
+        let mut parts = Vec::new();
+        parts.extend(edit.remove.iter().map(|name| format!("remove {name}")));
+        parts.extend(edit.set.iter().map(|(name, value)| format!("set {name}: {value}")));
+        parts.extend(edit.add.iter().map(|(name, value)| format!("add {name}: {value}")));
+        self.line(3, &format!("{what}: {}", parts.join("; ")));
+    }
+
+    fn forward(&mut self, table: &str, name: &str, forward: &Forward) {
+        for backend in &forward.backends {
+            self.edits(&format!("request headers to {}", backend.service), &backend.request_headers);
+            self.edits(&format!("response headers of {}", backend.service), &backend.response_headers);
+        }
+        if let HostRewrite::Literal(host) = &forward.host {
+            self.line(3, &format!("host becomes {host}"));
+        }
+        if let Some(path) = &forward.path {
+            self.line(3, &format!("becomes {}", words::rewrite(path)));
+        }
+        for mirror in &forward.mirrors {
+            let share = words::percent(mirror.parts_per_million);
+            self.line(3, &format!("copies {share} to {}", mirror.service));
+        }
+        let key = (table.to_owned(), name.to_owned());
+        if !self.told.insert(key.clone()) {
+            self.line(3, "under the same terms as above");
+            return;
+        }
+        let Some(note) = self.checked.notes.routes.get(&key) else { return };
+        for (field, origin) in &note.origins {
+            let value = term(forward, field);
+            self.setting(3, field, &value, origin);
+        }
+    }
+
+    fn setting(&mut self, indent: usize, field: &str, value: &str, origin: &Origin) {
+        let from = match origin {
+            Origin::Default => "default".to_owned(),
+            Origin::Written(span, document) => format!("{document}, {}", self.source(*span)),
+        };
+        self.line(indent, &format!("{field}: {value}  [{from}]"));
+    }
+
+    fn service(&mut self, service: &Service) {
+        self.line(0, "");
+        let place = self.place(ResourceKind::Service, &service.name);
+        self.line(0, &format!("service {}{place}", service.name));
+        if let crate::model::Discovery::Dns { host, port, refresh } = &service.discovery {
+            let every = words::time(*refresh);
+            self.line(1, &format!("endpoints: all addresses of {host}:{port}, looked up every {every}"));
+        }
+        if let Some(set) = self.mesh.endpoints.get(&service.name) {
+            for endpoint in &set.clone().endpoints {
+                self.endpoint(endpoint);
+            }
+        }
+        if let Some(tls) = &service.tls {
+            self.line(1, &format!("TLS as {}", tls.server_name));
+        }
+        let Some(origins) = self.checked.notes.services.get(&service.name) else { return };
+        for (field, origin) in origins {
+            let value = service_value(service, field);
+            self.setting(1, field, &value, origin);
+        }
+    }
+
+    fn endpoint(&mut self, endpoint: &Endpoint) {
+        let mut text = format!("endpoint {} at {}", endpoint.name, endpoint.address);
+        let locality = words::locality(&endpoint.locality);
+        if !locality.is_empty() {
+            let _ = write!(text, ", {locality}");
+        }
+        if let Some(place) = endpoint.coordinates {
+            let _ = write!(text, " ({}, {})", place.latitude, place.longitude);
+        }
+        let _ = write!(text, ", weight {}, priority {}", endpoint.weight, endpoint.priority);
+        if let Some(gpu) = &endpoint.gpu {
+            let _ = write!(text, ", {} × {} {}", gpu.count, gpu.vendor, gpu.model);
+        }
+        self.line(1, &text);
+    }
+}
+
+/// The value of a term by the name that [`crate::compile`] notes it under.
+fn term(forward: &Forward, field: &str) -> String {
+    let retry = &forward.retry;
+    match field {
+        "timeout" => words::limit(forward.timeout),
+        "idle timeout" => words::limit(forward.idle_timeout),
+        "retry attempts" => retry.attempts.to_string(),
+        "retry on" => words::conditions(&retry.on),
+        "per-try timeout" => words::limit(retry.per_try_timeout),
+        "retry backoff" => words::time(retry.backoff_base),
+        "longest backoff" => words::time(retry.backoff_max),
+        "replay limit" => words::bytes(retry.replay_limit_bytes),
+        "with idempotency key" => retry.with_idempotency_key.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn service_value(service: &Service, field: &str) -> String {
+    match field {
+        "protocol" => words::protocol(service.protocol).to_owned(),
+        "connect timeout" => words::time(service.connect_timeout),
+        "pool idle timeout" => words::time(service.pool_idle_timeout),
+        "health check" => words::health_check(service.health_check.as_ref()),
+        "balancer" => words::balancer(service.balancer).to_owned(),
+        "limits" => words::thresholds(&service.breaker.service),
+        "limits of each endpoint" => words::thresholds(&service.breaker.endpoint),
+        "outlier ejection" => service.outlier.map_or_else(
+            || "off".to_owned(),
+            |outlier| {
+                format!(
+                    "after {} failures in a row, for {} up to {}, at most {} % at once",
+                    outlier.consecutive_failures,
+                    words::time(outlier.base_ejection),
+                    words::time(outlier.max_ejection),
+                    outlier.max_ejected_percent
+                )
+            },
+        ),
+        "retry budget" => {
+            let budget = service.retry_budget;
+            format!("{} % of the requests in flight, at least {}", budget.percent, budget.min_concurrent)
+        }
+        _ => String::new(),
+    }
+}

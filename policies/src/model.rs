@@ -1,0 +1,31 @@
+//! The domain types a policy folder becomes: one immutable [`Snapshot`] of
+//! listeners, route tables, services and endpoints.
+//!
+//! Everything in here is already validated ("parse, don't validate"): a value
+//! that exists is a value that can be obeyed. The shape follows Envoy's v3
+//! resources one to one (listener = LDS, route table = RDS, service = CDS,
+//! endpoint set = EDS), so that `towpath-xds` can encode it and decode it
+//! again without loss.
+
+mod endpoint;
+mod listener;
+mod mesh;
+mod route;
+mod service;
+mod snapshot;
+
+pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
+pub use listener::{
+    Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
+};
+pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};
+pub use route::{
+    Action, DirectResponse, Forward, HeaderEdit, HostRewrite, Mirror, PathMatch, PathRewrite,
+    Pattern, Redirect, RetryCondition, RetryPolicy, Route, RouteMatch, RouteTable, ValueMatch,
+    VirtualHost, WeightedBackend,
+};
+pub use service::{
+    Balancer, Breaker, BudgetShare, Discovery, HealthCheck, HealthProbe, Outlier, Protocol,
+    Service, Thresholds, UpstreamTls,
+};
+pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};

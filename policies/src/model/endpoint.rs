@@ -1,0 +1,97 @@
+//! The addresses behind a service.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The endpoints of one service (EDS). Equal addresses appear once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndpointSet {
+    /// Name of the [`super::Service`].
+    pub service: String,
+    /// In order of appearance.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One address that serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// For logs and metrics; the address when none was given.
+    pub name: String,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Where it stands.
+    pub locality: Locality,
+    /// Geographic place.
+    pub coordinates: Option<Coordinates>,
+    /// Relative capacity, 1 to 1,000,000. Default 100.
+    pub weight: u32,
+    /// 0 is used first; a higher one only when no lower has a usable endpoint.
+    pub priority: u32,
+    /// What the control plane says of it.
+    pub health: Health,
+    /// The accelerator it works on.
+    pub gpu: Option<Gpu>,
+}
+
+/// Region, zone and sub-zone, from the largest to the smallest; empty = unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Locality {
+    /// E.g. `us-east`.
+    pub region: String,
+    /// E.g. `us-east-1a`.
+    pub zone: String,
+    /// E.g. a rack.
+    pub sub_zone: String,
+}
+
+/// Degrees (WGS 84); finite, latitude in [-90, 90], longitude in [-180, 180].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Coordinates {
+    /// North positive.
+    pub latitude: f64,
+    /// East positive.
+    pub longitude: f64,
+}
+
+/// Declared accelerator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// `amd` or `nvidia`.
+    pub vendor: String,
+    /// E.g. `MI300X`.
+    pub model: String,
+    /// How many. At least 1.
+    pub count: u32,
+}
+
+/// Health as told by the control plane; a proxy's own probes and ejections come on top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    /// Not known; used like healthy.
+    #[default]
+    Unknown,
+    /// Usable.
+    Healthy,
+    /// Not to be used.
+    Unhealthy,
+    /// Finishes what it has, gets nothing new.
+    Draining,
+}
+
+impl Endpoint {
+    /// An endpoint with every default.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            name: address.to_string(),
+            address,
+            locality: Locality::default(),
+            coordinates: None,
+            weight: 100,
+            priority: 0,
+            health: Health::Unknown,
+            gpu: None,
+        }
+    }
+}

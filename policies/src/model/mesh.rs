@@ -1,0 +1,181 @@
+//! The whole mesh, and the part of it one proxy is served.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Action, Bind, Chain, ChainKind, EndpointSet, Listener, ResourceKey, ResourceKind, RouteTable,
+    Service, Snapshot, Source,
+};
+
+/// Everything a policy folder says, before it is cut to one proxy's view.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mesh {
+    /// The version of the source: a Git commit id, or a content digest of a folder.
+    pub version: String,
+    /// Listeners and who gets them.
+    pub listeners: BTreeMap<String, ScopedListener>,
+    /// Route tables by name.
+    pub routes: BTreeMap<String, Arc<RouteTable>>,
+    /// Services by name.
+    pub services: BTreeMap<String, Arc<Service>>,
+    /// Endpoint sets by service name.
+    pub endpoints: BTreeMap<String, Arc<EndpointSet>>,
+    /// Where each resource was written.
+    pub sources: BTreeMap<ResourceKey, Source>,
+}
+
+/// A listener and the proxies it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScopedListener {
+    /// Who gets it.
+    pub nodes: NodeSelector,
+    /// What they get.
+    pub listener: Arc<Listener>,
+}
+
+/// Chooses proxies by the names they give themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeSelector {
+    /// Every proxy that no other listener names (gateways without an explicit selection).
+    Unclaimed,
+    /// Proxies whose id or cluster matches one of these patterns; `*` matches any run of characters.
+    Matching(Vec<String>),
+    /// Every client, by name only (API listeners).
+    Any,
+}
+
+/// How a proxy names itself (`--node`, `--cluster`; Envoy's `node.id`, `node.cluster`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Node {
+    /// Unique id.
+    pub id: String,
+    /// Group; may be empty.
+    pub cluster: String,
+}
+
+impl NodeSelector {
+    /// Whether a pattern names the node.
+    pub fn names(&self, node: &Node) -> bool {
+        match self {
+            Self::Matching(patterns) => patterns
+                .iter()
+                .any(|p| glob(p, &node.id) || (!node.cluster.is_empty() && glob(p, &node.cluster))),
+            Self::Unclaimed | Self::Any => false,
+        }
+    }
+}
+
+impl Mesh {
+    /// Cuts the mesh to what `node` needs: its listeners, the API listeners,
+    /// and every route table, service and endpoint set they reach.
+    pub fn view(&self, node: &Node) -> Snapshot {
+        let claimed = self.listeners.values().any(|l| l.nodes.names(node));
+        let mut view = Snapshot { version: self.version.clone(), ..Snapshot::default() };
+        for (name, scoped) in &self.listeners {
+            let serves = match scoped.nodes {
+                NodeSelector::Unclaimed => !claimed,
+                NodeSelector::Matching(_) => scoped.nodes.names(node),
+                NodeSelector::Any => scoped.listener.bind == Bind::Api,
+            };
+            if serves {
+                view.listeners.insert(name.clone(), scoped.listener.clone());
+            }
+        }
+        let mut services = BTreeSet::new();
+        for chain in view.listeners.values().flat_map(|l| &l.chains) {
+            self.reach(chain, &mut view.routes, &mut services);
+        }
+        for name in services {
+            if let Some(service) = self.services.get(name) {
+                view.services.insert(name.to_owned(), service.clone());
+            }
+            if let Some(set) = self.endpoints.get(name) {
+                view.endpoints.insert(name.to_owned(), set.clone());
+            }
+        }
+        view.sources = self
+            .sources
+            .iter()
+            .filter(|(key, _)| view.holds(key))
+            .map(|(key, source)| (key.clone(), source.clone()))
+            .collect();
+        view
+    }
+
+    fn reach<'a>(
+        &'a self,
+        chain: &'a Chain,
+        routes: &mut BTreeMap<String, Arc<RouteTable>>,
+        services: &mut BTreeSet<&'a str>,
+    ) {
+        match &chain.kind {
+            ChainKind::Tcp(tcp) => services.extend(tcp.backends.iter().map(|b| b.service.as_str())),
+            ChainKind::Http { route_table, .. } => {
+                let Some(table) = self.routes.get(route_table) else { return };
+                routes.insert(route_table.clone(), table.clone());
+                for route in table.virtual_hosts.iter().flat_map(|h| &h.routes) {
+                    if let Action::Forward(forward) = &route.action {
+                        services.extend(forward.backends.iter().map(|b| b.service.as_str()));
+                        services.extend(forward.mirrors.iter().map(|m| m.service.as_str()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    /// Whether the snapshot has this resource.
+    pub fn holds(&self, key: &ResourceKey) -> bool {
+        match key.kind {
+            ResourceKind::Listener => self.listeners.contains_key(&key.name),
+            ResourceKind::RouteTable => self.routes.contains_key(&key.name),
+            ResourceKind::Service => self.services.contains_key(&key.name),
+            ResourceKind::EndpointSet => self.endpoints.contains_key(&key.name),
+        }
+    }
+}
+
+/// Matches `*` against any run of characters; everything else literally.
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::glob;
+
+    #[test]
+    fn globs_match_whole_names() {
+        for (pattern, text, expected) in [
+            ("edge", "edge", true),
+            ("edge", "edge-1", false),
+            ("edge-*", "edge-1", true),
+            ("*", "", true),
+            ("*-east-*", "worker-us-east-1", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("*a", "aa", true),
+        ] {
+            assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What requests are sent to, and how it is protected.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A named set of endpoints and the terms under which they are used (CDS).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// What the endpoints speak.
+    pub protocol: Protocol,
+    /// Where the endpoints come from.
+    pub discovery: Discovery,
+    /// TLS towards the endpoints.
+    pub tls: Option<UpstreamTls>,
+    /// How one is picked.
+    pub balancer: Balancer,
+    /// Limits.
+    pub breaker: Breaker,
+    /// Passive ejection; `None` = off.
+    pub outlier: Option<Outlier>,
+    /// Active probes; `None` = off.
+    pub health_check: Option<HealthCheck>,
+    /// Time allowed for a connection to stand (TCP and TLS). Default 5 s.
+    pub connect_timeout: Duration,
+    /// An idle pooled connection is closed after this. Default 60 s.
+    pub pool_idle_timeout: Duration,
+    /// Retries in flight as a share of requests in flight.
+    pub retry_budget: BudgetShare,
+}
+
+/// The protocol of a service's endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2: prior knowledge in cleartext, ALPN `h2` under TLS. gRPC is this.
+    Http2,
+    /// The version the client used (HTTP/1.1 stays 1.1, HTTP/2 stays 2).
+    Follow,
+    /// Opaque bytes.
+    Tcp,
+}
+
+/// Where endpoints come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Discovery {
+    /// Listed in the policy, or kept by the control plane: delivered as an endpoint set (EDS).
+    Listed,
+    /// All addresses of a DNS name, resolved by whoever owns the endpoint set.
+    Dns {
+        /// Host name.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Time between look-ups. Default 30 s, at least 1 s.
+        refresh: Duration,
+    },
+}
+
+/// Client-side TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamTls {
+    /// SNI and name to verify.
+    pub server_name: String,
+    /// PEM roots on the proxy's machine; `None` = the system's.
+    pub ca_file: Option<std::path::PathBuf>,
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Balancer {
+    /// Fewest bytes in flight in proportion to weight, among two drawn at random
+    /// (all, when there are four or fewer); ties go to fewer requests in flight.
+    #[default]
+    BytesInFlight,
+    /// Fewest requests in flight, among two drawn at random.
+    LeastRequest,
+    /// In turn, by weight.
+    RoundRobin,
+    /// Uniformly at random, by weight.
+    Random,
+}
+
+/// Circuit breaker: what goes beyond is refused at once (503, `x-towpath-reason: overflow`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breaker {
+    /// Over the whole service.
+    pub service: Thresholds,
+    /// For each endpoint; a full endpoint is passed over while another has room.
+    pub endpoint: Thresholds,
+}
+
+/// Limits; `None` = unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// Open connections.
+    pub max_connections: Option<u32>,
+    /// Requests in flight.
+    pub max_requests: Option<u32>,
+    /// Requests that wait for a connection.
+    pub max_pending: Option<u32>,
+    /// Bytes in flight: declared or so far seen body bytes of unfinished exchanges.
+    pub max_bytes_in_flight: Option<u64>,
+}
+
+/// Concurrent retries allowed: the larger of a share of the active requests and a floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetShare {
+    /// Per cent of requests in flight. Default 20.
+    pub percent: u32,
+    /// Always allowed. Default 3.
+    pub min_concurrent: u32,
+}
+
+impl Default for BudgetShare {
+    fn default() -> Self {
+        Self { percent: 20, min_concurrent: 3 }
+    }
+}
+
+/// Passive ejection by consecutive failures. The last usable endpoint is never ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outlier {
+    /// Consecutive failures (5xx, reset, connect failure, timeout) that eject. Default 5.
+    pub consecutive_failures: u32,
+    /// First ejection; grows linearly with each further one. Default 30 s.
+    pub base_ejection: Duration,
+    /// Longest ejection. Default 300 s.
+    pub max_ejection: Duration,
+    /// Largest share of the endpoints ejected at once, in per cent; one may always be. Default 50.
+    pub max_ejected_percent: u32,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            base_ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            max_ejected_percent: 50,
+        }
+    }
+}
+
+/// Active probing of every endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: HealthProbe,
+    /// Time between probes. Default 10 s.
+    pub interval: Duration,
+    /// Time allowed for an answer. Default 2 s.
+    pub timeout: Duration,
+    /// Failures in a row that make an endpoint unhealthy. Default 3.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that make it healthy again. Default 1.
+    pub healthy_threshold: u32,
+}
+
+/// A probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HealthProbe {
+    /// `GET path`, any 2xx is healthy.
+    Http {
+        /// Path.
+        path: String,
+        /// `Host`; `None` = the service's name.
+        host: Option<String>,
+    },
+    /// `grpc.health.v1.Health/Check` for this service name (empty = the server as a whole).
+    Grpc {
+        /// Service name asked for.
+        service: String,
+    },
+    /// A TCP connection can be made.
+    Tcp,
+}
+
+impl Service {
+    /// A service with every safe default, whose endpoints are listed.
+    pub fn new(name: impl Into<String>, protocol: Protocol) -> Self {
+        Self {
+            name: name.into(),
+            protocol,
+            discovery: Discovery::Listed,
+            tls: None,
+            balancer: Balancer::default(),
+            breaker: Breaker::default(),
+            outlier: Some(Outlier::default()),
+            health_check: None,
+            connect_timeout: Duration::from_secs(5),
+            pool_idle_timeout: Duration::from_secs(60),
+            retry_budget: BudgetShare::default(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The domain types in a person's words, for `explain` and `diff`.
+
+use std::time::Duration;
+
+use crate::model::{
+    Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, PathMatch,
+    PathRewrite, Protocol, RetryCondition, RouteMatch, Thresholds, ValueMatch, WeightedBackend,
+};
+
+/// `1h30m`, `250ms`, as policy files write it.
+pub(crate) fn time(time: Duration) -> String {
+    let mut rest = time.as_millis();
+    if rest == 0 {
+        return if time.is_zero() { "0s".to_owned() } else { format!("{}µs", time.as_micros()) };
+    }
+    let mut text = String::new();
+    for (unit, millis) in [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)] {
+        if rest >= millis {
+            text += &format!("{}{unit}", rest / millis);
+            rest %= millis;
+        }
+    }
+    text
+}
+
+pub(crate) fn limit(limit: Option<Duration>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), time)
+}
+
+/// `64KiB`, or the plain number where no unit fits.
+pub(crate) fn bytes(bytes: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+/// `POST /ingest/* [x-class: bulk] ?v=2`.
+pub(crate) fn matches(matches: &RouteMatch) -> String {
+    let mut text = String::new();
+    if matches.grpc {
+        text += "gRPC ";
+    }
+    if let Some(method) = &matches.method {
+        text += &format!("{method} ");
+    }
+    text += &match &matches.path {
+        PathMatch::Exact(path) => format!("= {path}"),
+        PathMatch::Prefix(path) if path == "/" => "/*".to_owned(),
+        PathMatch::Prefix(path) => format!("{path}[/*]"),
+        PathMatch::Regex(pattern) => format!("~ {}", pattern.as_str()),
+    };
+    for (name, value) in &matches.headers {
+        text += &match value {
+            ValueMatch::Exact(value) => format!(" [{name}: {value}]"),
+            ValueMatch::Regex(pattern) => format!(" [{name} ~ {}]", pattern.as_str()),
+            ValueMatch::Present => format!(" [{name}]"),
+        };
+    }
+    for (name, value) in &matches.query {
+        text += &match value {
+            ValueMatch::Exact(value) => format!(" ?{name}={value}"),
+            ValueMatch::Regex(pattern) => format!(" ?{name}~{}", pattern.as_str()),
+            ValueMatch::Present => format!(" ?{name}"),
+        };
+    }
+    text
+}
+
+/// What a route does, in one line.
+pub(crate) fn action(action: &Action) -> String {
+    match action {
+        Action::Respond(response) => format!("answer {}", response.status),
+        Action::Redirect(redirect) => {
+            let mut text = format!("redirect {} to", redirect.status);
+            if let Some(scheme) = &redirect.scheme {
+                text += &format!(" {scheme}://");
+            }
+            if let Some(host) = &redirect.host {
+                text += &format!(" {host}");
+            }
+            if let Some(port) = redirect.port {
+                text += &format!(" :{port}");
+            }
+            if let Some(path) = &redirect.path {
+                text += &format!(" {}", rewrite(path));
+            }
+            text
+        }
+        Action::Forward(forward) => backends(&forward.backends),
+    }
+}
+
+pub(crate) fn rewrite(path: &PathRewrite) -> String {
+    match path {
+        PathRewrite::Full(path) => format!("path {path}"),
+        PathRewrite::Prefix(path) => format!("prefix {path}"),
+    }
+}
+
+/// `etl 90 %, etl-canary 10 %`; a single one without its share.
+pub(crate) fn backends(backends: &[WeightedBackend]) -> String {
+    let sum: u64 = backends.iter().map(|b| u64::from(b.weight)).sum();
+    if let [one] = backends {
+        return one.service.clone();
+    }
+    let share = |b: &WeightedBackend| {
+        let tenths = (u64::from(b.weight) * 1000).checked_div(sum).unwrap_or(0);
+        format!("{} {} %", b.service, decimal(tenths))
+    };
+    backends.iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
+/// Tenths as a decimal without a needless zero.
+fn decimal(tenths: u64) -> String {
+    if tenths.is_multiple_of(10) {
+        (tenths / 10).to_string()
+    } else {
+        format!("{}.{}", tenths / 10, tenths % 10)
+    }
+}
+
+/// Parts per million as per cent.
+pub(crate) fn percent(parts_per_million: u32) -> String {
+    let text = format!("{}.{:04}", parts_per_million / 10_000, parts_per_million % 10_000);
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{text} %")
+}
+
+pub(crate) fn conditions(on: &[RetryCondition]) -> String {
+    let codes = |codes: &[String]| codes.join(" ");
+    let word = |condition: &RetryCondition| match condition {
+        RetryCondition::ConnectFailure => "connect-failure".to_owned(),
+        RetryCondition::RefusedStream => "refused-stream".to_owned(),
+        RetryCondition::Reset => "reset".to_owned(),
+        RetryCondition::Timeout => "timeout".to_owned(),
+        RetryCondition::Status(status) => {
+            let status: Vec<_> = status.iter().map(u16::to_string).collect();
+            format!("status {}", codes(&status))
+        }
+        RetryCondition::GrpcStatus(status) => {
+            let status: Vec<_> = status.iter().map(u32::to_string).collect();
+            format!("grpc-status {}", codes(&status))
+        }
+    };
+    if on.is_empty() {
+        return "nothing".to_owned();
+    }
+    on.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http1 => "HTTP/1.1",
+        Protocol::Http2 => "HTTP/2",
+        Protocol::Follow => "HTTP, the client's version",
+        Protocol::Tcp => "TCP",
+    }
+}
+
+pub(crate) fn balancer(balancer: Balancer) -> &'static str {
+    match balancer {
+        Balancer::BytesInFlight => "fewest bytes in flight",
+        Balancer::LeastRequest => "fewest requests in flight",
+        Balancer::RoundRobin => "in turn",
+        Balancer::Random => "at random",
+    }
+}
+
+pub(crate) fn thresholds(limits: &Thresholds) -> String {
+    let mut parts = Vec::new();
+    for (what, limit) in [
+        ("connections", limits.max_connections),
+        ("requests", limits.max_requests),
+        ("waiting", limits.max_pending),
+    ] {
+        if let Some(limit) = limit {
+            parts.push(format!("{limit} {what}"));
+        }
+    }
+    if let Some(limit) = limits.max_bytes_in_flight {
+        parts.push(format!("{} in flight", bytes(limit)));
+    }
+    if parts.is_empty() { "unlimited".to_owned() } else { parts.join(", ") }
+}
+
+pub(crate) fn health_check(check: Option<&HealthCheck>) -> String {
+    let Some(check) = check else { return "none".to_owned() };
+    let probe = match &check.probe {
+        HealthProbe::Http { path, host: None } => format!("GET {path}"),
+        HealthProbe::Http { path, host: Some(host) } => format!("GET {host}{path}"),
+        HealthProbe::Grpc { service } if service.is_empty() => "gRPC".to_owned(),
+        HealthProbe::Grpc { service } => format!("gRPC {service}"),
+        HealthProbe::Tcp => "TCP".to_owned(),
+    };
+    format!(
+        "{probe} every {}, {} to answer, {} failures to go, {} to come back",
+        time(check.interval),
+        time(check.timeout),
+        check.unhealthy_threshold,
+        check.healthy_threshold
+    )
+}
+
+pub(crate) fn locality(locality: &Locality) -> String {
+    let parts = [&locality.region, &locality.zone, &locality.sub_zone];
+    parts.into_iter().filter(|p| !p.is_empty()).cloned().collect::<Vec<_>>().join("/")
+}
+
+pub(crate) fn nodes(nodes: &NodeSelector) -> String {
+    match nodes {
+        NodeSelector::Unclaimed => "every proxy that nothing else names".to_owned(),
+        NodeSelector::Any => "every client".to_owned(),
+        NodeSelector::Matching(patterns) => patterns.join(", "),
+    }
+}
+
+pub(crate) fn bind(bind: &Bind) -> String {
+    match bind {
+        Bind::Socket(address) => address.to_string(),
+        Bind::Api => "xds:///".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{bytes, percent, time};
+
+    #[test]
+    fn values_read_as_they_are_written() {
+        for (millis, expected) in
+            [(0, "0s"), (25, "25ms"), (90_000, "1m30s"), (3_600_000, "1h"), (1_001, "1s1ms")]
+        {
+            assert_eq!(time(Duration::from_millis(millis)), expected);
+        }
+        for (size, expected) in [(65_536, "64KiB"), (4 << 30, "4GiB"), (1000, "1000 bytes")] {
+            assert_eq!(bytes(size), expected);
+        }
+        for (parts, expected) in [(1_000_000, "100 %"), (5000, "0.5 %"), (1, "0.0001 %")] {
+            assert_eq!(percent(parts), expected);
+        }
+    }
+}

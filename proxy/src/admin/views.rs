@@ -1,0 +1,119 @@
+//! The live state as JSON and as gauges.
+
+use std::{fs, sync::atomic::Ordering::Relaxed};
+
+use serde_json::{Value, json};
+use towpath_policies::model::Health;
+
+use crate::{
+    access_log::Rfc3339,
+    control::Control,
+    metrics::registry,
+    upstream::{EndpointState, now_ms},
+};
+
+pub(super) fn config_dump(control: &Control) -> Value {
+    let view = control.view();
+    json!({
+        "version": view.applied.map(|_| &view.snapshot.version),
+        "applied": view.applied.map(|time| Rfc3339(time).to_string()),
+        "source": control.source(),
+        "draining": control.drain.fired(),
+        "snapshot": &*view.snapshot,
+    })
+}
+
+pub(super) fn listeners(control: &Control) -> Value {
+    let addresses = control.addresses();
+    let view = control.view();
+    view.listeners
+        .iter()
+        .filter_map(|listening| {
+            let address = addresses.get(&*listening.name)?;
+            Some(json!({
+                "name": &*listening.name,
+                "address": address.to_string(),
+                "connections": listening.open_connections(),
+            }))
+        })
+        .collect()
+}
+
+pub(super) fn endpoints(control: &Control) -> Value {
+    let view = control.view();
+    let now = now_ms();
+    view.services
+        .iter()
+        .map(|(name, service)| {
+            let live = &service.live;
+            let value = json!({
+                "protocol": service.spec.protocol,
+                "requests_in_flight": live.requests.load(Relaxed),
+                "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
+                "connections": live.connections.load(Relaxed),
+                "pending": live.pending.load(Relaxed),
+                "endpoints": service.endpoints.iter().map(|e| endpoint(e, now)).collect::<Value>(),
+            });
+            (name.clone(), value)
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn endpoint(endpoint: &EndpointState, now: u64) -> Value {
+    let (spec, live) = (&endpoint.spec, &endpoint.live);
+    json!({
+        "name": spec.name,
+        "address": spec.address.to_string(),
+        "locality": spec.locality,
+        "coordinates": spec.coordinates,
+        "gpu": spec.gpu,
+        "weight": spec.weight,
+        "priority": spec.priority,
+        "health": spec.health,
+        "usable": endpoint.usable(now),
+        "healthy": live.probe_healthy.load(Relaxed) && spec.health != Health::Unhealthy,
+        "ejected": live.ejected(now),
+        "ejected_for_ms": live.ejected_until_ms.load(Relaxed).saturating_sub(now),
+        "ejections": live.ejections.load(Relaxed),
+        "consecutive_failures": live.consecutive_failures.load(Relaxed),
+        "requests_in_flight": live.requests.load(Relaxed),
+        "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
+        "connections": live.connections.load(Relaxed),
+        "pending": live.pending.load(Relaxed),
+        "picks_total": live.metrics.picks.value(),
+        "request_bytes_total": live.metrics.bytes_sent.value(),
+        "response_bytes_total": live.metrics.bytes_received.value(),
+    })
+}
+
+/// Brings the gauges up to date that are only looked at when asked for.
+pub(super) fn measure(control: &Control) {
+    let registry = registry();
+    let now = now_ms();
+    for (name, service) in &control.view().services {
+        let of = [("service", name.as_str())];
+        let live = &service.live;
+        let bytes = i64::try_from(live.bytes_in_flight.load(Relaxed)).unwrap_or(i64::MAX);
+        registry.gauge("towpath_bytes_in_flight", &of).set(bytes);
+        let connections = live.connections.load(Relaxed).into();
+        registry.gauge("towpath_upstream_connections", &of).set(connections);
+        for endpoint in &service.endpoints {
+            let labels = [of[0], ("endpoint", endpoint.spec.name.as_str())];
+            let usable = endpoint.usable(now).into();
+            registry.gauge("towpath_endpoint_usable", &labels).set(usable);
+        }
+    }
+    let uptime = i64::try_from(control.started.elapsed().as_secs()).unwrap_or(i64::MAX);
+    registry.gauge("towpath_uptime_seconds", &[]).set(uptime);
+    if let Some(resident) = resident_bytes() {
+        registry.gauge("towpath_process_resident_bytes", &[]).set(resident);
+    }
+}
+
+fn resident_bytes() -> Option<i64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: i64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page = i64::try_from(rustix::param::page_size()).ok()?;
+    Some(pages * page)
+}

@@ -1,0 +1,175 @@
+//! The command line, and the configuration it becomes.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use towpath_policies::model::Node;
+
+use crate::{access_log::Target, source::SourceConfig};
+
+/// Run a proxy: sidecar or gateway, from a policy folder or a control plane
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Signals: SIGTERM or SIGINT drains and stops, a second one stops at once; \
+    SIGHUP or SIGUSR1 reopens the access log.")]
+pub struct Args {
+    /// Folder of policy files to obey; changes are picked up as they happen
+    #[arg(long, value_name = "DIR", conflicts_with = "control_plane", required_unless_present = "control_plane")]
+    pub policies: Option<PathBuf>,
+
+    /// Control plane (any xDS v3 server) to obey, e.g. 127.0.0.1:18000
+    #[arg(long, value_name = "ADDR", requires = "node")]
+    pub control_plane: Option<String>,
+
+    /// This proxy's name: chooses the listeners it gets
+    #[arg(long, value_name = "NAME", env = "TOWPATH_NODE")]
+    pub node: Option<String>,
+
+    /// The group this proxy belongs to
+    #[arg(long, value_name = "NAME", env = "TOWPATH_CLUSTER", default_value = "")]
+    pub cluster: String,
+
+    /// Where the admin endpoint listens; it has no authentication, so keep it on loopback
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    pub admin: SocketAddr,
+
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub workers: Option<u16>,
+
+    /// What is logged to standard error: error, warn, info, debug, trace, or per module (info,h2=debug)
+    #[arg(long, value_name = "LEVEL", env = "TOWPATH_LOG", default_value = "info")]
+    pub log_level: String,
+
+    /// JSON access log: a file, - for standard output, or off
+    #[arg(long, value_name = "PATH", default_value = "off")]
+    pub access_log: String,
+
+    /// How long transfers may go on after a stop was asked for, e.g. 30s, 10m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub drain_timeout: Duration,
+
+    /// Keep the last good configuration here, and start from it when the control plane is away
+    #[arg(long, value_name = "DIR", conflicts_with = "policies")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Most open connections per listener [default: from the open files limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
+}
+
+/// How a proxy runs; what [`crate::start`] takes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where configuration comes from.
+    pub source: SourceConfig,
+    /// Where the admin endpoint binds; port 0 takes a free one.
+    pub admin: SocketAddr,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Access log.
+    pub access_log: Target,
+    /// Time transfers have after [`crate::Running::drain`].
+    pub drain_timeout: Duration,
+    /// Most open connections per listener.
+    pub max_connections: u32,
+}
+
+impl Config {
+    /// One worker, admin on a free port of loopback, no access log: for tests and embedding.
+    pub fn new(source: SourceConfig) -> Self {
+        Self {
+            source,
+            admin: ([127, 0, 0, 1], 0).into(),
+            workers: 1,
+            access_log: Target::Off,
+            drain_timeout: Duration::from_secs(30),
+            max_connections: default_max_connections(),
+        }
+    }
+}
+
+impl Args {
+    /// Checks what the parser cannot, and fills in what depends on the machine.
+    ///
+    /// # Errors
+    /// When the flags contradict each other.
+    pub fn into_config(self) -> anyhow::Result<Config> {
+        let node = Node { id: self.node.unwrap_or_default(), cluster: self.cluster };
+        let source = match (self.policies, self.control_plane) {
+            (Some(folder), None) => SourceConfig::Folder { folder, node },
+            (None, Some(control_plane)) => SourceConfig::ControlPlane {
+                address: control_plane,
+                node,
+                cache_dir: self.cache_dir,
+            },
+            _ => bail!("give either --policies DIR or --control-plane ADDR --node NAME"),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Config {
+            source,
+            admin: self.admin,
+            workers: self.workers.map_or(cores, usize::from),
+            access_log: self.access_log.parse::<Target>().context("--access-log")?,
+            drain_timeout: self.drain_timeout,
+            max_connections: self.max_connections.unwrap_or_else(default_max_connections),
+        })
+    }
+}
+
+/// A quarter of the open files this process may have: each connection may need
+/// one more towards an endpoint and two for a pipe.
+fn default_max_connections() -> u32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let files = limit.current.unwrap_or(1 << 20);
+    u32::try_from(files / 4).unwrap_or(u32::MAX).clamp(16, 1 << 20)
+}
+
+/// Parses Gateway API durations (GEP-2257): up to four pairs of number and unit
+/// `h`, `m`, `s`, `ms`, largest unit first, e.g. `1h30m`, `250ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("ms", 1), ("m", 60_000), ("s", 1000)];
+    let wrong = || format!("`{text}` is no duration: write 30s, 1h30m or 250ms");
+    let (mut rest, mut total, mut last) = (text, 0_u64, u64::MAX);
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let (unit, millis) =
+            UNITS.into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
+        if millis >= last || digits > 5 {
+            return Err(wrong());
+        }
+        (last, rest) = (millis, &rest[unit.len()..]);
+        total += number * millis;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(Duration::from_millis(total)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_are_read_as_gateway_api_writes_them() {
+        for (text, expected) in [
+            ("30s", Some(30_000)),
+            ("1h30m", Some(5_400_000)),
+            ("250ms", Some(250)),
+            ("1m1s1ms", Some(61_001)),
+            ("0s", Some(0)),
+            ("", None),
+            ("30", None),
+            ("s", None),
+            ("1s1m", None),
+            ("1.5s", None),
+            ("-1s", None),
+            ("999999s", None),
+        ] {
+            assert_eq!(duration(text).ok().map(|d| d.as_millis()), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What the admin endpoint, the sources and the signals all act on.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::{sync::watch, task::AbortHandle};
+use towpath_policies::{
+    dns::endpoint_set,
+    model::{Discovery, Snapshot},
+};
+
+use crate::{
+    access_log::AccessLog,
+    drain::Signal,
+    worker::Workers,
+    world::{Rejection, View, World},
+};
+
+/// The proxy, as seen from its control thread.
+#[derive(Debug)]
+pub(crate) struct Control {
+    world: Mutex<World>,
+    view: Arc<ArcSwap<View>>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) access_log: Option<AccessLog>,
+    /// Fired when the proxy is to finish what it has and stop.
+    pub(crate) drain: Signal,
+    pub(crate) started: Instant,
+    /// Snapshots put in force so far.
+    applied: watch::Sender<u64>,
+    source: Mutex<SourceStatus>,
+    resolving: Mutex<BTreeMap<String, Resolving>>,
+}
+
+/// Where configuration comes from, and how that goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct SourceStatus {
+    /// `folder`, `control-plane` or `manual`.
+    pub(crate) kind: &'static str,
+    /// The folder or address.
+    pub(crate) location: String,
+    /// Whether the source can be reached now.
+    pub(crate) connected: bool,
+    /// Whether what is in force was read from the cache on disk.
+    pub(crate) from_cache: bool,
+    /// What is wrong with the newest configuration, which is therefore not in force.
+    pub(crate) errors: Vec<String>,
+}
+
+/// A DNS name being followed.
+#[derive(Debug)]
+struct Resolving {
+    discovery: Discovery,
+    task: AbortHandle,
+}
+
+impl Drop for Resolving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Shortest pause between two look-ups of one name.
+const MIN_REFRESH: Duration = Duration::from_secs(1);
+/// Pause after a look-up that failed.
+const RETRY_LOOKUP: Duration = Duration::from_secs(5);
+
+impl Control {
+    pub(crate) fn new(
+        world: World,
+        workers: Arc<Workers>,
+        access_log: Option<AccessLog>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view: world.view(),
+            world: Mutex::new(world),
+            workers,
+            access_log,
+            drain: Signal::new(),
+            started: Instant::now(),
+            applied: watch::Sender::new(0),
+            source: Mutex::default(),
+            resolving: Mutex::default(),
+        })
+    }
+
+    /// Puts a snapshot in force, or says why not and changes nothing.
+    pub(crate) fn apply(self: &Arc<Self>, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
+        let begun = Instant::now();
+        let version = snapshot.version.clone();
+        self.world().apply(snapshot.clone())?;
+        self.follow_names(&snapshot);
+        self.applied.send_modify(|count| *count += 1);
+        tracing::info!(version, took_us = begun.elapsed().as_micros() as u64, "configuration in force");
+        Ok(())
+    }
+
+    /// What is in force.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Counts the snapshots put in force.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Begins the drain: nothing new is accepted, what runs is asked to finish.
+    pub(crate) fn begin_drain(&self) {
+        self.drain.fire();
+        self.world().drain();
+    }
+
+    pub(crate) fn reload_certificates(&self) {
+        self.world().reload_certificates();
+    }
+
+    pub(crate) fn addresses(&self) -> BTreeMap<String, std::net::SocketAddr> {
+        self.world().addresses()
+    }
+
+    pub(crate) fn source(&self) -> SourceStatus {
+        lock(&self.source).clone()
+    }
+
+    pub(crate) fn note_source(&self, change: impl FnOnce(&mut SourceStatus)) {
+        change(&mut lock(&self.source));
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        lock(&self.world)
+    }
+
+    /// Follows the DNS names of services whose endpoints nobody else delivers.
+    fn follow_names(self: &Arc<Self>, snapshot: &Snapshot) {
+        let ours = |name: &str, discovery: &Discovery| {
+            matches!(discovery, Discovery::Dns { .. })
+                && snapshot.endpoints.get(name).is_none_or(|set| set.endpoints.is_empty())
+        };
+        let mut resolving = lock(&self.resolving);
+        resolving.retain(|name, running| {
+            snapshot.services.get(name).is_some_and(|service| {
+                service.discovery == running.discovery && ours(name, &service.discovery)
+            })
+        });
+        for (name, service) in &snapshot.services {
+            if !ours(name, &service.discovery) || resolving.contains_key(name) {
+                continue;
+            }
+            if let Discovery::Dns { host, port, refresh } = &service.discovery {
+                let control = Arc::downgrade(self);
+                let following =
+                    follow(control, name.clone(), host.clone(), *port, (*refresh).max(MIN_REFRESH));
+                let task = tokio::spawn(following).abort_handle();
+                let discovery = service.discovery.clone();
+                resolving.insert(name.clone(), Resolving { discovery, task });
+            }
+        }
+    }
+}
+
+/// Looks a name up again and again; the last good answer stays in use.
+async fn follow(control: Weak<Control>, service: String, host: String, port: u16, every: Duration) {
+    let mut known = None;
+    loop {
+        let found = tokio::net::lookup_host((host.as_str(), port)).await;
+        let Some(control) = control.upgrade() else { return };
+        let pause = match found {
+            Ok(addresses) => {
+                let set = endpoint_set(&service, addresses);
+                if known.as_ref() != Some(&set) {
+                    known = Some(set.clone());
+                    tracing::info!(service, host, endpoints = set.endpoints.len(), "name resolved");
+                    control.world().resolve(&service, Arc::new(set));
+                }
+                every
+            }
+            Err(error) => {
+                tracing::warn!(service, host, %error, "name cannot be resolved, keeping the last answer");
+                every.min(RETRY_LOOKUP)
+            }
+        };
+        drop(control);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held is a bug that was logged; what is inside is still the best there is.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,396 @@
+//! Tries: an endpoint picked, a connection found, the request sent, an answer awaited.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::header;
+use tokio::time::Instant;
+use towpath_policies::model::RetryCondition;
+
+use super::{
+    deadline::{Expired, grpc_timeout_value},
+    exchange::{Exchange, Stop},
+    h1_client::Http1,
+    h2_client::{self, Http2},
+    message::{Broken, ResponseHead},
+    record::grpc_status,
+    relay::{Answer, Cut, Downstream, Upload, Upstream},
+    reply::Reply,
+    retry::{self, Facts, RetryReason},
+};
+use crate::{
+    outlier::{self, Failure, Outcome},
+    router::{Backend, Forward},
+    upstream::{
+        self, EndpointState, ServiceState,
+        admission::Ticket,
+        connect::{ConnectError, Connector, Wire},
+        h2_pool,
+        pick::{self, NoPick, Tried},
+        pool,
+    },
+};
+
+/// What a try came to.
+enum Tried1 {
+    Answered(Upstream, ResponseHead, bool),
+    Failed { reason: RetryReason, reply: Reply },
+    /// A pooled connection had been closed by the endpoint before it saw the request.
+    Stale,
+}
+
+/// A connection for a try.
+type Ready = Result<Upstream, ConnectError>;
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// Tries until an answer is to be passed on.
+    pub(super) async fn attempts(
+        &mut self,
+        forward: &Forward,
+        backend: &Backend,
+    ) -> Result<(Upstream, ResponseHead, bool), Stop> {
+        let policy = &forward.retry;
+        let mut tried = Tried::default();
+        let mut fresh = false;
+        let mut budget = None;
+        loop {
+            let Some(live) = &backend.service else { return Err(Stop::Reply(Reply::NO_SERVICE)) };
+            let service = live.current.load_full().ok_or(Stop::Reply(Reply::NO_SERVICE))?;
+            let endpoint = self.admit(&service, &tried)?;
+            if !fresh {
+                self.record.attempts += 1;
+            }
+            self.limits.of_try =
+                policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
+            let outcome = self.try_once(&service, &endpoint, fresh).await?;
+            let (reason, reply, answer) = match outcome {
+                Tried1::Stale => {
+                    // No endpoint failed here, so nothing is charged: the same one again.
+                    self.replay.rewind();
+                    fresh = true;
+                    continue;
+                }
+                Tried1::Answered(up, head, switched) => match retryable(forward, &head) {
+                    Some(reason) if !switched => (reason, None, Some((up, head))),
+                    _ => return Ok((up, head, switched)),
+                },
+                Tried1::Failed { reason, reply } => (reason, Some(reply), None),
+            };
+            fresh = false;
+            let facts = Facts {
+                reason,
+                tries: self.record.attempts,
+                idempotent: self.is_idempotent(),
+                keyed: self.head.headers.contains_key("idempotency-key"),
+                replayable: self.replay.is_complete(),
+                retry_after: answer.as_ref().and_then(|(_, head)| retry_after(head)),
+                jitter: fastrand::f64(),
+            };
+            let wait = retry::decide(policy, &facts).filter(|wait| self.has_time_for(*wait));
+            let granted = wait.and_then(|wait| {
+                drop(budget.take());
+                budget = service.retry();
+                budget.is_some().then_some(wait)
+            });
+            let Some(wait) = granted else {
+                return match (answer, reply) {
+                    (Some((up, head)), _) => Ok((up, head, false)),
+                    (None, Some(reply)) => Err(Stop::Reply(reply)),
+                    (None, None) => Err(Stop::Reply(Reply::BROKEN)),
+                };
+            };
+            service.live.metrics.retries[reason.index()].inc();
+            if answer.is_some() {
+                self.report_status(&service, &endpoint);
+            }
+            drop(answer);
+            self.ticket = None;
+            tried.add(&endpoint);
+            self.replay.rewind();
+            self.pause(wait).await?;
+        }
+    }
+
+    fn admit(
+        &self,
+        service: &Arc<ServiceState>,
+        tried: &Tried,
+    ) -> Result<Arc<EndpointState>, Stop> {
+        let declared = self.head.length.declared();
+        service.has_room(declared).map_err(|limit| Stop::Reply(Reply::overflow(limit)))?;
+        pick::pick(service, tried, upstream::now_ms(), declared).cloned().map_err(|none| {
+            Stop::Reply(match none {
+                NoPick::NoneHealthy => Reply::NO_ENDPOINT,
+                NoPick::Full(limit) => Reply::overflow(limit),
+            })
+        })
+    }
+
+    fn has_time_for(&self, wait: Duration) -> bool {
+        self.limits.overall.is_none_or(|end| Instant::now() + wait < end)
+    }
+
+    fn report_status(&self, service: &ServiceState, endpoint: &EndpointState) {
+        outlier::report(service, endpoint, Outcome::Failure(Failure::Status));
+    }
+
+    async fn try_once(
+        &mut self,
+        service: &Arc<ServiceState>,
+        endpoint: &Arc<EndpointState>,
+        fresh: bool,
+    ) -> Result<Tried1, Stop> {
+        let declared = self.head.length.declared();
+        self.ticket = None;
+        self.ticket = Some(Ticket::new(service.clone(), endpoint.clone(), declared));
+        self.record.endpoint = Some(endpoint.clone());
+        self.limit_grpc();
+        let worker = self.client.worker;
+        let mut up = match self.wire(service.spec.protocol) {
+            Wire::Http1 => {
+                let pooled = if fresh { None } else { endpoint.live.pools.take(worker) };
+                match pooled {
+                    Some(connection) => self.on_http1(connection, true),
+                    None => {
+                        let connect = connect_http1(service, endpoint);
+                        match self.while_waiting(connect).await? {
+                            Ok(Ok(connection)) => self.on_http1(connection, false),
+                            Ok(Err(error)) => return Ok(failed_connect(service, endpoint, &error)),
+                            Err(expired) => return self.expired(expired, service, endpoint),
+                        }
+                    }
+                }
+            }
+            Wire::Http2 => {
+                self.head.upgrade = None;
+                match self.on_http2(service, endpoint).await? {
+                    Ok(Ok(up)) => up,
+                    Ok(Err(error)) => return Ok(failed_connect(service, endpoint, &error)),
+                    Err(expired) => return self.expired(expired, service, endpoint),
+                }
+            }
+        };
+        self.upload = up.begin(&self.head);
+        match self.await_answer(&mut up).await {
+            Ok((head, switched)) => Ok(Tried1::Answered(up, head, switched)),
+            Err(Cut::Client(Broken::Malformed(what))) => Err(Stop::Reply(Reply::bad_request(what))),
+            Err(Cut::Client(broken)) => Err(Stop::Client(broken)),
+            Err(Cut::Expired(expired)) => self.expired(expired, service, endpoint),
+            Err(Cut::Endpoint(broken)) => Ok(self.broken(&broken, &up, service, endpoint)),
+        }
+    }
+
+    /// Rewrites `grpc-timeout` to what is left of it.
+    fn limit_grpc(&mut self) {
+        if !self.grpc {
+            return;
+        }
+        let Some(overall) = self.limits.overall else { return };
+        let left = overall.saturating_duration_since(Instant::now());
+        if let Some(value) = grpc_timeout_value(left) {
+            self.head.headers.insert(super::deadline::GRPC_TIMEOUT, value);
+        }
+    }
+
+    fn on_http1(&mut self, connection: pool::Http1, reused: bool) -> Upstream {
+        if self.head.received == Wire::Http2 {
+            super::headers::join_cookies(&mut self.head.headers);
+        }
+        let authority = &self.head.authority;
+        Upstream::Http1(Box::new(Http1::new(connection, reused, &self.head, authority)))
+    }
+
+    async fn on_http2(
+        &mut self,
+        service: &Arc<ServiceState>,
+        endpoint: &Arc<EndpointState>,
+    ) -> Result<Result<Ready, Expired>, Stop> {
+        let worker = self.client.worker;
+        let scheme = service.connector.scheme();
+        let mut request = h2_client::request(&self.head, &self.head.authority, &scheme);
+        let end = self.head.length.is_empty();
+        loop {
+            match endpoint.live.open_stream(worker, request, end) {
+                Ok(Ok(opened)) => {
+                    let up = Upstream::Http2(Http2::new(opened, self.head.method.clone()));
+                    return Ok(Ok(Ok(up)));
+                }
+                Ok(Err(error)) => {
+                    return Ok(Ok(Err(ConnectError::Handshake(error.to_string()))));
+                }
+                Err(unsent) => request = unsent,
+            }
+            let connect = async {
+                let _waiting =
+                    service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
+                h2_pool::connect_shared(service, endpoint, worker).await
+            };
+            match self.while_waiting(connect).await? {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Ok(Ok(Err(error))),
+                Err(expired) => return Ok(Err(expired)),
+            }
+        }
+    }
+
+    /// Waits for `work`, unless the client goes or time runs out.
+    async fn while_waiting<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<Result<T, Expired>, Stop> {
+        let mut work = pin!(work);
+        // The request body is left where it is until there is somewhere to send it.
+        let body = std::mem::replace(&mut self.upload, Upload::Stopped);
+        let done = poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            self.poll_cut_waiting(cx)
+        })
+        .await;
+        self.upload = body;
+        match done {
+            Ok(done) => Ok(Ok(done)),
+            Err(Cut::Expired(expired)) => Ok(Err(expired)),
+            Err(Cut::Client(broken) | Cut::Endpoint(broken)) => Err(Stop::Client(broken)),
+        }
+    }
+
+    fn poll_cut_waiting<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
+        // Reading ahead for a close is safe only where no body is on its way.
+        if self.head.length.is_empty() || self.head.received == Wire::Http2 {
+            return self.poll_cut(cx);
+        }
+        match self.limits.poll(self.timer, cx, &mut self.moved) {
+            Poll::Ready(expired) => Poll::Ready(Err(Cut::Expired(expired))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    async fn pause(&mut self, wait: Duration) -> Result<(), Stop> {
+        if wait.is_zero() {
+            return Ok(());
+        }
+        self.limits.of_try = None;
+        match self.while_waiting(tokio::time::sleep(wait)).await? {
+            Ok(()) => Ok(()),
+            Err(Expired::Idle) => Err(Stop::Reply(Reply::IDLE)),
+            Err(_) => Err(Stop::Reply(Reply::TIMEOUT)),
+        }
+    }
+
+    /// Sends the body, passes interim responses on, and waits for the final head.
+    async fn await_answer(&mut self, up: &mut Upstream) -> Result<(ResponseHead, bool), Cut> {
+        poll_fn(|cx| {
+            self.poll_upload(up, cx)?;
+            loop {
+                match up.poll_answer(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(Cut::Endpoint(broken))),
+                    Poll::Ready(Ok(Answer::Final(head))) => return Poll::Ready(Ok((head, false))),
+                    Poll::Ready(Ok(Answer::Switched(head))) => return Poll::Ready(Ok((head, true))),
+                    Poll::Ready(Ok(Answer::Interim(interim))) => {
+                        self.moved = true;
+                        let is_continue = interim.status == http::StatusCode::CONTINUE;
+                        // Nobody waits for a 100 that was not asked for, or once the body flows.
+                        if !is_continue || (self.head.expects_continue && !self.replay.has_begun()) {
+                            self.down.inform(interim);
+                        }
+                    }
+                }
+            }
+            if let Poll::Ready(Err(broken)) = self.down.poll_flush(cx) {
+                return Poll::Ready(Err(Cut::Client(broken)));
+            }
+            self.poll_cut(cx)
+        })
+        .await
+    }
+
+    fn broken(
+        &mut self,
+        broken: &Broken,
+        up: &Upstream,
+        service: &ServiceState,
+        endpoint: &EndpointState,
+    ) -> Tried1 {
+        let repeatable = self.replay.is_complete() && self.is_idempotent();
+        if up.was_stale() && repeatable {
+            return Tried1::Stale;
+        }
+        let (reason, reply) = match broken {
+            Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
+            Broken::Closed | Broken::Reset(_) => (RetryReason::Reset, Reply::BROKEN),
+            Broken::Malformed(_) => (RetryReason::Reset, Reply::MALFORMED),
+        };
+        if reason != RetryReason::Refused {
+            outlier::report(service, endpoint, Outcome::Failure(Failure::Reset));
+        }
+        tracing::debug!(endpoint = %endpoint.spec.address, %broken, "a try failed");
+        Tried1::Failed { reason, reply }
+    }
+
+    fn expired(
+        &mut self,
+        expired: Expired,
+        service: &ServiceState,
+        endpoint: &EndpointState,
+    ) -> Result<Tried1, Stop> {
+        match expired {
+            Expired::Idle => Err(Stop::Reply(Reply::IDLE)),
+            Expired::HalfClosed => Err(Stop::Client(Broken::Closed)),
+            Expired::Overall => {
+                outlier::report(service, endpoint, Outcome::Failure(Failure::Timeout));
+                Err(Stop::Reply(Reply::TIMEOUT))
+            }
+            Expired::Try => {
+                outlier::report(service, endpoint, Outcome::Failure(Failure::Timeout));
+                Ok(Tried1::Failed { reason: RetryReason::Timeout, reply: Reply::TIMEOUT })
+            }
+        }
+    }
+}
+
+async fn connect_http1(
+    service: &ServiceState,
+    endpoint: &EndpointState,
+) -> Result<pool::Http1, ConnectError> {
+    let _waiting = service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
+    let (io, guard) = Connector::connect(service, endpoint, Some(Wire::Http1)).await?;
+    Ok(pool::Http1 { io, guard })
+}
+
+fn failed_connect(service: &ServiceState, endpoint: &EndpointState, error: &ConnectError) -> Tried1 {
+    tracing::debug!(endpoint = %endpoint.spec.address, %error, "no connection");
+    if let ConnectError::Full(limit) = error {
+        return Tried1::Failed { reason: RetryReason::Refused, reply: Reply::overflow(*limit) };
+    }
+    outlier::report(service, endpoint, Outcome::Failure(Failure::Connect));
+    Tried1::Failed { reason: RetryReason::Connect, reply: Reply::CONNECT_FAILED }
+}
+
+/// Whether the policy looks at this answer as a failure.
+fn retryable(forward: &Forward, head: &ResponseHead) -> Option<RetryReason> {
+    let status = head.status.as_u16();
+    forward.retry.on.iter().find_map(|condition| match condition {
+        RetryCondition::Status(codes) if codes.contains(&status) => {
+            Some(RetryReason::Status(status))
+        }
+        RetryCondition::GrpcStatus(codes) => grpc_status(&head.headers)
+            .filter(|code| *code != 0 && codes.contains(code))
+            .map(RetryReason::GrpcStatus),
+        _ => None,
+    })
+}
+
+/// `Retry-After` in seconds; dates are not waited for.
+fn retry_after(head: &ResponseHead) -> Option<Duration> {
+    let value = head.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+

@@ -1,0 +1,137 @@
+//! Time limits of an exchange: one lazily armed timer, and gRPC's own deadline.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// One timer that serves all time limits of a connection or stream.
+///
+/// It is moved only when it would fire too late; one that fires early is moved
+/// on. A request that ends in time never touches the timer wheel.
+#[derive(Debug, Default)]
+pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Ready once `deadline` has passed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= deadline || Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// What ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expired {
+    /// The whole exchange's time.
+    Overall,
+    /// The try's time.
+    Try,
+    /// Nothing moved.
+    Idle,
+    /// The client closed its sending side and no answer began.
+    HalfClosed,
+}
+
+/// The time limits of one exchange.
+#[derive(Debug)]
+pub(super) struct Limits {
+    pub(super) overall: Option<Instant>,
+    pub(super) of_try: Option<Instant>,
+    pub(super) half_closed: Option<Instant>,
+    idle: Option<Duration>,
+    idle_check: Option<Instant>,
+    still: u8,
+}
+
+/// An idle limit is looked at so often; it is met at most one such part late.
+const IDLE_PARTS: u8 = 4;
+
+impl Limits {
+    pub(super) fn new(start: Instant, overall: Option<Duration>, idle: Option<Duration>) -> Self {
+        Self {
+            overall: overall.and_then(|o| start.checked_add(o)),
+            of_try: None,
+            half_closed: None,
+            idle,
+            idle_check: idle.and_then(|i| start.checked_add(i / u32::from(IDLE_PARTS))),
+            still: 0,
+        }
+    }
+
+    /// Ready when a limit is reached. `moved` says whether a byte moved since
+    /// the last look, and is taken back.
+    pub(super) fn poll(
+        &mut self,
+        timer: &mut Timer,
+        cx: &mut Context<'_>,
+        moved: &mut bool,
+    ) -> Poll<Expired> {
+        loop {
+            let all = [self.overall, self.of_try, self.half_closed, self.idle_check];
+            let Some(first) = all.into_iter().flatten().min() else { return Poll::Pending };
+            ready!(timer.poll(cx, first));
+            let now = Instant::now().max(first);
+            if self.overall.is_some_and(|at| at <= now) {
+                return Poll::Ready(Expired::Overall);
+            }
+            if self.of_try.is_some_and(|at| at <= now) {
+                return Poll::Ready(Expired::Try);
+            }
+            if self.half_closed.is_some_and(|at| at <= now) {
+                return Poll::Ready(Expired::HalfClosed);
+            }
+            self.still = if std::mem::take(moved) { 0 } else { self.still + 1 };
+            if self.still >= IDLE_PARTS {
+                return Poll::Ready(Expired::Idle);
+            }
+            self.idle_check = self.idle.and_then(|i| now.checked_add(i / u32::from(IDLE_PARTS)));
+        }
+    }
+}
+
+pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The deadline a gRPC client set. A value that is none is ignored, as gRPC says of unknown metadata.
+pub(super) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// What is left of a deadline, as `grpc-timeout` writes it: at most eight digits.
+pub(super) fn grpc_timeout_value(left: Duration) -> Option<HeaderValue> {
+    let micros = left.as_micros();
+    let (amount, unit) = match micros {
+        0..100_000_000 => (micros, 'u'),
+        100_000_000..100_000_000_000 => (micros / 1000, 'm'),
+        _ => ((micros / 1_000_000).min(99_999_999), 'S'),
+    };
+    HeaderValue::from_str(&format!("{amount}{unit}")).ok()
+}

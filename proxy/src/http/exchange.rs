@@ -1,0 +1,384 @@
+//! One request, from its head to its record: routed, tried, answered.
+
+use std::{future::poll_fn, task::Poll, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::time::Instant;
+
+use super::{
+    deadline::{Expired, Limits, Timer, grpc_timeout},
+    headers::{host_of, with_path},
+    keeps_claims,
+    message::{Broken, Client, Length, RequestHead, ResponseHead},
+    mirror,
+    record::{Recorder, grpc_status},
+    relay::{Cut, Downstream, Upload, Upstream},
+    replay::Replay,
+    reply::Reply,
+};
+use crate::{
+    outlier::{self, Failure, Outcome},
+    router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
+    upstream::{admission::Ticket, connect::Wire},
+};
+
+/// Everything one exchange knows while it lasts.
+pub(super) struct Exchange<'a, D> {
+    pub(super) client: &'a Client,
+    pub(super) down: &'a mut D,
+    pub(super) timer: &'a mut Timer,
+    pub(super) head: RequestHead,
+    pub(super) record: Recorder<'a>,
+    pub(super) limits: Limits,
+    pub(super) replay: Replay,
+    pub(super) upload: Upload,
+    /// A byte moved since the idle limit was last looked at.
+    pub(super) moved: bool,
+    /// The endpoint has more than the client took.
+    pub(super) starved: bool,
+    pub(super) ticket: Option<Ticket>,
+    pub(super) grpc: bool,
+    half_closed: bool,
+    response_length: Length,
+}
+
+/// A client that closed its sending side after its request is answered if the
+/// answer begins within this time; after that it is taken to be gone.
+const HALF_CLOSE_GRACE: Duration = Duration::from_secs(10);
+
+/// How an exchange ends early.
+pub(super) enum Stop {
+    /// With an answer of our own.
+    Reply(Reply),
+    /// The client is gone.
+    Client(Broken),
+}
+
+/// Serves one request on `down`. What it leaves unsaid, `down` knows how to end.
+pub(super) async fn run<D: Downstream>(
+    client: &Client,
+    down: &mut D,
+    timer: &mut Timer,
+    head: RequestHead,
+    start: Instant,
+) {
+    let record = Recorder::new(client, &head, start);
+    let grpc = is_grpc(&head.headers);
+    let mut exchange = Exchange {
+        client,
+        down,
+        timer,
+        upload: Upload::Active,
+        limits: Limits::new(start, None, None),
+        replay: Replay::new(0),
+        moved: false,
+        starved: false,
+        ticket: None,
+        grpc,
+        half_closed: false,
+        response_length: Length::None,
+        record,
+        head,
+    };
+    if let Err(stop) = exchange.serve(start).await {
+        exchange.stop(stop).await;
+    }
+}
+
+impl<D: Downstream> Exchange<'_, D> {
+    async fn serve(&mut self, start: Instant) -> Result<(), Stop> {
+        let route = {
+            let target = Target {
+                host: host_of(&self.head.authority),
+                path: self.head.path(),
+                query: self.head.target.query(),
+                method: &self.head.method,
+                headers: &self.head.headers,
+            };
+            self.client.router().route(&target).cloned()
+        };
+        let route = route.ok_or(Stop::Reply(Reply::NO_ROUTE))?;
+        match &route.action {
+            Action::Forward(forward) => {
+                let drawn = forward.draw();
+                self.record.took(route.clone(), drawn);
+                self.forward(&route, forward, &forward.backends()[drawn], start).await
+            }
+            Action::Redirect(redirect) => {
+                self.record.took(route.clone(), 0);
+                let head = self.redirect(redirect)?;
+                self.answer(&route, head, bytes::Bytes::new()).await
+            }
+            Action::Respond { status, body } => {
+                self.record.took(route.clone(), 0);
+                let mut headers = HeaderMap::new();
+                if !body.is_empty() {
+                    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+                }
+                headers.insert(header::CONTENT_LENGTH, body.len().into());
+                let length = Length::Known(body.len() as u64);
+                let head = ResponseHead { status: *status, headers, length };
+                self.answer(&route, head, body.clone()).await
+            }
+        }
+    }
+
+    async fn forward(
+        &mut self,
+        route: &CompiledRoute,
+        forward: &Forward,
+        backend: &Backend,
+        start: Instant,
+    ) -> Result<(), Stop> {
+        let asked = if self.grpc { grpc_timeout(&self.head.headers) } else { None };
+        let overall = match (forward.timeout, asked) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        };
+        self.limits = Limits::new(start, overall, forward.idle_timeout);
+        let mirrors = mirror::draw(forward);
+        let keep = if forward.retry.attempts > 0 || !mirrors.is_empty() {
+            forward.retry.replay_limit_bytes
+        } else {
+            0
+        };
+        self.replay = Replay::new(keep);
+        self.prepare(route, forward, backend)?;
+        let (mut up, answer, switched) = self.attempts(forward, backend).await?;
+        if mirrors.is_empty() {
+            self.replay.give_up();
+        }
+        self.finish_head(route, backend, answer)?;
+        match self.relay(&mut up, switched).await {
+            Ok(()) => self.complete(up, mirrors),
+            Err(cut) => {
+                // What came before the break is passed on as far as it goes at once.
+                poll_fn(|cx| Poll::Ready(drop(self.down.poll_flush(cx)))).await;
+                self.cut(&cut);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the request into what endpoints get.
+    fn prepare(
+        &mut self,
+        route: &CompiledRoute,
+        forward: &Forward,
+        backend: &Backend,
+    ) -> Result<(), Stop> {
+        let head = &mut self.head;
+        if let Some(rewrite) = &forward.path {
+            let path = rewrite.apply(head.target.path());
+            head.target = with_path(&head.target, &path).map_err(Stop::Reply)?;
+        }
+        self.client.forwarding.apply(&mut head.headers);
+        if let Some(via) = self.client.listener.via(head.received) {
+            head.headers.append(header::VIA, via.clone());
+        }
+        if let Some(host) = backend.host.as_ref().or(forward.host.as_ref()) {
+            if keeps_claims(self.client.listener.options.forwarded) {
+                if let Ok(original) = HeaderValue::from_str(head.authority.as_str()) {
+                    head.headers.entry(X_FORWARDED_HOST).or_insert(original);
+                }
+            }
+            head.authority = host.clone();
+        }
+        route.request_headers.apply(&mut head.headers);
+        backend.request_headers.apply(&mut head.headers);
+        Ok(())
+    }
+
+    /// Sends the final head on to the client.
+    fn finish_head(
+        &mut self,
+        route: &CompiledRoute,
+        backend: &Backend,
+        mut answer: ResponseHead,
+    ) -> Result<(), Stop> {
+        backend.response_headers.apply(&mut answer.headers);
+        route.response_headers.apply(&mut answer.headers);
+        if let Some(via) = self.client.listener.via(self.head.received) {
+            answer.headers.append(header::VIA, via.clone());
+        }
+        self.record.status = answer.status.as_u16();
+        if self.grpc {
+            self.record.grpc_status = grpc_status(&answer.headers);
+        }
+        self.response_length = answer.length;
+        if let Some(ticket) = &mut self.ticket {
+            ticket.add_bytes(answer.length.declared());
+        }
+        self.limits.of_try = None;
+        self.limits.half_closed = None;
+        self.down.respond(answer).map_err(Stop::Client)
+    }
+
+    fn complete(&mut self, up: Upstream, mirrors: mirror::Drawn<'_>) {
+        self.report_answer();
+        if let Some(ticket) = self.ticket.take() {
+            if let Upstream::Http1(h1) = up {
+                let idle = ticket.service.spec.pool_idle_timeout;
+                h1.finish(&ticket.endpoint.live, self.client.worker, idle);
+            }
+        }
+        if !mirrors.is_empty() {
+            mirror::send(mirrors, &self.head, &self.replay, self.client.worker);
+        }
+    }
+
+    /// Ends a response that had begun so that nobody takes it for whole.
+    fn cut(&mut self, cut: &Cut) {
+        let (reason, failure, cause) = match cut {
+            Cut::Client(broken) => ("client_gone", None, broken.clone()),
+            Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), broken.clone()),
+            Cut::Expired(Expired::Idle) => {
+                ("idle_timeout", None, Broken::Reset(h2::Reason::CANCEL))
+            }
+            Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
+            Cut::Expired(_) => ("timeout", Some(Failure::Timeout), Broken::Reset(h2::Reason::CANCEL)),
+        };
+        self.record.reason = Some(reason);
+        if let (Some(failure), Some(ticket)) = (failure, &self.ticket) {
+            outlier::report(&ticket.service, &ticket.endpoint, Outcome::Failure(failure));
+        }
+        self.down.abort(&cause);
+    }
+
+    fn report_answer(&self) {
+        let Some(ticket) = &self.ticket else { return };
+        // UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS say what a 5xx says.
+        let failed = self.record.status >= 500
+            || matches!(self.record.grpc_status, Some(2 | 13 | 14 | 15));
+        let outcome =
+            if failed { Outcome::Failure(Failure::Status) } else { Outcome::Success };
+        outlier::report(&ticket.service, &ticket.endpoint, outcome);
+    }
+
+    async fn stop(&mut self, stop: Stop) {
+        match stop {
+            Stop::Client(broken) => {
+                self.record.reason = Some("client_gone");
+                self.down.abort(&broken);
+            }
+            Stop::Reply(reply) => {
+                self.record.reason = Some(reply.reason);
+                if self.grpc {
+                    self.record.grpc_status = reply.grpc_status().parse().ok();
+                }
+                let (head, body) = reply.into_message(self.grpc);
+                self.send(head, body).await;
+            }
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        route: &CompiledRoute,
+        mut head: ResponseHead,
+        body: bytes::Bytes,
+    ) -> Result<(), Stop> {
+        route.response_headers.apply(&mut head.headers);
+        self.send(head, body).await;
+        Ok(())
+    }
+
+    /// Sends an answer of our own.
+    async fn send(&mut self, head: ResponseHead, body: bytes::Bytes) {
+        self.record.status = head.status.as_u16();
+        let bodiless = self.head.method == Method::HEAD
+            || head.length.is_empty()
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let mut sent = self.down.respond(head);
+        if sent.is_ok() {
+            self.record.response_bytes = if bodiless { 0 } else { body.len() as u64 };
+            sent = if bodiless { self.down.end(None) } else { self.down.data(body, true) };
+        }
+        let flushed = match sent {
+            Ok(()) => poll_fn(|cx| self.down.poll_flush(cx)).await,
+            Err(broken) => Err(broken),
+        };
+        if let Err(broken) = flushed {
+            self.record.reason = Some("client_gone");
+            self.down.abort(&broken);
+        }
+    }
+
+    fn redirect(&self, redirect: &Redirect) -> Result<ResponseHead, Stop> {
+        let scheme = redirect.scheme.as_deref().unwrap_or({
+            if self.client.peer.tls.is_some() { "https" } else { "http" }
+        });
+        let authority = &self.head.authority;
+        let host = redirect.host.as_deref().unwrap_or(authority.host());
+        // A port given wins; a changed scheme means its default; else the request's own.
+        let port = redirect.port.or_else(|| match redirect.scheme {
+            Some(_) => None,
+            None => authority.port_u16(),
+        });
+        let port = match (port, scheme) {
+            (None, _) | (Some(80), "http") | (Some(443), "https") => String::new(),
+            (Some(port), _) => format!(":{port}"),
+        };
+        let path = match &redirect.path {
+            Some(rewrite) => std::borrow::Cow::Owned(rewrite.apply(self.head.path())),
+            None => self.head.path().into(),
+        };
+        let query = self.head.target.query().map(|q| format!("?{q}")).unwrap_or_default();
+        let location = HeaderValue::try_from(format!("{scheme}://{host}{port}{path}{query}"))
+            .map_err(|_| Stop::Reply(Reply::bad_request("the path is not valid")))?;
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(header::LOCATION, location);
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        Ok(ResponseHead { status: redirect.status, headers, length: Length::Known(0) })
+    }
+
+    /// Whether repeating the request does no harm (RFC 9110 §9.2.2).
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.head.method.is_idempotent()
+    }
+
+    pub(super) fn wire(&self, protocol: towpath_policies::model::Protocol) -> Wire {
+        Wire::towards(protocol, self.head.received)
+    }
+
+    pub(super) fn half_closed(&mut self) {
+        if !std::mem::replace(&mut self.half_closed, true) && !self.down.has_responded() {
+            self.limits.half_closed = Instant::now().checked_add(HALF_CLOSE_GRACE);
+        }
+    }
+
+    pub(super) fn count_taken(&mut self, bytes: u64) {
+        self.record.request_bytes += bytes;
+        if let Some(backend) = self.record.backend() {
+            backend.metrics.request_bytes.add(bytes);
+        }
+    }
+
+    pub(super) fn count_sent(&mut self, bytes: u64) {
+        let Some(ticket) = &mut self.ticket else { return };
+        ticket.endpoint.live.metrics.bytes_sent.add(bytes);
+        if self.head.length == Length::Unknown {
+            ticket.add_bytes(bytes);
+        }
+    }
+
+    pub(super) fn count_received(&mut self, bytes: u64) {
+        self.record.response_bytes += bytes;
+        if let Some(backend) = self.record.backend() {
+            backend.metrics.response_bytes.add(bytes);
+        }
+        let Some(ticket) = &mut self.ticket else { return };
+        ticket.endpoint.live.metrics.bytes_received.add(bytes);
+        if self.response_length == Length::Unknown {
+            ticket.add_bytes(bytes);
+        }
+    }
+
+    pub(super) fn note_trailers(&mut self, trailers: Option<&HeaderMap>) {
+        if let (true, Some(trailers)) = (self.grpc, trailers) {
+            self.record.grpc_status = grpc_status(trailers).or(self.record.grpc_status);
+        }
+    }
+}
+
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

@@ -1,0 +1,137 @@
+//! Messages between the two sides of an exchange, in terms of neither version.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, uri::{Authority, PathAndQuery}};
+
+use super::{HttpListener, Peer, forwarded::Forwarding};
+use crate::{drain, router::Router, upstream::connect::Wire};
+
+/// What all exchanges of one client connection share.
+pub(super) struct Client {
+    pub(super) listener: Arc<HttpListener>,
+    pub(super) peer: Peer,
+    pub(super) worker: usize,
+    pub(super) drain: drain::Watch,
+    pub(super) forwarding: Forwarding,
+}
+
+impl Client {
+    pub(super) fn new(
+        listener: Arc<HttpListener>,
+        peer: Peer,
+        worker: usize,
+        drain: drain::Watch,
+    ) -> Self {
+        let forwarding = Forwarding::new(listener.options.forwarded, &peer);
+        Self { listener, peer, worker, drain, forwarding }
+    }
+
+    /// The routes as they are now.
+    pub(super) fn router(&self) -> arc_swap::Guard<Arc<Router>> {
+        self.listener.router.load()
+    }
+}
+
+/// A request's head. `headers` holds end-to-end fields only, and no `Host`.
+#[derive(Debug)]
+pub(super) struct RequestHead {
+    pub(super) received: Wire,
+    pub(super) method: Method,
+    pub(super) authority: Authority,
+    pub(super) target: PathAndQuery,
+    pub(super) headers: HeaderMap,
+    pub(super) length: Length,
+    /// The client takes trailers (`TE: trailers`).
+    pub(super) te_trailers: bool,
+    /// The protocol of an `Upgrade` the client asks for.
+    pub(super) upgrade: Option<HeaderValue>,
+    /// The client waits for `100 Continue`.
+    pub(super) expects_continue: bool,
+}
+
+/// A final response's head. `headers` holds end-to-end fields only.
+#[derive(Debug)]
+pub(super) struct ResponseHead {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) length: Length,
+}
+
+/// An interim response.
+#[derive(Debug)]
+pub(super) struct Interim {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+}
+
+/// What is known of a body before it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Length {
+    /// There is none, not even an empty one.
+    None,
+    /// So many bytes.
+    Known(u64),
+    /// It ends when it ends.
+    Unknown,
+}
+
+/// The next part of a body.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Bytes; `last` when it is certain that neither bytes nor trailers follow.
+    Data { bytes: Bytes, last: bool },
+    /// The end, perhaps with trailers.
+    End(Option<HeaderMap>),
+}
+
+/// Why a body or a connection ended before its time.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The peer closed the connection, or the socket failed.
+    #[error("connection closed")]
+    Closed,
+    /// The peer reset the stream.
+    #[error("stream reset ({0})")]
+    Reset(h2::Reason),
+    /// The peer refused the stream unprocessed.
+    #[error("stream refused unprocessed")]
+    Refused,
+    /// What came does not follow the protocol.
+    #[error("malformed message: {0}")]
+    Malformed(&'static str),
+}
+
+impl Length {
+    pub(super) fn declared(self) -> u64 {
+        if let Self::Known(bytes) = self { bytes } else { 0 }
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        matches!(self, Self::None | Self::Known(0))
+    }
+}
+
+impl Broken {
+    pub(super) fn of_h2(error: &h2::Error) -> Self {
+        let reason = error.reason();
+        if error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR) {
+            // h2 gives this error to exactly those streams that are beyond the last processed one.
+            return Self::Refused;
+        }
+        match reason {
+            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Refused,
+            Some(reason) if error.is_reset() && error.is_remote() => Self::Reset(reason),
+            Some(_) if error.is_reset() => Self::Malformed("HTTP/2 stream error"),
+            _ => Self::Closed,
+        }
+    }
+}
+
+impl RequestHead {
+    /// The path as it came, without the query.
+    pub(super) fn path(&self) -> &str {
+        self.target.path()
+    }
+}

@@ -1,0 +1,138 @@
+//! What is remembered of an exchange, told to metrics and the access log when it is over, however it ends.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, header};
+use tokio::time::Instant;
+
+use super::{
+    message::{Client, RequestHead},
+    reply::Reply,
+};
+use crate::{
+    access_log,
+    router::{Action, Backend, CompiledRoute},
+    upstream::{EndpointState, connect::Wire},
+};
+
+/// One exchange, recorded on drop.
+pub(super) struct Recorder<'a> {
+    client: &'a Client,
+    start: Instant,
+    line: Option<Box<access_log::Record>>,
+    route: Option<(Arc<CompiledRoute>, usize)>,
+    pub(super) status: u16,
+    pub(super) reason: Option<&'static str>,
+    pub(super) grpc_status: Option<u32>,
+    pub(super) attempts: u32,
+    pub(super) request_bytes: u64,
+    pub(super) response_bytes: u64,
+    pub(super) endpoint: Option<Arc<EndpointState>>,
+}
+
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(client: &'a Client, head: &RequestHead, start: Instant) -> Self {
+        Self {
+            client,
+            start,
+            line: client.listener.access_log.is_some().then(|| Box::new(line(client, head))),
+            route: None,
+            status: 0,
+            reason: None,
+            grpc_status: None,
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            endpoint: None,
+        }
+    }
+
+    /// Notes the route, and the position of the backend drawn.
+    pub(super) fn took(&mut self, route: Arc<CompiledRoute>, backend: usize) {
+        self.route = Some((route, backend));
+    }
+
+    pub(super) fn backend(&self) -> Option<&Backend> {
+        let (route, backend) = self.route.as_ref()?;
+        match &route.action {
+            Action::Forward(forward) => forward.backends().get(*backend),
+            _ => None,
+        }
+    }
+
+    fn write(&mut self, mut line: Box<access_log::Record>) {
+        let Some(log) = &self.client.listener.access_log else { return };
+        line.duration = self.start.elapsed();
+        line.status = (self.status != 0).then_some(self.status);
+        line.grpc_status = self.grpc_status;
+        line.reason = self.reason;
+        line.route = self.route.as_ref().map(|(route, _)| route.name.clone());
+        line.service = self.backend().map(|b| b.name.clone());
+        line.endpoint = self.endpoint.as_ref().map(|e| e.spec.name.as_str().into());
+        line.attempts = self.attempts;
+        line.request_bytes = self.request_bytes;
+        line.response_bytes = self.response_bytes;
+        log.send(*line);
+    }
+}
+
+impl Drop for Recorder<'_> {
+    fn drop(&mut self) {
+        let router;
+        let metrics = match (self.backend(), &self.route) {
+            (Some(backend), _) => &backend.metrics,
+            (None, Some((route, _))) => &route.metrics,
+            (None, None) => {
+                router = self.client.router();
+                &router.unmatched
+            }
+        };
+        metrics.count(self.status);
+        metrics.seconds.record(self.start.elapsed());
+        if self.status == 0 && self.reason.is_none() {
+            self.reason = Some("dropped");
+        }
+        if let Some(line) = self.line.take() {
+            self.write(line);
+        }
+    }
+}
+
+fn line(client: &Client, head: &RequestHead) -> access_log::Record {
+    let protocol = match head.received {
+        Wire::Http1 => "HTTP/1.1",
+        Wire::Http2 => "HTTP/2",
+    };
+    let name = client.listener.name.clone();
+    let mut line = access_log::Record::new(protocol, name, Some(client.peer.addr));
+    line.method = Some(head.method.clone());
+    line.host = Some(head.authority.as_str().into());
+    line.path = Some(head.target.as_str().into());
+    line.user_agent = head.headers.get(header::USER_AGENT).cloned();
+    line.request_id = head.headers.get(X_REQUEST_ID).cloned();
+    line
+}
+
+/// The `grpc-status` among these fields.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Records what never became an exchange.
+pub(super) fn refused(client: &Client, reply: &Reply) {
+    client.router().unmatched.count(reply.status.as_u16());
+    let Some(log) = &client.listener.access_log else { return };
+    let name = client.listener.name.clone();
+    let mut line = access_log::Record::new("HTTP", name, Some(client.peer.addr));
+    line.status = Some(reply.status.as_u16());
+    line.reason = Some(reply.reason);
+    log.send(line);
+}
+
+/// Records a malformed HTTP/2 request, whose stream is reset.
+pub(super) fn reset(client: &Client) {
+    client.router().unmatched.count(0);
+}

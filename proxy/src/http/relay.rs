@@ -1,0 +1,326 @@
+//! The two sides of an exchange, and the bytes between them.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::{
+    deadline::Expired,
+    exchange::Exchange,
+    h1_client::Http1,
+    h2_client::Http2,
+    message::{Broken, Interim, Piece, RequestHead, ResponseHead},
+};
+
+/// The client's side of an exchange.
+pub(super) trait Downstream: Send {
+    /// The next part of the request body.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>>;
+    /// So many body bytes were passed on; the client may send as many more.
+    fn credit(&mut self, bytes: usize);
+    /// Sends an interim response, where the client's version knows them.
+    fn inform(&mut self, interim: Interim);
+    /// Sends the head of the final response.
+    fn respond(&mut self, head: ResponseHead) -> Result<(), Broken>;
+    /// Whether [`Self::respond`] was called.
+    fn has_responded(&self) -> bool;
+    /// Ready when more of the response may be queued.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
+    fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken>;
+    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken>;
+    /// Ready when everything queued is out of our hands.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
+    /// Ready when the client is gone, or has closed its sending side.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
+    /// Ends the exchange so that the client cannot take it for complete.
+    fn abort(&mut self, cause: &Broken);
+    /// From here on, bytes both ways until both sides close (after a 101).
+    fn tunnel(&mut self);
+}
+
+/// What became of the client.
+#[derive(Debug)]
+pub(super) enum Gone {
+    /// It gave up.
+    Broken(Broken),
+    /// It closed its sending side, and may still want the response.
+    HalfClosed,
+}
+
+/// The endpoint's side of an exchange.
+pub(super) enum Upstream {
+    Http1(Box<Http1>),
+    Http2(Http2),
+}
+
+/// A head from an endpoint.
+pub(super) enum Answer {
+    Interim(Interim),
+    Final(ResponseHead),
+    /// 101: the connection changes its protocol.
+    Switched(ResponseHead),
+}
+
+/// How far the request body has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upload {
+    Active,
+    /// All of it was sent.
+    Done,
+    /// The endpoint takes no more of it.
+    Stopped,
+}
+
+/// Why an exchange ended before its time.
+#[derive(Debug)]
+pub(super) enum Cut {
+    Client(Broken),
+    Endpoint(Broken),
+    Expired(Expired),
+}
+
+impl Upstream {
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::Http1(h1) => h1.conn.poll_room(cx).map_err(|_| Broken::Closed),
+            Self::Http2(h2) => h2.poll_room(cx),
+        }
+    }
+
+    fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
+        match self {
+            Self::Http1(h1) => h1.data(bytes, last),
+            Self::Http2(h2) => h2.data(bytes, last),
+        }
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+        match self {
+            Self::Http1(h1) => h1.end(trailers.as_ref()),
+            Self::Http2(h2) => h2.end(trailers),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::Http1(h1) => h1.poll_flush(cx),
+            Self::Http2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
+        match self {
+            Self::Http1(h1) => h1.poll_answer(cx),
+            Self::Http2(h2) => h2.poll_answer(cx),
+        }
+    }
+
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>> {
+        match self {
+            Self::Http1(h1) => h1.conn.poll_body(cx),
+            Self::Http2(h2) => h2.poll_body(cx),
+        }
+    }
+
+    pub(super) fn credit(&mut self, bytes: usize) {
+        if let Self::Http2(h2) = self {
+            h2.credit(bytes);
+        }
+    }
+
+    /// Tells the endpoint why it is cut off; a closed connection says it for HTTP/1.1.
+    fn abort(&mut self, cause: &Broken) {
+        if let (Self::Http2(h2), Broken::Reset(reason)) = (self, cause) {
+            h2.reset(*reason);
+        }
+    }
+
+    fn tunnel(&mut self) {
+        if let Self::Http1(h1) = self {
+            h1.tunnel();
+        }
+    }
+}
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// Moves the request body to the endpoint as far as it goes now.
+    ///
+    /// # Errors
+    /// When the client breaks off. An endpoint that takes no more merely stops
+    /// the upload: its answer may already be on the way.
+    pub(super) fn poll_upload(
+        &mut self,
+        up: &mut Upstream,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Cut> {
+        while self.upload == Upload::Active {
+            match up.poll_room(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Err(_)) => {
+                    self.upload = Upload::Stopped;
+                    return Ok(());
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            let Some(piece) = self.next_piece(cx)? else { break };
+            self.moved = true;
+            let sent = match piece {
+                Piece::Data { bytes, last } => {
+                    self.count_sent(bytes.len() as u64);
+                    if last {
+                        self.upload = Upload::Done;
+                    }
+                    up.data(bytes, last)
+                }
+                Piece::End(trailers) => {
+                    self.upload = Upload::Done;
+                    up.end(trailers)
+                }
+            };
+            if sent.is_err() {
+                self.upload = Upload::Stopped;
+                return Ok(());
+            }
+        }
+        // A failed write is no verdict either: what counts is what can still be read.
+        if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
+            self.upload = Upload::Stopped;
+        }
+        Ok(())
+    }
+
+    fn next_piece(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
+        if let Some(piece) = self.replay.next() {
+            return Ok(Some(piece));
+        }
+        match self.down.poll_body(cx) {
+            Poll::Pending => Ok(None),
+            Poll::Ready(Err(broken)) => Err(Cut::Client(broken)),
+            Poll::Ready(Ok(piece)) => {
+                self.replay.note(&piece);
+                if let Piece::Data { bytes, .. } = &piece {
+                    self.down.credit(bytes.len());
+                    self.count_taken(bytes.len() as u64);
+                }
+                Ok(Some(piece))
+            }
+        }
+    }
+
+    /// Relays both bodies to the end of the response (of both, in a tunnel).
+    pub(super) async fn relay(&mut self, up: &mut Upstream, tunnel: bool) -> Result<(), Cut> {
+        if tunnel {
+            self.down.tunnel();
+            up.tunnel();
+            self.upload = Upload::Active;
+            // A tunnel lasts as long as something moves in it.
+            self.limits.overall = None;
+        }
+        let mut answered = false;
+        let outcome = poll_fn(|cx| {
+            loop {
+                if let Err(cut) = self.poll_upload(up, cx) {
+                    return Poll::Ready(Err(cut));
+                }
+                if !answered {
+                    answered = self.poll_download(up, cx)?.is_ready();
+                }
+                let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?;
+                if flushed.is_pending() {
+                    break;
+                }
+                if answered && (!tunnel || self.upload != Upload::Active) {
+                    return Poll::Ready(Ok(()));
+                }
+                // Flushing may have made room that nobody waits for any more.
+                if answered || !self.starved {
+                    break;
+                }
+            }
+            self.poll_cut(cx)
+        })
+        .await;
+        if let Err(Cut::Client(broken)) = &outcome {
+            up.abort(broken);
+        }
+        outcome
+    }
+
+    /// Moves the response body to the client as far as it goes now; ready at its end.
+    fn poll_download(&mut self, up: &mut Upstream, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        loop {
+            self.starved = false;
+            match self.down.poll_room(cx).map_err(Cut::Client)? {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => {}
+            }
+            let piece = match up.poll_body(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(piece) => piece.map_err(Cut::Endpoint)?,
+            };
+            self.moved = true;
+            match piece {
+                Piece::Data { bytes, last } => {
+                    let length = bytes.len();
+                    self.count_received(length as u64);
+                    self.down.data(bytes, last).map_err(Cut::Client)?;
+                    up.credit(length);
+                    if last {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Piece::End(trailers) => {
+                    self.note_trailers(trailers.as_ref());
+                    self.down.end(trailers).map_err(Cut::Endpoint)?;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Ready when the exchange must end: the client is gone, or a limit is reached.
+    pub(super) fn poll_cut<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
+        if self.upload != Upload::Active {
+            match self.down.poll_gone(cx) {
+                Poll::Ready(Gone::Broken(broken)) => return Poll::Ready(Err(Cut::Client(broken))),
+                Poll::Ready(Gone::HalfClosed) => self.half_closed(),
+                Poll::Pending => {}
+            }
+        }
+        match self.limits.poll(self.timer, cx, &mut self.moved) {
+            Poll::Ready(expired) => Poll::Ready(Err(Cut::Expired(expired))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Upstream {
+    /// Whether this request's bytes were written to a connection that had served
+    /// others and then ended without a single byte of an answer.
+    pub(super) fn was_stale(&self) -> bool {
+        matches!(self, Self::Http1(h1) if h1.was_stale())
+    }
+
+    pub(super) fn begin(&self, head: &RequestHead) -> Upload {
+        if head.length.is_empty() { Upload::Done } else { Upload::Active }
+    }
+}
+
+impl Upstream {
+    /// Sends a body that is all there.
+    pub(super) async fn send_all(
+        &mut self,
+        pieces: Vec<Bytes>,
+        trailers: Option<HeaderMap>,
+    ) -> Option<()> {
+        for bytes in pieces {
+            poll_fn(|cx| self.poll_room(cx)).await.ok()?;
+            self.data(bytes, false).ok()?;
+        }
+        self.end(trailers).ok()
+    }
+}

@@ -1,0 +1,101 @@
+//! Answers the proxy gives itself: a status, a reason for machines, a sentence for people.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::message::{Length, ResponseHead};
+use crate::upstream::admission::Limit;
+
+/// An answer that does not come from an endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) reason: &'static str,
+    text: Cow<'static, str>,
+}
+
+const REASON: HeaderName = HeaderName::from_static("x-towpath-reason");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+macro_rules! replies {
+    ($($(#[$doc:meta])* $name:ident = $status:ident, $reason:literal, $text:literal;)*) => {
+        impl Reply {
+            $($(#[$doc])* pub(super) const $name: Self = Self {
+                status: StatusCode::$status,
+                reason: $reason,
+                text: Cow::Borrowed($text),
+            };)*
+        }
+    };
+}
+
+replies! {
+    CONNECT = METHOD_NOT_ALLOWED, "connect", "This is no forward proxy: CONNECT is not served here.";
+    NO_ROUTE = NOT_FOUND, "no_route", "No route matches this host, path, method and headers.";
+    NO_SERVICE = SERVICE_UNAVAILABLE, "no_service", "The service this route names is not configured on this proxy.";
+    NO_ENDPOINT = SERVICE_UNAVAILABLE, "no_healthy_endpoint", "No endpoint of the service may be used now.";
+    CONNECT_FAILED = SERVICE_UNAVAILABLE, "connect_failure", "No connection to an endpoint of the service could be made.";
+    REFUSED = SERVICE_UNAVAILABLE, "refused", "The endpoint refused the request without processing it.";
+    BROKEN = BAD_GATEWAY, "upstream_reset", "The endpoint closed the connection before it answered.";
+    MALFORMED = BAD_GATEWAY, "upstream_protocol", "The endpoint's answer is not valid HTTP.";
+    TIMEOUT = GATEWAY_TIMEOUT, "timeout", "The endpoint did not answer in time.";
+    IDLE = GATEWAY_TIMEOUT, "idle_timeout", "Nothing moved for too long.";
+    HEAD_TIMEOUT = REQUEST_TIMEOUT, "head_timeout", "The request head took too long to arrive.";
+    HEAD_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request head has too many bytes or fields.";
+    CODING = NOT_IMPLEMENTED, "transfer_coding", "The only transfer coding understood is chunked.";
+    EXPECTATION = EXPECTATION_FAILED, "expectation", "The only expectation understood is 100-continue.";
+    VERSION = HTTP_VERSION_NOT_SUPPORTED, "version", "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.";
+}
+
+impl Reply {
+    /// 400.
+    pub(super) const fn bad_request(text: &'static str) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, reason: "bad_request", text: Cow::Borrowed(text) }
+    }
+
+    /// A breaker limit is reached.
+    pub(super) fn overflow(limit: Limit) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            reason: "overflow",
+            text: format!("The limit on {} is reached.", Limit::NAMES[limit as usize]).into(),
+        }
+    }
+
+    /// The head and body to send. For gRPC, a trailers-only response.
+    pub(super) fn into_message(self, grpc: bool) -> (ResponseHead, Bytes) {
+        let mut headers = HeaderMap::with_capacity(6);
+        headers.insert(REASON, HeaderValue::from_static(self.reason));
+        if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now())) {
+            headers.insert(header::DATE, date);
+        }
+        if grpc {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert(GRPC_STATUS, HeaderValue::from_static(self.grpc_status()));
+            if let Ok(text) = HeaderValue::from_str(&self.text) {
+                headers.insert(GRPC_MESSAGE, text);
+            }
+            let head = ResponseHead { status: StatusCode::OK, headers, length: Length::None };
+            return (head, Bytes::new());
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        let body = Bytes::from(format!("{}\n", self.text));
+        headers.insert(header::CONTENT_LENGTH, body.len().into());
+        let length = Length::Known(body.len() as u64);
+        (ResponseHead { status: self.status, headers, length }, body)
+    }
+
+    /// The gRPC status that says the same.
+    pub(super) fn grpc_status(&self) -> &'static str {
+        match (self.reason, self.status.as_u16()) {
+            ("overflow", _) => "8",
+            (_, 504) => "4",
+            (_, 404 | 405 | 501) => "12",
+            (_, 400 | 413 | 431) => "13",
+            _ => "14",
+        }
+    }
+}

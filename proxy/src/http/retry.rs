@@ -1,0 +1,108 @@
+//! Whether a failed try is followed by another, and when. Pure.
+
+use std::time::Duration;
+
+use towpath_policies::model::{RetryCondition, RetryPolicy};
+
+/// Why a try failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryReason {
+    /// No connection could be made.
+    Connect,
+    /// The endpoint refused the stream unprocessed.
+    Refused,
+    /// The connection broke before a response head.
+    Reset,
+    /// The try's deadline passed before a response head.
+    Timeout,
+    /// This status was answered.
+    Status(u16),
+    /// This gRPC status was answered.
+    GrpcStatus(u32),
+}
+
+/// What the decision depends on besides the policy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) reason: RetryReason,
+    /// Tries made, the failed one included.
+    pub(super) tries: u32,
+    /// The method is idempotent (RFC 9110 §9.2.2).
+    pub(super) idempotent: bool,
+    /// The request has an `Idempotency-Key`.
+    pub(super) keyed: bool,
+    /// Every body byte taken from the client so far is kept (or none was taken).
+    pub(super) replayable: bool,
+    /// What the endpoint asked for by `Retry-After`.
+    pub(super) retry_after: Option<Duration>,
+    /// A random number in [0, 1).
+    pub(super) jitter: f64,
+}
+
+/// A `Retry-After` longer than this is not waited for: the answer is passed on instead.
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+impl RetryReason {
+    /// Metric label values, in order of the variants.
+    pub const NAMES: [&'static str; 6] =
+        ["connect", "refused", "reset", "timeout", "status", "grpc_status"];
+
+    /// Position in [`Self::NAMES`].
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Connect => 0,
+            Self::Refused => 1,
+            Self::Reset => 2,
+            Self::Timeout => 3,
+            Self::Status(_) => 4,
+            Self::GrpcStatus(_) => 5,
+        }
+    }
+
+    /// Whether the endpoint certainly did nothing with the request.
+    fn unprocessed(self) -> bool {
+        matches!(self, Self::Connect | Self::Refused)
+    }
+}
+
+/// The time to wait before the next try; `None` when there is none.
+///
+/// What was certainly not processed may be sent again whatever the method;
+/// else the method must be idempotent, or carry a key where the policy trusts
+/// keys. Bytes that are gone cannot be sent again in any case.
+pub(super) fn decide(policy: &RetryPolicy, facts: &Facts) -> Option<Duration> {
+    let safe = facts.reason.unprocessed()
+        || facts.idempotent
+        || (policy.with_idempotency_key && facts.keyed);
+    if facts.tries > policy.attempts
+        || !safe
+        || !facts.replayable
+        || !policy.on.iter().any(|condition| covers(condition, facts.reason))
+    {
+        return None;
+    }
+    match facts.retry_after {
+        Some(asked) if asked > MAX_RETRY_AFTER => None,
+        Some(asked) => Some(asked.max(backoff(policy, facts))),
+        None => Some(backoff(policy, facts)),
+    }
+}
+
+/// Full jitter over an exponentially growing span, but never nothing: between half of it and all of it.
+fn backoff(policy: &RetryPolicy, facts: &Facts) -> Duration {
+    let doublings = facts.tries.saturating_sub(1).min(20);
+    let span = policy.backoff_base.saturating_mul(1 << doublings).min(policy.backoff_max);
+    span.mul_f64(0.5 + facts.jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+fn covers(condition: &RetryCondition, reason: RetryReason) -> bool {
+    match (condition, reason) {
+        (RetryCondition::ConnectFailure, RetryReason::Connect)
+        | (RetryCondition::RefusedStream, RetryReason::Refused)
+        | (RetryCondition::Reset, RetryReason::Reset | RetryReason::Refused)
+        | (RetryCondition::Timeout, RetryReason::Timeout) => true,
+        (RetryCondition::Status(codes), RetryReason::Status(code)) => codes.contains(&code),
+        (RetryCondition::GrpcStatus(codes), RetryReason::GrpcStatus(code)) => codes.contains(&code),
+        _ => false,
+    }
+}

@@ -1,0 +1,37 @@
+//! The data plane: sidecar and gateway in one program, as a library and a
+//! small binary.
+//!
+//! A proxy obeys a [`Snapshot`](towpath_policies::model::Snapshot), wherever it
+//! comes from: a policy folder or any xDS server. Worker threads, each with a
+//! runtime of its own, carry the traffic; one control thread applies
+//! configuration, probes endpoints and answers the admin endpoint.
+//!
+//! Deliberately unknown here: Git, the control plane, and how policies are
+//! written.
+
+pub mod access_log;
+mod admin;
+mod args;
+mod chains;
+mod control;
+pub mod drain;
+pub mod health;
+pub mod http;
+mod listener;
+mod logging;
+pub mod metrics;
+pub mod outlier;
+pub mod router;
+mod run;
+mod sniff;
+mod source;
+mod tcp;
+mod tls;
+pub mod upstream;
+mod worker;
+mod world;
+
+pub use args::{Args, Config};
+pub use run::{Leftovers, Running, run, start};
+pub use source::SourceConfig;
+pub use world::Rejection;

@@ -1,0 +1,336 @@
+//! Sockets that accept, and what becomes of a connection: TLS, protocol, chain.
+//!
+//! A [`Listening`] keeps its socket for as long as its name and address stay in
+//! the configuration; what it does with a connection is swapped as a whole.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream as StdStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+
+use crate::{
+    chains::{Chain, ChainKind, Chains, Opening},
+    drain,
+    http::{self, ClientIo, Peer, TlsInfo},
+    metrics::{Counter, Gauge, registry},
+    sniff::{self, Hello, MAX_HELLO_BYTES, Prefixed},
+    tcp::{self, Caller, Client},
+    upstream::connect::Wire,
+    worker::{Load, Workers},
+};
+
+/// A listener that accepts.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) name: Arc<str>,
+    /// What was asked for; port 0 stays 0 here.
+    pub(crate) bind: SocketAddr,
+    /// Where it is reached.
+    pub(crate) address: SocketAddr,
+    /// What it does with the next connection.
+    pub(crate) chains: ArcSwap<Chains>,
+    /// Fired when it is removed, or the proxy drains.
+    pub(crate) drain: drain::Signal,
+    slots: Arc<Semaphore>,
+    metrics: ListenerMetrics,
+}
+
+#[derive(Debug)]
+struct ListenerMetrics {
+    open: Gauge,
+    accepted: Counter,
+    accept_errors: Counter,
+    handshake_errors: Counter,
+}
+
+/// Held by a connection to its end.
+struct Held {
+    listening: Arc<Listening>,
+    worker: usize,
+    _slot: OwnedSemaphorePermit,
+    _load: Load,
+}
+
+/// Connections the kernel keeps for us while we are busy (capped by `somaxconn`).
+const BACKLOG: i32 = 4096;
+/// Pause after an error that the next call would only repeat (no file descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time a client has to complete its TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent peer is asked whether it is still there after this, then this often.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(30));
+
+/// Opens a listening socket with the options its connections inherit.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+    socket.set_tcp_keepalive(&keepalive)?;
+    if address.is_ipv6() {
+        // `[::]` takes both families only where the policy says so by a second listener.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+impl Listening {
+    /// Starts to accept from `socket` on one of the workers.
+    pub(crate) fn start(
+        name: &str,
+        bind: SocketAddr,
+        socket: &TcpListener,
+        chains: Arc<Chains>,
+        workers: &Arc<Workers>,
+        max_connections: u32,
+    ) -> io::Result<Arc<Self>> {
+        let of = [("listener", name)];
+        let listening = Arc::new(Self {
+            name: name.into(),
+            bind,
+            address: socket.local_addr()?,
+            chains: ArcSwap::new(chains),
+            drain: drain::Signal::new(),
+            slots: Arc::new(Semaphore::new(max_connections as usize)),
+            metrics: ListenerMetrics {
+                open: registry().gauge("towpath_connections", &of),
+                accepted: registry().counter("towpath_connections_total", &of),
+                accept_errors: registry().counter("towpath_accept_errors_total", &of),
+                handshake_errors: registry().counter("towpath_tls_handshake_errors_total", &of),
+            },
+        });
+        // Names spread the listeners over the workers; connections spread by load anyway.
+        let worker = name.bytes().fold(0_usize, |h, b| h.wrapping_mul(31).wrapping_add(b.into()))
+            % workers.count();
+        // The accepting task has a descriptor of its own; the socket closes with the last one.
+        let socket = socket.try_clone()?;
+        workers.spawn_on(worker, accept(listening.clone(), socket, workers.clone(), worker));
+        Ok(listening)
+    }
+
+    /// Client connections open now.
+    pub(crate) fn open_connections(&self) -> i64 {
+        self.metrics.open.value()
+    }
+}
+
+async fn accept(
+    listening: Arc<Listening>,
+    socket: TcpListener,
+    workers: Arc<Workers>,
+    here: usize,
+) {
+    let socket = match tokio::net::TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(listener = %listening.name, %error, "cannot accept");
+            return;
+        }
+    };
+    let draining = listening.drain.watch();
+    let accepting = async {
+        loop {
+            // At the limit nothing is accepted: the kernel's backlog, then the clients, wait.
+            let Ok(slot) = listening.slots.clone().acquire_owned().await else { return };
+            let Some((tcp, peer)) = next(&listening, &socket).await else { continue };
+            let (worker, load) = workers.least_loaded(here);
+            let held = Held { listening: listening.clone(), worker, _slot: slot, _load: load };
+            if worker == here {
+                tokio::spawn(serve(tcp, peer, held));
+            } else if let Ok(tcp) = tcp.into_std() {
+                // The socket leaves this worker's reactor for the other's.
+                workers.spawn_on(worker, adopt(tcp, peer, held));
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = draining.drained() => {}
+    }
+}
+
+/// Waits for the next connection; `None` after an error, and its pause.
+async fn next(
+    listening: &Listening,
+    socket: &tokio::net::TcpListener,
+) -> Option<(TcpStream, SocketAddr)> {
+    let error = match socket.accept().await {
+        Ok(accepted) => return Some(accepted),
+        // The client gave up while it waited; the next one has not.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => return None,
+        Err(error) => error,
+    };
+    listening.metrics.accept_errors.inc();
+    let out_of_files = [Errno::MFILE, Errno::NFILE]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    let hint =
+        if out_of_files { "raise the open files limit (ulimit -n)" } else { "will try again" };
+    tracing::warn!(listener = %listening.name, %error, hint, "cannot accept a connection");
+    // The next call would only repeat it at once.
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+    None
+}
+
+async fn adopt(tcp: StdStream, peer: SocketAddr, held: Held) {
+    match TcpStream::from_std(tcp) {
+        Ok(tcp) => serve(tcp, peer, held).await,
+        Err(error) => {
+            tracing::warn!(listener = %held.listening.name, %error, "cannot serve a connection");
+        }
+    }
+}
+
+async fn serve(tcp: TcpStream, peer: SocketAddr, held: Held) {
+    let metrics = &held.listening.metrics;
+    metrics.accepted.inc();
+    metrics.open.inc();
+    let _open = Closing(metrics.open.clone());
+    let chains = held.listening.chains.load_full();
+    match chains.opening() {
+        Opening::Clear(chain) => clear(tcp, BytesMut::new(), chain, peer, None, held).await,
+        Opening::Hello => hello(tcp, chains, peer, held).await,
+    }
+}
+
+struct Closing(Gauge);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Reads the ClientHello, chooses the chain by its server name, and goes on.
+async fn hello(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, held: Held) {
+    let mut seen = BytesMut::new();
+    let decide = |bytes: &[u8]| match sniff::client_hello(bytes) {
+        Hello::Incomplete => None,
+        decided => Some(decided),
+    };
+    let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, decide);
+    let handshake_failed = |reason: &str| {
+        held.listening.metrics.handshake_errors.inc();
+        tracing::debug!(listener = %held.listening.name, client = %peer, reason, "TLS refused");
+    };
+    let hello = match timeout(HANDSHAKE_TIMEOUT, reading).await {
+        Ok(Ok(Some(hello))) => hello,
+        Ok(Ok(None)) => return handshake_failed("no complete ClientHello"),
+        Ok(Err(_)) => return handshake_failed("connection broke"),
+        Err(_) => return handshake_failed("no ClientHello in time"),
+    };
+    let (chain, name) = match hello {
+        Hello::Client(name) => (chains.by_name(name.as_deref()), name),
+        Hello::NotTls | Hello::Incomplete => (chains.without_tls(), None),
+    };
+    let Some(chain) = chain else {
+        return handshake_failed("no chain for this server name");
+    };
+    let Some(tls) = &chain.tls else {
+        return clear(tcp, seen, &chain, peer, name, held).await;
+    };
+    let stream = Prefixed::new(seen.freeze(), tcp);
+    match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => terminated(stream, &chain, peer, name, held).await,
+        Ok(Err(error)) => handshake_failed(&error.to_string()),
+        Err(_) => handshake_failed("handshake not done in time"),
+    }
+}
+
+/// A connection in clear, or one whose TLS is passed through.
+async fn clear(
+    tcp: TcpStream,
+    mut seen: BytesMut,
+    chain: &Chain,
+    peer: SocketAddr,
+    name: Option<String>,
+    held: Held,
+) {
+    let http = match &chain.kind {
+        ChainKind::Http(http) => http.clone(),
+        ChainKind::Tcp(forward) => {
+            let protocol = if name.is_some() { "TLS" } else { "TCP" };
+            let caller = Caller { address: peer, server_name: name, protocol };
+            let client = Client::<TlsStream<TcpStream>>::Clear(tcp, seen.freeze());
+            return tcp::relay(forward.clone(), client, caller).await;
+        }
+    };
+    let draining = held.listening.drain.watch();
+    let http2 = match sniff::is_http2(&seen).filter(|_| !seen.is_empty()) {
+        Some(http2) => http2,
+        None => {
+            let limit = http.options.idle_timeout;
+            let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, sniff::is_http2);
+            tokio::select! {
+                read = timeout(limit, reading) => match read {
+                    Ok(Ok(Some(http2))) => http2,
+                    // Nothing was asked, so nothing is answered.
+                    _ => return,
+                },
+                // Nothing has been asked of us yet: a connection without a request may go.
+                () = draining.drained() => return,
+            }
+        }
+    };
+    let local = local_address(&held.listening, &tcp);
+    let io = Prefixed::new(seen.freeze(), tcp);
+    let wire = if http2 { Wire::Http2 } else { Wire::Http1 };
+    let peer = Peer { addr: peer, local, tls: None };
+    http::serve_connection(io, wire, http, peer, held.worker, draining).await;
+}
+
+/// A connection whose TLS ended here.
+async fn terminated(
+    stream: TlsStream<Prefixed<TcpStream>>,
+    chain: &Chain,
+    peer: SocketAddr,
+    name: Option<String>,
+    held: Held,
+) {
+    match &chain.kind {
+        ChainKind::Tcp(forward) => {
+            let caller = Caller { address: peer, server_name: name, protocol: "TLS" };
+            tcp::relay(forward.clone(), Client::Tls(stream), caller).await;
+        }
+        ChainKind::Http(http) => {
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let wire = if http2 { Wire::Http2 } else { Wire::Http1 };
+            let local = local_address(&held.listening, stream.get_ref().0.get_ref());
+            let tls = Some(TlsInfo { server_name: name.map(Into::into) });
+            let peer = Peer { addr: peer, local, tls };
+            let draining = held.listening.drain.watch();
+            http::serve_connection(stream, wire, http.clone(), peer, held.worker, draining).await;
+        }
+    }
+}
+
+impl ClientIo for Prefixed<TcpStream> {
+    fn reset_on_close(&self) {
+        self.get_ref().reset_on_close();
+    }
+}
+
+impl ClientIo for TlsStream<Prefixed<TcpStream>> {}
+
+fn local_address(listening: &Listening, tcp: &TcpStream) -> SocketAddr {
+    if listening.address.ip().is_unspecified() {
+        return tcp.local_addr().unwrap_or(listening.address);
+    }
+    listening.address
+}

@@ -1,0 +1,378 @@
+//! Counters, gauges and histograms behind handles that cost one relaxed atomic
+//! each, and their Prometheus text.
+//!
+//! A handle is made once, by name and labels, when configuration is applied;
+//! nothing is looked up or formatted while traffic passes. Knows nothing of
+//! what is measured.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// The process's one registry.
+pub fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(Registry::default)
+}
+
+/// All series of this process, by name and labels.
+#[derive(Debug, Default)]
+pub struct Registry {
+    families: Mutex<BTreeMap<&'static str, Family>>,
+}
+
+/// A number that only grows.
+#[derive(Clone, Debug, Default)]
+pub struct Counter(Arc<AtomicU64>);
+
+/// A number that goes up and down.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<AtomicI64>);
+
+/// Durations in fixed buckets, two per power of two, from 64 µs to about 36 minutes.
+#[derive(Clone, Debug, Default)]
+pub struct Histogram(Arc<Buckets>);
+
+#[derive(Debug, Default)]
+struct Family {
+    series: BTreeMap<String, Series>,
+}
+
+#[derive(Debug)]
+enum Series {
+    Counter(Counter),
+    Gauge(Gauge),
+    Histogram(Histogram),
+}
+
+#[derive(Debug)]
+struct Buckets {
+    counts: [AtomicU64; BUCKETS + 1],
+    sum_micros: AtomicU64,
+}
+
+impl Registry {
+    /// The counter of this name and these labels; made on first use.
+    ///
+    /// By convention the name ends in `_total`. A name keeps the kind it was
+    /// first given: asking for it as another kind returns a handle that is
+    /// never shown.
+    pub fn counter(&self, name: &'static str, labels: &[(&str, &str)]) -> Counter {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Counter(Counter::default())) {
+            Series::Counter(counter) => counter.clone(),
+            _ => Counter::default(),
+        }
+    }
+
+    /// The gauge of this name and these labels; made on first use.
+    pub fn gauge(&self, name: &'static str, labels: &[(&str, &str)]) -> Gauge {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Gauge(Gauge::default())) {
+            Series::Gauge(gauge) => gauge.clone(),
+            _ => Gauge::default(),
+        }
+    }
+
+    /// The histogram of this name and these labels; made on first use.
+    pub fn histogram(&self, name: &'static str, labels: &[(&str, &str)]) -> Histogram {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Histogram(Histogram::default())) {
+            Series::Histogram(histogram) => histogram.clone(),
+            _ => Histogram::default(),
+        }
+    }
+
+    /// Forgets the series that carry all of these labels, so that names of
+    /// removed services and endpoints do not pile up. Handles still held keep
+    /// counting, unseen.
+    pub fn forget(&self, labels: &[(&str, &str)]) {
+        let wanted: Vec<String> = labels.iter().map(|label| label_text(&[*label])).collect();
+        let mut families = self.families();
+        for family in families.values_mut() {
+            family.series.retain(|text, _| !wanted.iter().all(|label| carries(text, label)));
+        }
+        families.retain(|_, family| !family.series.is_empty());
+    }
+
+    /// Everything in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let families = self.families();
+        let mut out = String::with_capacity(4096);
+        for (name, family) in families.iter() {
+            let Some(first) = family.series.values().next() else { continue };
+            if let Some((_, help)) = HELP.iter().find(|(named, _)| named == name) {
+                let _ = writeln!(out, "# HELP {name} {help}");
+            }
+            let _ = writeln!(out, "# TYPE {name} {}", first.kind());
+            for (labels, series) in &family.series {
+                series.render(name, labels, &mut out);
+            }
+        }
+        out
+    }
+
+    fn families(&self) -> MutexGuard<'_, BTreeMap<&'static str, Family>> {
+        self.families.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Gauge {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Takes one away.
+    pub fn dec(&self) {
+        self.add(-1);
+    }
+
+    /// Adds `n`, which may be negative.
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn record(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.0.counts[bucket(micros)].fetch_add(1, Relaxed);
+        self.0.sum_micros.fetch_add(micros, Relaxed);
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.0.counts.iter().map(|c| c.load(Relaxed)).sum()
+    }
+}
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS + 1], sum_micros: AtomicU64::new(0) }
+    }
+}
+
+impl Series {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Counter(_) => "counter",
+            Self::Gauge(_) => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+
+    fn render(&self, name: &str, labels: &str, out: &mut String) {
+        let braced = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = match self {
+            Self::Counter(c) => writeln!(out, "{name}{braced} {}", c.value()),
+            Self::Gauge(g) => writeln!(out, "{name}{braced} {}", g.value()),
+            Self::Histogram(h) => {
+                h.render(name, labels, &braced, out);
+                Ok(())
+            }
+        };
+    }
+}
+
+impl Histogram {
+    fn render(&self, name: &str, labels: &str, braced: &str, out: &mut String) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut total = 0;
+        for (index, count) in self.0.counts.iter().enumerate() {
+            total += count.load(Relaxed);
+            if index < BUCKETS {
+                let bound = bound_micros(index) as f64 / 1e6;
+                let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
+            }
+        }
+        let sum = self.0.sum_micros.load(Relaxed) as f64 / 1e6;
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}");
+        let _ = writeln!(out, "{name}_sum{braced} {sum}");
+        let _ = writeln!(out, "{name}_count{braced} {total}");
+    }
+}
+
+fn series<'a>(
+    families: &'a mut BTreeMap<&'static str, Family>,
+    name: &'static str,
+    labels: &[(&str, &str)],
+    new: impl FnOnce() -> Series,
+) -> &'a Series {
+    families
+        .entry(name)
+        .or_default()
+        .series
+        .entry(label_text(labels))
+        .or_insert_with(new)
+}
+
+/// Whether the rendered labels contain this one. Quotes inside values are
+/// escaped, so a value cannot pass for a label.
+fn carries(labels: &str, label: &str) -> bool {
+    labels.match_indices(label).any(|(at, _)| at == 0 || labels[..at].ends_with("\","))
+}
+
+fn label_text(labels: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    for (index, (name, value)) in labels.iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(name);
+        text.push_str("=\"");
+        for c in value.chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '"' => text.push_str("\\\""),
+                '\n' => text.push_str("\\n"),
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+    }
+    text
+}
+
+/// What the names mean.
+const HELP: [(&str, &str); 27] = [
+    ("towpath_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
+    ("towpath_accept_errors_total", "Connections that could not be accepted."),
+    ("towpath_bytes_in_flight", "Body bytes of unfinished exchanges, both ways."),
+    ("towpath_config_rejected_total", "Configurations not applied because something in them is wrong."),
+    ("towpath_config_version_info", "The configuration in use, as a label."),
+    ("towpath_connections", "Open client connections."),
+    ("towpath_connections_total", "Client connections accepted."),
+    ("towpath_ejections_total", "Endpoints left alone for a while after failures in a row."),
+    ("towpath_endpoint_bytes_total", "Body bytes to and from an endpoint."),
+    ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
+    ("towpath_health_probes_total", "Active health probes."),
+    ("towpath_mirrors_dropped_total", "Mirror copies not sent."),
+    ("towpath_overflow_total", "Requests refused by a circuit breaker."),
+    ("towpath_picks_total", "Times an endpoint was picked."),
+    ("towpath_process_resident_bytes", "Resident memory of the process."),
+    ("towpath_request_bytes_total", "Request body bytes."),
+    ("towpath_request_seconds", "From request head to the last byte of the response."),
+    ("towpath_requests_total", "Exchanges that ended."),
+    ("towpath_response_bytes_total", "Response body bytes."),
+    ("towpath_retries_total", "Further tries."),
+    ("towpath_retry_budget_exhausted_total", "Retries not made because the budget was used up."),
+    ("towpath_tcp_bytes_total", "Opaque bytes relayed."),
+    ("towpath_tcp_connections_total", "Opaque connections relayed."),
+    ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),
+    ("towpath_upstream_connections", "Open connections to endpoints."),
+    ("towpath_upstream_connect_errors_total", "Connections to endpoints that could not be made."),
+    ("towpath_uptime_seconds", "Time since the start of the process."),
+];
+
+/// Buckets with an upper bound; one more takes what lies beyond the last.
+const BUCKETS: usize = 50;
+/// The first bound is `2^FIRST_POWER` µs.
+const FIRST_POWER: u32 = 6;
+
+/// Upper bounds are 64, 96, 128, 192, 256, … µs, inclusive.
+const fn bound_micros(index: usize) -> u64 {
+    let octave = 1_u64 << (FIRST_POWER as usize + index / 2);
+    if index.is_multiple_of(2) { octave } else { octave + octave / 2 }
+}
+
+fn bucket(micros: u64) -> usize {
+    if micros <= 1 << FIRST_POWER {
+        return 0;
+    }
+    // With `below` the bounds can be compared as powers of two: 2^k lands in the bucket it bounds.
+    let below = micros - 1;
+    let power = below.ilog2();
+    let upper_half = (below >> (power - 1)) & 1;
+    let index = (power - FIRST_POWER) as usize * 2 + 1 + upper_half as usize;
+    index.min(BUCKETS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_lands_in_the_first_bucket_whose_bound_holds_it() {
+        for micros in (0..5000).chain([1 << 20, (1 << 20) + 1, u64::MAX]) {
+            let expected = (0..BUCKETS).find(|i| micros <= bound_micros(*i)).unwrap_or(BUCKETS);
+            assert_eq!(bucket(micros), expected, "{micros}");
+        }
+    }
+
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        let registry = Registry::default();
+        let requests = registry.counter("towpath_requests_total", &[("route", "a\"b")]);
+        requests.add(3);
+        registry.gauge("open", &[]).set(-2);
+        let seconds = registry.histogram("seconds", &[("route", "r")]);
+        seconds.record(Duration::from_micros(64));
+        seconds.record(Duration::from_secs(3600 * 24));
+        let text = registry.render();
+        for line in [
+            "# HELP towpath_requests_total Exchanges that ended.",
+            "# TYPE towpath_requests_total counter",
+            r#"towpath_requests_total{route="a\"b"} 3"#,
+            "# TYPE open gauge",
+            "open -2",
+            "# TYPE seconds histogram",
+            r#"seconds_bucket{route="r",le="0.000064"} 1"#,
+            r#"seconds_bucket{route="r",le="+Inf"} 2"#,
+            r#"seconds_count{route="r"} 2"#,
+            r#"seconds_sum{route="r"} 86400.000064"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_is_forgotten_and_nothing_else() {
+        let registry = Registry::default();
+        for (service, endpoint) in [("a", "1"), ("a", "2"), ("b", "1"), ("x\",service=\"a", "1")] {
+            registry.counter("c_total", &[("service", service), ("endpoint", endpoint)]).inc();
+        }
+        registry.forget(&[("service", "a"), ("endpoint", "1")]);
+        assert_eq!(registry.render().matches("c_total{").count(), 3);
+        registry.forget(&[("service", "a")]);
+        let text = registry.render();
+        assert_eq!(text.matches("c_total{").count(), 2, "{text}");
+        assert_eq!(registry.counter("c_total", &[("service", "b"), ("endpoint", "1")]).value(), 1);
+        registry.forget(&[("endpoint", "1")]);
+        assert_eq!(registry.render(), "");
+    }
+}

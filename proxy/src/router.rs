@@ -1,0 +1,215 @@
+//! Route tables compiled for matching: which request takes which route.
+//!
+//! A [`Router`] is built once per listener and configuration; matching a
+//! request allocates nothing. Edits and rewrites are `HeaderName`s and
+//! `HeaderValue`s already. Knows nothing of connections or endpoints: a backend
+//! is a handle on its service's live state.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use towpath_policies::model::{Route, RouteTable, WeightedBackend};
+
+mod action;
+mod edit;
+mod matching;
+pub(crate) mod path;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use action::{Action, Backend, Forward, Mirror, Redirect};
+pub(crate) use edit::Edit;
+pub(crate) use matching::{Target, is_grpc};
+
+use crate::{
+    metrics::{self, Counter, Histogram},
+    upstream::ServiceLive,
+};
+
+/// The routes of one listener.
+#[derive(Debug)]
+pub struct Router {
+    exact: AHashMap<Box<str>, u32>,
+    /// Suffixes with their dot (`.example.com`), longest first.
+    suffixes: Box<[(Box<str>, u32)]>,
+    any: Option<u32>,
+    hosts: Box<[Box<[Arc<CompiledRoute>]>]>,
+    /// Requests that match nothing.
+    pub(crate) unmatched: RouteMetrics,
+}
+
+/// One route, ready to be used.
+#[derive(Debug)]
+pub struct CompiledRoute {
+    /// For logs and metrics.
+    pub name: Arc<str>,
+    matches: matching::Matches,
+    pub(crate) action: Action,
+    pub(crate) request_headers: Edit,
+    pub(crate) response_headers: Edit,
+    pub(crate) metrics: RouteMetrics,
+}
+
+/// Handles of one route and service; one atomic each.
+#[derive(Clone, Debug)]
+pub(crate) struct RouteMetrics {
+    /// By status class: none sent, 1xx to 5xx.
+    requests: [Counter; 6],
+    pub(crate) seconds: Histogram,
+    pub(crate) request_bytes: Counter,
+    pub(crate) response_bytes: Counter,
+}
+
+/// What in a route cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("route {route}: {what}")]
+pub struct CompileError {
+    /// Name of the route.
+    pub route: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl Router {
+    /// A router that matches nothing.
+    pub fn empty(listener: &str) -> Self {
+        Self {
+            exact: AHashMap::new(),
+            suffixes: Box::default(),
+            any: None,
+            hosts: Box::default(),
+            unmatched: RouteMetrics::new(listener, "", ""),
+        }
+    }
+
+    /// Compiles `table` for `listener`; `services` finds the live state of a service by name.
+    ///
+    /// A backend that names an unknown service is kept, and its share of the
+    /// requests is answered 503. Changed endpoints or terms of a known service
+    /// need no new router: it is found through [`ServiceLive::current`].
+    ///
+    /// # Errors
+    /// A header name or value that HTTP does not allow.
+    pub fn compile(
+        listener: &str,
+        table: &RouteTable,
+        services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+    ) -> Result<Self, CompileError> {
+        let mut router = Self::empty(listener);
+        let mut suffixes = Vec::new();
+        let mut hosts = Vec::new();
+        for (index, host) in (0u32..).zip(&table.virtual_hosts) {
+            for domain in &host.domains {
+                if domain == "*" {
+                    router.any = Some(index);
+                } else if let Some(suffix) = domain.strip_prefix('*') {
+                    suffixes.push((suffix.to_ascii_lowercase().into_boxed_str(), index));
+                } else {
+                    router.exact.insert(domain.to_ascii_lowercase().into(), index);
+                }
+            }
+            let routes: Result<Box<[_]>, CompileError> = host
+                .routes
+                .iter()
+                .map(|route| CompiledRoute::new(listener, route, services).map(Arc::new))
+                .collect();
+            hosts.push(routes?);
+        }
+        suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        router.suffixes = suffixes.into();
+        router.hosts = hosts.into();
+        Ok(router)
+    }
+
+    /// The first route of the most specific host that matches.
+    pub(crate) fn route(&self, target: &Target<'_>) -> Option<&Arc<CompiledRoute>> {
+        let routes = &self.hosts[self.host(target.host)? as usize];
+        let path = target.path;
+        routes.iter().find(|route| route.matches.hold(target, path))
+    }
+
+    fn host(&self, host: &str) -> Option<u32> {
+        if self.exact.is_empty() && self.suffixes.is_empty() {
+            return self.any;
+        }
+        let mut lower = [0; 256];
+        let lower = lower_case(host, &mut lower)?;
+        if let Some(index) = self.exact.get(lower) {
+            return Some(*index);
+        }
+        self.suffixes
+            .iter()
+            .find(|(suffix, _)| lower.len() > suffix.len() && lower.ends_with(&**suffix))
+            .map(|(_, index)| *index)
+            .or(self.any)
+    }
+}
+
+/// The host in lower case; borrowed as it is when it already was. `None` when longer than a host name can be.
+fn lower_case<'a>(host: &'a str, room: &'a mut [u8; 256]) -> Option<&'a str> {
+    if !host.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Some(host);
+    }
+    let room = room.get_mut(..host.len())?;
+    room.copy_from_slice(host.as_bytes());
+    room.make_ascii_lowercase();
+    std::str::from_utf8(room).ok()
+}
+
+impl CompiledRoute {
+    fn new(
+        listener: &str,
+        route: &Route,
+        services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+    ) -> Result<Self, CompileError> {
+        let error = |what: String| CompileError { route: route.name.clone(), what };
+        Ok(Self {
+            name: route.name.as_str().into(),
+            matches: matching::Matches::new(&route.matches).map_err(error)?,
+            action: Action::new(listener, route, services).map_err(error)?,
+            request_headers: Edit::new(&route.request_headers).map_err(error)?,
+            response_headers: Edit::new(&route.response_headers).map_err(error)?,
+            metrics: RouteMetrics::new(listener, &route.name, ""),
+        })
+    }
+}
+
+impl RouteMetrics {
+    pub(crate) fn new(listener: &str, route: &str, service: &str) -> Self {
+        let registry = metrics::registry();
+        let of = [("route", route), ("service", service)];
+        let class = |class| {
+            registry.counter(
+                "towpath_requests_total",
+                &[("listener", listener), of[0], of[1], ("code_class", class)],
+            )
+        };
+        Self {
+            requests: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
+            seconds: registry.histogram(
+                "towpath_request_seconds",
+                &[("route", route)],
+            ),
+            request_bytes: registry.counter(
+                "towpath_request_bytes_total",
+                &of,
+            ),
+            response_bytes: registry.counter(
+                "towpath_response_bytes_total",
+                &of,
+            ),
+        }
+    }
+
+    /// Counts a request answered with this status; 0 = none was sent.
+    pub(crate) fn count(&self, status: u16) {
+        self.requests[usize::from(status / 100).min(5)].inc();
+    }
+}
+
+fn live(
+    backend: &WeightedBackend,
+    services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+) -> Option<Arc<ServiceLive>> {
+    services(&backend.service)
+}

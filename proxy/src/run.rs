@@ -1,0 +1,258 @@
+//! Starts a proxy, in a program of its own or inside a test, and ends it.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::AbortHandle,
+    time::Instant,
+};
+use towpath_policies::model::Snapshot;
+
+use crate::{
+    Args, Config,
+    access_log::AccessLog,
+    admin,
+    control::Control,
+    logging, source,
+    worker::Workers,
+    world::{Rejection, Terms, World},
+};
+
+/// A proxy that runs. Dropping it cuts everything.
+#[derive(Debug)]
+pub struct Running {
+    control: Arc<Control>,
+    admin: SocketAddr,
+    drain_timeout: Duration,
+    tasks: Vec<Owned>,
+}
+
+/// What was still under way when the drain's time was over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Client connections.
+    pub connections: u32,
+    /// Exchanges in flight.
+    pub requests: u32,
+    /// Their body bytes so far.
+    pub bytes_in_flight: u64,
+}
+
+#[derive(Debug)]
+struct Owned(AbortHandle);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How often certificate files are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+/// How often a drain looks whether it is done.
+const DRAIN_CHECK: Duration = Duration::from_millis(10);
+
+/// Runs a proxy until a signal or `POST /drain` ends it.
+///
+/// # Errors
+/// When it cannot start: the policies are wrong, or an address cannot be had.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.die_with_parent {
+        let term = rustix::process::Signal::TERM;
+        rustix::process::set_parent_process_death_signal(Some(term)).context("--die-with-parent")?;
+    }
+    logging::start(&args.log_level)?;
+    raise_file_limit();
+    let config = args.into_config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut user = signal(SignalKind::user_defined1())?;
+    let running = start(config).await?;
+    let asked = running.control.drain.watch();
+    let mut told = false;
+    let mut applied = running.control.applied();
+    loop {
+        tokio::select! {
+            _ = applied.wait_for(|count| *count > 0), if !told => {
+                told = true;
+                println!("ready admin={}", running.admin_addr());
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = asked.drained() => break,
+            _ = hangup.recv() => running.rotate(),
+            _ = user.recv() => running.rotate(),
+        }
+    }
+    running.drain();
+    tracing::info!(timeout = ?running.drain_timeout, "draining: nothing new is accepted");
+    let left = tokio::select! {
+        left = running.drained() => left,
+        _ = terminate.recv() => Some(running.leftovers()),
+        _ = interrupt.recv() => Some(running.leftovers()),
+    };
+    match left {
+        None => tracing::info!("drained"),
+        Some(left) => tracing::warn!(
+            connections = left.connections,
+            requests = left.requests,
+            bytes_in_flight = left.bytes_in_flight,
+            "cut what was still under way"
+        ),
+    }
+    running.shutdown();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a proxy. The runtime this is called on becomes its control thread:
+/// it applies configuration, probes, and answers the admin endpoint.
+///
+/// With a policy folder the configuration is in force when this returns; with
+/// a control plane, see [`Running::ready`].
+///
+/// # Errors
+/// When the admin address cannot be had, the access log cannot be opened, or
+/// the policies are wrong.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let listener = TcpListener::bind(config.admin).await.with_context(|| {
+        format!("cannot listen on the admin address {} (--admin); is another proxy running?", config.admin)
+    })?;
+    let admin = listener.local_addr()?;
+    let access_log = AccessLog::start(&config.access_log)?;
+    let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
+    let terms = Terms {
+        workers: workers.clone(),
+        access_log: access_log.clone(),
+        max_connections: config.max_connections,
+    };
+    let control = Control::new(World::new(terms), workers, access_log);
+    let mut tasks = vec![
+        Owned(tokio::spawn(admin::serve(listener, control.clone())).abort_handle()),
+        Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
+    ];
+    if let Some(task) = source::start(config.source, &control).await? {
+        tasks.push(Owned(task));
+    }
+    Ok(Running { control, admin, drain_timeout: config.drain_timeout, tasks })
+}
+
+async fn watch_certificates(control: Arc<Control>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        control.reload_certificates();
+    }
+}
+
+impl Running {
+    /// Where the admin endpoint is reached.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Where each listener is reached, by name.
+    pub fn listener_addrs(&self) -> BTreeMap<String, SocketAddr> {
+        self.control.addresses()
+    }
+
+    /// Puts a snapshot in force, or says what is wrong with it and changes nothing.
+    ///
+    /// # Errors
+    /// One [`Rejection`] per resource that cannot be obeyed.
+    pub fn apply(&self, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
+        self.control.apply(snapshot)
+    }
+
+    /// Waits until a configuration is in force.
+    pub async fn ready(&self) {
+        // The sender lives in `control`, so this cannot fail.
+        let _ = self.control.applied().wait_for(|count| *count > 0).await;
+    }
+
+    /// Version of the configuration in force; `None` before the first.
+    pub fn version(&self) -> Option<String> {
+        let view = self.control.view();
+        view.applied.map(|_| view.snapshot.version.clone())
+    }
+
+    /// Waits until the configuration in force has this version.
+    pub async fn version_is(&self, version: &str) {
+        let mut applied = self.control.applied();
+        let _ = applied.wait_for(|_| self.version().as_deref() == Some(version)).await;
+    }
+
+    /// Begins the drain: nothing new is accepted, what runs is asked to finish.
+    pub fn drain(&self) {
+        self.control.begin_drain();
+    }
+
+    /// Waits for the drain to end; returns what is left when its time is over.
+    pub async fn drained(&self) -> Option<Leftovers> {
+        let end = Instant::now() + self.drain_timeout;
+        while self.control.workers.open_connections() > 0 {
+            if Instant::now() >= end {
+                return Some(self.leftovers());
+            }
+            tokio::time::sleep(DRAIN_CHECK).await;
+        }
+        None
+    }
+
+    /// What is under way now.
+    pub fn leftovers(&self) -> Leftovers {
+        let view = self.control.view();
+        let services = view.services.values().map(|s| &s.live);
+        Leftovers {
+            connections: self.control.workers.open_connections(),
+            requests: services.clone().map(|s| s.requests.load(Relaxed)).sum(),
+            bytes_in_flight: services.map(|s| s.bytes_in_flight.load(Relaxed)).sum(),
+        }
+    }
+
+    /// Ends the proxy: whatever still runs is cut.
+    pub fn shutdown(mut self) {
+        self.tasks.clear();
+        self.control.begin_drain();
+        self.control.workers.stop();
+    }
+
+    /// Reads certificates again whose files changed; done every two seconds anyway.
+    pub fn reload_certificates(&self) {
+        self.control.reload_certificates();
+    }
+
+    /// Opens the access log anew and reads changed certificates.
+    fn rotate(&self) {
+        if let Some(log) = &self.control.access_log {
+            log.reopen();
+        }
+        self.control.reload_certificates();
+    }
+}
+
+/// A proxy holds many sockets: takes as many files as the system lets it.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        // Not being allowed leaves the limit that was.
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit { current: limit.maximum, maximum: limit.maximum },
+        );
+    }
+}

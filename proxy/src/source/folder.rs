@@ -1,0 +1,158 @@
+//! A policy folder, followed as it changes.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use notify::{RecursiveMode, Watcher};
+use tokio::{sync::Notify, task::AbortHandle, time::timeout};
+use towpath_policies::model::{Mesh, Node};
+
+use crate::control::Control;
+
+/// Changes come in bursts: this long without one, and the burst is over.
+const QUIET: Duration = Duration::from_millis(50);
+/// A burst that does not end is looked at after this.
+const LONGEST_BURST: Duration = Duration::from_secs(1);
+/// File systems that do not tell of changes (network mounts) are looked at this often.
+const POLL: Duration = Duration::from_secs(3);
+
+/// Puts the folder in force, and follows it from then on.
+pub(super) async fn start(
+    folder: PathBuf,
+    node: Node,
+    control: &Arc<Control>,
+) -> anyhow::Result<AbortHandle> {
+    // Looked at before it is read: what changes in between is then seen as a change.
+    let seen = fingerprint(&folder);
+    let changed = Arc::new(Notify::new());
+    let watcher = watch(&folder, changed.clone());
+    let mesh = load(&folder).await?;
+    put_in_force(control, &mesh, &node).map_err(|errors| {
+        anyhow!("the policies in {} cannot be obeyed:\n{}", folder.display(), errors.join("\n"))
+    })?;
+    let control = control.clone();
+    let task = tokio::spawn(async move {
+        let _watcher = watcher;
+        follow(&folder, &node, &control, &changed, seen).await;
+    });
+    Ok(task.abort_handle())
+}
+
+async fn follow(folder: &Path, node: &Node, control: &Arc<Control>, changed: &Notify, seen: u64) {
+    let mut seen = seen;
+    loop {
+        if timeout(POLL, changed.notified()).await.is_ok() {
+            let burst = async { while timeout(QUIET, changed.notified()).await.is_ok() {} };
+            // Whether it ended or not, it is time to look.
+            let _ = timeout(LONGEST_BURST, burst).await;
+        }
+        let now = fingerprint(folder);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        let outcome = match load(folder).await {
+            Ok(mesh) if mesh.version == control.view().snapshot.version => Ok(()),
+            Ok(mesh) => put_in_force(control, &mesh, node),
+            Err(error) => Err(vec![format!("{error:#}")]),
+        };
+        if let Err(errors) = &outcome {
+            for error in errors {
+                tracing::error!("{error}");
+            }
+            tracing::error!(
+                folder = %folder.display(),
+                "the changed policies cannot be used, keeping the last good ones"
+            );
+        }
+        let errors = outcome.err().unwrap_or_default();
+        control.note_source(|status| {
+            status.connected = true;
+            status.errors = errors;
+        });
+    }
+}
+
+fn put_in_force(control: &Arc<Control>, mesh: &Mesh, node: &Node) -> Result<(), Vec<String>> {
+    control.apply(Arc::new(mesh.view(node))).map_err(|rejections| {
+        rejections
+            .iter()
+            .map(|rejection| match mesh.sources.get(&rejection.key) {
+                Some(source) => format!("{source}: {rejection}"),
+                None => rejection.to_string(),
+            })
+            .collect::<Vec<_>>()
+    })?;
+    control.note_source(|status| status.connected = true);
+    Ok(())
+}
+
+/// Reads and compiles the folder, off the control thread.
+async fn load(folder: &Path) -> anyhow::Result<Mesh> {
+    let folder = folder.to_owned();
+    tokio::task::spawn_blocking(move || read(&folder)).await.context("reading policies")?
+}
+
+fn read(folder: &Path) -> anyhow::Result<Mesh> {
+    let files = towpath_policies::folder::read(folder)?;
+    let version = towpath_policies::folder::digest(&files);
+    towpath_policies::load(files, version).map_err(|report| {
+        anyhow!("the policies in {} have mistakes:\n{report}", folder.display())
+    })
+}
+
+/// Asks the system to tell of changes; polling does where it cannot.
+fn watch(folder: &Path, changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let watching = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Being read is no change, and reading is what we answer a change with.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            changed.notify_one();
+        }
+    })
+    .and_then(|mut watcher| {
+        watcher.watch(folder, RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    watching
+        .inspect_err(|error| {
+            tracing::warn!(%error, "cannot be told of changed policies, looking every {POLL:?} instead");
+        })
+        .ok()
+}
+
+/// Changes when a file in the folder comes, goes or is written, or a symbolic
+/// link leads elsewhere (as a mounted ConfigMap's does).
+fn fingerprint(folder: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    mix(folder, 0, &mut hasher);
+    hasher.finish()
+}
+
+/// Deeper than any folder that is accepted.
+const MAX_DEPTH: usize = towpath_policies::folder::MAX_DEPTH + 1;
+
+fn mix(path: &Path, depth: usize, hasher: &mut DefaultHasher) {
+    path.hash(hasher);
+    let Ok(meta) = fs::metadata(path) else { return };
+    (meta.dev(), meta.ino(), meta.is_dir()).hash(hasher);
+    if !meta.is_dir() {
+        (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()).hash(hasher);
+        return;
+    }
+    let Ok(entries) = fs::read_dir(path) else { return };
+    let mut entries: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    entries.sort_unstable();
+    for entry in entries {
+        let hidden = entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if depth < MAX_DEPTH && !hidden {
+            mix(&entry, depth + 1, hasher);
+        }
+    }
+}

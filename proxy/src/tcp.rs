@@ -1,0 +1,373 @@
+//! Opaque connections: bytes both ways, moved inside the kernel where possible.
+//!
+//! Half-closes and resets are passed on, so that the two ends see each other as
+//! if they were connected directly. Bytes are counted while they pass. Knows
+//! no protocol.
+
+mod copy;
+mod splice;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    access_log::{AccessLog, Record},
+    metrics::{Counter, registry},
+    outlier::{self, Failure, Outcome},
+    upstream::{
+        ServiceLive, ServiceState,
+        admission::{ConnectionGuard, Limit, Ticket},
+        connect::{ConnectError, Connector},
+        io::UpstreamIo,
+        now_ms,
+        pick::{self, NoPick, Tried},
+    },
+};
+
+/// Where the connections of one chain go, and how they are counted.
+#[derive(Debug)]
+pub(crate) struct TcpChain {
+    pub(crate) listener: Arc<str>,
+    /// Services by weight; the sum is positive.
+    pub(crate) backends: Vec<(Arc<ServiceLive>, u32)>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) metrics: TcpMetrics,
+}
+
+/// Handles of one chain.
+#[derive(Debug)]
+pub(crate) struct TcpMetrics {
+    connections: Counter,
+    bytes_up: Counter,
+    bytes_down: Counter,
+}
+
+/// A client of an opaque chain: in clear (with what was read of it to find the
+/// server name) or under TLS that ends here.
+pub(crate) enum Client<T> {
+    Clear(TcpStream, Bytes),
+    Tls(T),
+}
+
+/// Who connected.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) address: SocketAddr,
+    pub(crate) server_name: Option<String>,
+    pub(crate) protocol: &'static str,
+}
+
+/// Counts one relay while it runs, and writes its record when it ends.
+pub(crate) struct Meter {
+    chain: Arc<TcpChain>,
+    record: Option<Record>,
+    started: tokio::time::Instant,
+    /// Milliseconds after `started` of the last byte moved.
+    last_ms: AtomicU64,
+    up: AtomicU64,
+    down: AtomicU64,
+    endpoint_bytes: Option<(Counter, Counter)>,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the client.
+    Up,
+    /// To the client.
+    Down,
+}
+
+/// How one direction ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The reader ended cleanly, and that was passed on.
+    Finished,
+    /// Reading failed: the reader's peer is gone.
+    ReadFailed(io::Error),
+    /// Writing failed: the writer's peer is gone.
+    WriteFailed(io::Error),
+}
+
+impl TcpMetrics {
+    pub(crate) fn new(listener: &str) -> Self {
+        let of = ("listener", listener);
+        let bytes = |direction| {
+            registry().counter("towpath_tcp_bytes_total", &[of, ("direction", direction)])
+        };
+        Self {
+            connections: registry().counter("towpath_tcp_connections_total", &[of]),
+            bytes_up: bytes("request"),
+            bytes_down: bytes("response"),
+        }
+    }
+}
+
+/// Relays one client connection to an endpoint of the chain, to its end.
+pub(crate) async fn relay<T>(chain: Arc<TcpChain>, client: Client<T>, caller: Caller)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    chain.metrics.connections.inc();
+    let mut meter = Meter::new(chain.clone(), &caller);
+    let Some(service) = chain.draw() else {
+        return meter.refuse("no_service", client);
+    };
+    meter.note(|r| r.service = Some(service.spec.name.as_str().into()));
+    let (mut upstream, _guard, ticket) = match connect(&service, &mut meter).await {
+        Ok(connected) => connected,
+        Err(reason) => return meter.refuse(reason, client),
+    };
+    let counters = &ticket.endpoint.live.metrics;
+    meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
+    meter.touch();
+    let idle = chain.idle_timeout;
+    let reason = match client {
+        Client::Clear(tcp, prefix) => {
+            if !prefix.is_empty() {
+                if upstream.write_all(&prefix).await.is_err() {
+                    return meter.refuse("upstream_reset", Client::<T>::Clear(tcp, prefix));
+                }
+                meter.moved(Direction::Up, prefix.len());
+            }
+            match upstream {
+                UpstreamIo::Tcp(upstream) => splice::relay(&tcp, &upstream, &meter, idle).await,
+                upstream @ UpstreamIo::Tls(_) => copy::relay(tcp, upstream, &meter, idle).await,
+            }
+        }
+        Client::Tls(tls) => copy::relay(tls, upstream, &meter, idle).await,
+    };
+    meter.note(|r| r.reason = reason);
+}
+
+/// Connects to an endpoint of the service; a failed one is followed by others.
+async fn connect(
+    service: &Arc<ServiceState>,
+    meter: &mut Meter,
+) -> Result<(UpstreamIo, ConnectionGuard, Ticket), &'static str> {
+    let mut tried = Tried::default();
+    let overflow = |_: Limit| "overflow";
+    service.has_room(0).map_err(overflow)?;
+    for attempt in 1..=CONNECT_ATTEMPTS {
+        let endpoint = match pick::pick(service, &tried, now_ms(), 0) {
+            Ok(endpoint) => endpoint.clone(),
+            Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),
+            Err(NoPick::Full(_)) => return Err("overflow"),
+        };
+        meter.note(|r| {
+            r.attempts = attempt;
+            r.endpoint = Some(endpoint.spec.name.as_str().into());
+        });
+        let ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        match Connector::connect(service, &endpoint, None).await {
+            Ok((io, guard)) => {
+                outlier::report(service, &endpoint, Outcome::Success);
+                return Ok((io, guard, ticket));
+            }
+            Err(ConnectError::Full(_)) => return Err("overflow"),
+            Err(error) => {
+                let failure = match error {
+                    ConnectError::Timeout(_) => Failure::Timeout,
+                    _ => Failure::Connect,
+                };
+                outlier::report(service, &endpoint, Outcome::Failure(failure));
+                tracing::debug!(
+                    service = service.spec.name,
+                    endpoint = endpoint.spec.name,
+                    %error,
+                    attempt,
+                    "cannot connect"
+                );
+                tried.add(&endpoint);
+                if tried_all(service, attempt) {
+                    break;
+                }
+            }
+        }
+    }
+    Err("connect_failed")
+}
+
+/// Connections tried for one client: no byte of it was sent yet, so another endpoint is always safe.
+const CONNECT_ATTEMPTS: u32 = 3;
+
+fn tried_all(service: &ServiceState, attempts: u32) -> bool {
+    attempts as usize >= service.endpoints.len()
+}
+
+impl TcpChain {
+    fn draw(&self) -> Option<Arc<ServiceState>> {
+        let total: u64 = self.backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let mut at = if total > 1 { fastrand::u64(..total) } else { 0 };
+        for (service, weight) in &self.backends {
+            let weight = u64::from(*weight);
+            if at < weight {
+                return service.current.load_full();
+            }
+            at -= weight;
+        }
+        None
+    }
+}
+
+impl Meter {
+    fn new(chain: Arc<TcpChain>, caller: &Caller) -> Self {
+        let record = chain.access_log.is_some().then(|| {
+            let mut record =
+                Record::new(caller.protocol, chain.listener.clone(), Some(caller.address));
+            record.host = caller.server_name.as_deref().map(Into::into);
+            record.start = SystemTime::now();
+            record
+        });
+        Self {
+            chain,
+            record,
+            started: tokio::time::Instant::now(),
+            last_ms: AtomicU64::new(0),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            endpoint_bytes: None,
+        }
+    }
+
+    fn note(&mut self, write: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            write(record);
+        }
+    }
+
+    /// Ends a client that cannot be served: by a reset, so that it does not take it for an end.
+    fn refuse<T>(&mut self, reason: &'static str, client: Client<T>) {
+        self.note(|r| r.reason = Some(reason));
+        if let Client::Clear(tcp, _) = &client {
+            reset(tcp);
+        }
+    }
+
+    fn moved(&self, direction: Direction, bytes: usize) {
+        let n = bytes as u64;
+        let (total, chain, endpoint) = match direction {
+            Direction::Up => {
+                (&self.up, &self.chain.metrics.bytes_up, self.endpoint_bytes.as_ref().map(|e| &e.0))
+            }
+            Direction::Down => (
+                &self.down,
+                &self.chain.metrics.bytes_down,
+                self.endpoint_bytes.as_ref().map(|e| &e.1),
+            ),
+        };
+        total.fetch_add(n, Relaxed);
+        chain.add(n);
+        if let Some(endpoint) = endpoint {
+            endpoint.add(n);
+        }
+        if self.chain.idle_timeout.is_some() {
+            self.touch();
+        }
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Relaxed);
+    }
+
+    /// Returns when nothing has moved for `limit`; never when there is no limit.
+    async fn idle(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        loop {
+            let last = self.started + Duration::from_millis(self.last_ms.load(Relaxed));
+            let end = last + limit;
+            if tokio::time::Instant::now() >= end {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let (Some(mut record), Some(log)) = (self.record.take(), &self.chain.access_log) else {
+            return;
+        };
+        record.duration = self.started.elapsed();
+        record.request_bytes = self.up.load(Relaxed);
+        record.response_bytes = self.down.load(Relaxed);
+        log.send(record);
+    }
+}
+
+/// Makes the close of this socket a reset (RST), as its counterpart's was.
+fn reset(tcp: &TcpStream) {
+    // A socket that is gone already cannot be reset, which is as well.
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}
+
+/// Runs both directions to their ends and says why it was not a clean one.
+///
+/// A peer that is gone ends the other direction too, but only after what it
+/// sent before has been delivered.
+async fn both(
+    up: impl Future<Output = End>,
+    down: impl Future<Output = End>,
+    idle: impl Future<Output = ()>,
+    reset: impl Fn(Direction),
+) -> Option<&'static str> {
+    let (mut up, mut down, mut idle) =
+        (std::pin::pin!(up), std::pin::pin!(down), std::pin::pin!(idle));
+    let (mut up_end, mut down_end) = (None, None);
+    while up_end.is_none() || down_end.is_none() {
+        tokio::select! {
+            end = &mut up, if up_end.is_none() => {
+                if let End::ReadFailed(error) = &end {
+                    tracing::debug!(%error, "client is gone");
+                    // The endpoint is told; what it still sends has nowhere to go.
+                    reset(Direction::Up);
+                    return Some("client_reset");
+                }
+                up_end = Some(end);
+            }
+            end = &mut down, if down_end.is_none() => {
+                if let End::ReadFailed(error) = &end {
+                    tracing::debug!(%error, "endpoint is gone");
+                    reset(Direction::Down);
+                    return Some("upstream_reset");
+                }
+                down_end = Some(end);
+            }
+            () = &mut idle => {
+                reset(Direction::Up);
+                reset(Direction::Down);
+                return Some("idle_timeout");
+            }
+        }
+    }
+    match (up_end, down_end) {
+        (Some(End::WriteFailed(error)), _) => {
+            tracing::debug!(%error, "endpoint is gone");
+            reset(Direction::Down);
+            Some("upstream_reset")
+        }
+        (_, Some(End::WriteFailed(error))) => {
+            tracing::debug!(%error, "client is gone");
+            reset(Direction::Up);
+            Some("client_reset")
+        }
+        _ => None,
+    }
+}

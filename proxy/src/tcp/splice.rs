@@ -1,0 +1,153 @@
+//! Moves bytes from socket to socket through a pipe, without copying them into
+//! this process (`splice(2)`).
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::{io::Interest, net::TcpStream};
+
+use super::{Direction, End, Meter, both, copy, reset};
+
+/// Asked of one `splice` call, and of the pipe where the kernel allows it.
+const CHUNK: usize = 1 << 20;
+/// Empty pipes a worker keeps for the next one who needs it.
+const MOST_IDLE_PIPES: usize = 64;
+
+/// Relays both ways until both ends are done; returns why, when that was no clean end.
+pub(super) async fn relay(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    meter: &Meter,
+    idle: Option<Duration>,
+) -> Option<&'static str> {
+    both(
+        one_way(client, upstream, meter, Direction::Up),
+        one_way(upstream, client, meter, Direction::Down),
+        meter.idle(idle),
+        |side| match side {
+            Direction::Up => reset(upstream),
+            Direction::Down => reset(client),
+        },
+    )
+    .await
+}
+
+async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Direction) -> End {
+    loop {
+        if let Err(error) = from.readable().await {
+            return End::ReadFailed(error);
+        }
+        let Some(mut pipe) = Pipe::take() else {
+            // No more file descriptors: bytes pass all the same, by hand.
+            return copy::one_way_tcp(from, to, meter, direction).await;
+        };
+        let filled = from.try_io(Interest::READABLE, || pipe.fill(from));
+        match filled {
+            Ok(0) => {
+                pipe.give_back();
+                return finish(to);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                pipe.give_back();
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return copy::one_way_tcp(from, to, meter, direction).await;
+            }
+            Err(error) => return End::ReadFailed(error),
+        }
+        while pipe.held > 0 {
+            match to.try_io(Interest::WRITABLE, || pipe.empty(to)) {
+                Ok(n) => meter.moved(direction, n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(error) = to.writable().await {
+                        return End::WriteFailed(error);
+                    }
+                }
+                Err(error) => return End::WriteFailed(error),
+            }
+        }
+        pipe.give_back();
+    }
+}
+
+/// Passes the end of a stream on.
+pub(super) fn finish(to: &TcpStream) -> End {
+    match socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write) {
+        Ok(()) => End::Finished,
+        Err(error) => End::WriteFailed(error),
+    }
+}
+
+/// A pipe borrowed from this worker's pool. One that still holds bytes when it
+/// is dropped is closed, never reused.
+struct Pipe {
+    ends: Option<(OwnedFd, OwnedFd)>,
+    held: usize,
+}
+
+thread_local! {
+    static IDLE: RefCell<Vec<(OwnedFd, OwnedFd)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Pipe {
+    fn take() -> Option<Self> {
+        let ends = IDLE.with_borrow_mut(Vec::pop).or_else(|| {
+            let ends = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+            // Smaller pipes work as well, with more calls.
+            let _ = fcntl_setpipe_size(&ends.1, CHUNK);
+            Some(ends)
+        })?;
+        Some(Self { ends: Some(ends), held: 0 })
+    }
+
+    fn give_back(mut self) {
+        debug_assert_eq!(self.held, 0, "a pipe with bytes in it must not be reused");
+        if let Some(ends) = self.ends.take() {
+            IDLE.with_borrow_mut(|idle| {
+                if idle.len() < MOST_IDLE_PIPES {
+                    idle.push(ends);
+                }
+            });
+        }
+    }
+
+    /// Moves what has arrived into the (empty) pipe; 0 at the end of the stream.
+    fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
+        let Some((_, write)) = &self.ends else { return Ok(0) };
+        let n = move_bytes(from.as_fd(), write.as_fd(), CHUNK)?;
+        self.held += n;
+        Ok(n)
+    }
+
+    fn empty(&mut self, to: &TcpStream) -> io::Result<usize> {
+        let Some((read, _)) = &self.ends else { return Ok(0) };
+        let n = move_bytes(read.as_fd(), to.as_fd(), self.held)?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.held -= n;
+        Ok(n)
+    }
+}
+
+fn move_bytes(
+    from: std::os::fd::BorrowedFd<'_>,
+    to: std::os::fd::BorrowedFd<'_>,
+    most: usize,
+) -> io::Result<usize> {
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    loop {
+        match splice(from, None, to, None, most, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(n) => return Ok(n),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! TLS towards clients: certificates from files, which are read again when they change.
+//!
+//! A [`ServerTls`] lives as long as its chain; a rotated certificate is swapped
+//! inside it, so connections, tickets and settings are not disturbed. Knows no
+//! sockets.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio_rustls::TlsAcceptor;
+use towpath_policies::model::TlsServer;
+
+/// Why certificates cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate file cannot be used.
+    #[error("certificate file {}: {reason}; give a readable PEM file, leaf certificate first", .path.display())]
+    Certificate {
+        /// As in the policy.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key file cannot be used.
+    #[error("private key file {}: {reason}; give a readable, unencrypted PEM key (PKCS#8, SEC1 or PKCS#1)", .path.display())]
+    Key {
+        /// As in the policy.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// They do not belong together.
+    #[error("private key {} does not belong to certificate {}", .key.display(), .certificate.display())]
+    Mismatch {
+        /// Key file.
+        key: PathBuf,
+        /// Certificate file.
+        certificate: PathBuf,
+    },
+    /// The TLS library refused the settings.
+    #[error("TLS settings: {0}")]
+    Settings(#[from] rustls::Error),
+}
+
+/// The TLS side of one chain.
+#[derive(Debug)]
+pub(crate) struct ServerTls {
+    spec: TlsServer,
+    key: Arc<Key>,
+    stamp: Mutex<Stamp>,
+    settings: Arc<ServerConfig>,
+}
+
+/// Serves whatever certificate is current, to any name: the chain was chosen by name before.
+#[derive(Debug)]
+struct Key(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Key {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ServerTls {
+    /// Reads the files and builds the settings.
+    pub(crate) fn new(spec: &TlsServer) -> Result<Self, TlsError> {
+        // Taken before the files are read: a change in between is then seen as one.
+        let stamp = Stamp::of(spec);
+        let key = Arc::new(Key(ArcSwap::from_pointee(load(spec)?)));
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_cert_resolver(key.clone());
+        config.alpn_protocols = spec.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        Ok(Self {
+            spec: spec.clone(),
+            key,
+            stamp: Mutex::new(stamp),
+            settings: Arc::new(config),
+        })
+    }
+
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        self.settings.clone().into()
+    }
+
+    pub(crate) fn spec(&self) -> &TlsServer {
+        &self.spec
+    }
+
+    /// Reads the files again if they changed. On an error the old certificate stays in use.
+    pub(crate) fn reload(&self) -> Result<bool, TlsError> {
+        let now = Stamp::of(&self.spec);
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        if *stamp == now {
+            return Ok(false);
+        }
+        // Remembered even when the files are bad, so that one mistake is one message.
+        *stamp = now;
+        self.key.0.store(Arc::new(load(&self.spec)?));
+        Ok(true)
+    }
+}
+
+/// Tells whether files changed: device, inode, length and times of both.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp([Option<[i64; 5]>; 2]);
+
+impl Stamp {
+    fn of(spec: &TlsServer) -> Self {
+        Self([&spec.certificate_file, &spec.private_key_file].map(|path| {
+            let meta = fs::metadata(path).ok()?;
+            let inode = i64::from_ne_bytes(meta.ino().to_ne_bytes());
+            let length = i64::try_from(meta.len()).unwrap_or(i64::MAX);
+            Some([inode, length, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
+        }))
+    }
+}
+
+fn load(spec: &TlsServer) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(&spec.certificate_file)?;
+    let bad_key = |reason: String| TlsError::Key { path: spec.private_key_file.clone(), reason };
+    let key = PrivateKeyDer::from_pem_file(&spec.private_key_file)
+        .map_err(|error| bad_key(describe(&error)))?;
+    let key =
+        aws_lc_rs::sign::any_supported_type(&key).map_err(|error| bad_key(error.to_string()))?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        // Unknown: the key cannot tell its public half. The handshake will.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
+            Ok(certified)
+        }
+        Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::Mismatch {
+            key: spec.private_key_file.clone(),
+            certificate: spec.certificate_file.clone(),
+        }),
+        Err(error) => Err(TlsError::Certificate {
+            path: spec.certificate_file.clone(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bad = |reason: String| TlsError::Certificate { path: path.to_owned(), reason };
+    let chain = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| bad(describe(&error)))?;
+    if chain.is_empty() {
+        return Err(bad("there is no certificate in it".into()));
+    }
+    Ok(chain)
+}
+
+fn describe(error: &rustls_pki_types::pem::Error) -> String {
+    match error {
+        rustls_pki_types::pem::Error::Io(error) => error.to_string(),
+        rustls_pki_types::pem::Error::NoItemsFound => "there is no PEM block of this kind".into(),
+        error => error.to_string(),
+    }
+}

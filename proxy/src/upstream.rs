@@ -1,0 +1,332 @@
+//! The services requests are sent to: their endpoints' live state, how one is
+//! picked, what may still be admitted, and the connections that stand.
+//!
+//! A [`ServiceState`] is one immutable view of a service and its endpoints. A
+//! configuration change makes a new one; what is alive (counters, ejections,
+//! pooled connections) hangs on [`EndpointLive`] and [`ServiceLive`], which are
+//! carried over by address and by name. Nothing here knows routes or HTTP
+//! messages.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
+use towpath_policies::model::{Endpoint, EndpointSet, Health, Service};
+
+pub mod admission;
+pub mod connect;
+pub(crate) mod h2_pool;
+pub mod io;
+pub mod pick;
+pub(crate) mod pool;
+
+#[cfg(test)]
+mod tests;
+
+use crate::metrics;
+use pool::Pools;
+
+/// One view of a service: what the configuration says, and the live state it
+/// shares with the views before and after it.
+#[derive(Debug)]
+pub struct ServiceState {
+    /// The terms.
+    pub spec: Arc<Service>,
+    /// In the order of the endpoint set.
+    pub endpoints: Box<[Arc<EndpointState>]>,
+    /// Indexes into `endpoints`, grouped by priority, the lowest priority first.
+    pub levels: Box<[Level]>,
+    /// Counters of the whole service; shared by all views of this name.
+    pub live: Arc<ServiceLive>,
+    /// How connections are made (TLS settings are built once, here).
+    pub connector: connect::Connector,
+}
+
+/// The endpoints of one priority.
+#[derive(Debug)]
+pub struct Level {
+    /// As in the policy.
+    pub priority: u32,
+    /// Indexes into [`ServiceState::endpoints`].
+    pub members: Box<[u32]>,
+    /// Sum of the members' weights.
+    pub weight: u64,
+}
+
+/// One view of an endpoint.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// What the configuration says of it.
+    pub spec: Endpoint,
+    /// What is alive; shared by all views of this address in this service.
+    pub live: Arc<EndpointLive>,
+}
+
+/// Counters and flags of one address. Atomics only; written by every worker.
+#[derive(Debug)]
+pub struct EndpointLive {
+    /// The address.
+    pub address: SocketAddr,
+    /// Declared or so far seen body bytes of unfinished exchanges and streams, both ways.
+    pub bytes_in_flight: AtomicU64,
+    /// Exchanges in flight.
+    pub requests: AtomicU32,
+    /// Connections that stand, pooled ones included.
+    pub connections: AtomicU32,
+    /// Exchanges that wait for a connection.
+    pub pending: AtomicU32,
+    /// What active probes say; true until they say otherwise.
+    pub probe_healthy: AtomicBool,
+    /// Passive ejection: [`now_ms`] time until which nothing is sent; 0 = not ejected.
+    pub ejected_until_ms: AtomicU64,
+    /// Passive ejection: failures since the last success.
+    pub consecutive_failures: AtomicU32,
+    /// Passive ejection: how often it was ejected in a row.
+    pub ejections: AtomicU32,
+    /// Set when the endpoint left the set: pools close, no new use.
+    pub removed: AtomicBool,
+    /// Counters for `/metrics`.
+    pub metrics: EndpointMetrics,
+    /// Idle connections, by worker.
+    pub(crate) pools: Pools,
+}
+
+/// Handles that cost one atomic addition each.
+#[derive(Debug)]
+pub struct EndpointMetrics {
+    /// `towpath_picks_total`.
+    pub picks: metrics::Counter,
+    /// `towpath_endpoint_bytes_total{direction="request"}`.
+    pub bytes_sent: metrics::Counter,
+    /// `towpath_endpoint_bytes_total{direction="response"}`.
+    pub bytes_received: metrics::Counter,
+}
+
+/// Counters of one service. Atomics only.
+#[derive(Debug)]
+pub struct ServiceLive {
+    /// Body bytes of unfinished exchanges and streams, both ways.
+    pub bytes_in_flight: AtomicU64,
+    /// Exchanges in flight.
+    pub requests: AtomicU32,
+    /// Connections that stand.
+    pub connections: AtomicU32,
+    /// Exchanges that wait for a connection.
+    pub pending: AtomicU32,
+    /// Retries in flight.
+    pub retries: AtomicU32,
+    /// Position of [`towpath_policies::model::Balancer::RoundRobin`].
+    pub(crate) turn: AtomicU64,
+    /// Handles for `/metrics`.
+    pub metrics: ServiceMetrics,
+    /// The newest view, for tasks that outlive the one they started with (health checks).
+    pub current: ArcSwapOption<ServiceState>,
+}
+
+/// Handles that cost one atomic addition each.
+#[derive(Debug)]
+pub struct ServiceMetrics {
+    /// `towpath_retries_total{reason}`, by [`crate::http::RetryReason`].
+    pub retries: [metrics::Counter; 6],
+    /// `towpath_retry_budget_exhausted_total`.
+    pub budget_exhausted: metrics::Counter,
+    /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
+    pub overflow: [metrics::Counter; 4],
+    /// `towpath_mirrors_dropped_total`: copies not sent (too large, or too many under way).
+    pub mirrors_dropped: metrics::Counter,
+}
+
+/// Milliseconds since this process first asked; monotonic, never 0.
+pub fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+}
+
+/// Builds the view of `spec` and `set`, taking over what is alive in `old`.
+///
+/// An endpoint that `old` had under the same address keeps its counters,
+/// ejection and pools; one that is gone is marked `removed`, and its idle
+/// connections close. `workers` is the number of pools for a new endpoint.
+///
+/// # Errors
+/// When the TLS settings cannot be built (a CA file that cannot be read or parsed).
+pub fn reconcile(
+    old: Option<&Arc<ServiceState>>,
+    spec: Arc<Service>,
+    set: &EndpointSet,
+    workers: usize,
+) -> Result<Arc<ServiceState>, connect::ConnectorError> {
+    let connector = match old {
+        Some(old) if old.spec.tls == spec.tls && old.spec.protocol == spec.protocol => {
+            old.connector.clone()
+        }
+        _ => connect::Connector::new(&spec)?,
+    };
+    // Connections made under other terms must not be reused.
+    let same_wire = old.is_none_or(|o| o.spec.tls == spec.tls && o.spec.protocol == spec.protocol);
+    let live = old.map_or_else(|| Arc::new(ServiceLive::new(&spec.name)), |o| o.live.clone());
+    let known: HashMap<SocketAddr, &Arc<EndpointState>> =
+        old.iter().flat_map(|o| o.endpoints.iter()).map(|e| (e.spec.address, e)).collect();
+    let endpoints: Box<[_]> = set
+        .endpoints
+        .iter()
+        .map(|e| match known.get(&e.address) {
+            Some(state) if state.spec == *e => (*state).clone(),
+            Some(state) => {
+                Arc::new(EndpointState { spec: e.clone(), live: state.live.clone() })
+            }
+            None => Arc::new(EndpointState {
+                spec: e.clone(),
+                live: Arc::new(EndpointLive::new(&spec.name, e, workers)),
+            }),
+        })
+        .collect();
+    for gone in known.values().filter(|k| !set.endpoints.iter().any(|e| e.address == k.spec.address))
+    {
+        gone.live.removed.store(true, Relaxed);
+        gone.live.pools.clear();
+    }
+    if !same_wire {
+        endpoints.iter().for_each(|e| e.live.pools.clear());
+    }
+    let levels = levels(&endpoints);
+    let state = Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector });
+    live.current.store(Some(state.clone()));
+    Ok(state)
+}
+
+fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
+    let mut by_priority = std::collections::BTreeMap::<u32, Vec<u32>>::new();
+    for (index, endpoint) in (0u32..).zip(endpoints) {
+        by_priority.entry(endpoint.spec.priority).or_default().push(index);
+    }
+    by_priority
+        .into_iter()
+        .map(|(priority, members)| Level {
+            priority,
+            weight: members.iter().map(|m| u64::from(endpoints[*m as usize].spec.weight)).sum(),
+            members: members.into(),
+        })
+        .collect()
+}
+
+/// Ends what hangs on a service that left the configuration: idle connections
+/// close, and nobody finds it through [`ServiceLive::current`] any more.
+pub fn retire(old: &ServiceState) {
+    old.live.current.store(None);
+    for endpoint in &old.endpoints {
+        endpoint.live.removed.store(true, Relaxed);
+        endpoint.live.pools.clear();
+    }
+}
+
+impl EndpointState {
+    /// Whether new exchanges may go here: told healthy, probed healthy, not ejected.
+    pub fn usable(&self, now_ms: u64) -> bool {
+        matches!(self.spec.health, Health::Unknown | Health::Healthy) && self.live.usable(now_ms)
+    }
+}
+
+impl EndpointLive {
+    fn new(service: &str, spec: &Endpoint, workers: usize) -> Self {
+        Self {
+            address: spec.address,
+            bytes_in_flight: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
+            pending: AtomicU32::new(0),
+            probe_healthy: AtomicBool::new(true),
+            ejected_until_ms: AtomicU64::new(0),
+            consecutive_failures: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            removed: AtomicBool::new(false),
+            metrics: EndpointMetrics::new(service, spec),
+            pools: Pools::new(workers),
+        }
+    }
+
+    /// Whether probes and outlier detection leave it in use.
+    pub fn usable(&self, now_ms: u64) -> bool {
+        self.probe_healthy.load(Relaxed) && !self.ejected(now_ms)
+    }
+
+    /// Whether it is ejected at this time.
+    pub fn ejected(&self, now_ms: u64) -> bool {
+        self.ejected_until_ms.load(Relaxed) > now_ms
+    }
+}
+
+impl EndpointMetrics {
+    fn new(service: &str, spec: &Endpoint) -> Self {
+        let registry = metrics::registry();
+        let labels = [
+            ("service", service),
+            ("endpoint", spec.name.as_str()),
+            ("region", spec.locality.region.as_str()),
+        ];
+        let bytes = |direction| {
+            let [service, endpoint, region] = labels;
+            registry.counter(
+                "towpath_endpoint_bytes_total",
+                &[service, endpoint, region, ("direction", direction)],
+            )
+        };
+        Self {
+            picks: registry.counter("towpath_picks_total", &labels),
+            bytes_sent: bytes("request"),
+            bytes_received: bytes("response"),
+        }
+    }
+}
+
+impl ServiceLive {
+    fn new(service: &str) -> Self {
+        Self {
+            bytes_in_flight: AtomicU64::new(0),
+            requests: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
+            pending: AtomicU32::new(0),
+            retries: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
+            metrics: ServiceMetrics::new(service),
+            current: ArcSwapOption::empty(),
+        }
+    }
+}
+
+impl ServiceMetrics {
+    fn new(service: &str) -> Self {
+        let registry = metrics::registry();
+        let of = ("service", service);
+        Self {
+            retries: crate::http::RetryReason::NAMES.map(|reason| {
+                registry.counter(
+                    "towpath_retries_total",
+                    &[of, ("reason", reason)],
+                )
+            }),
+            budget_exhausted: registry.counter(
+                "towpath_retry_budget_exhausted_total",
+                &[of],
+            ),
+            overflow: admission::Limit::NAMES.map(|limit| {
+                registry.counter(
+                    "towpath_overflow_total",
+                    &[of, ("limit", limit)],
+                )
+            }),
+            mirrors_dropped: registry.counter(
+                "towpath_mirrors_dropped_total",
+                &[of],
+            ),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What may still be sent: breaker limits, the count of what is in flight, and
+//! the retry budget. Guards give back what they took when they are dropped.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+};
+
+use towpath_policies::model::Thresholds;
+
+use super::{EndpointLive, EndpointState, ServiceLive, ServiceState};
+
+/// A limit of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Open connections.
+    Connections,
+    /// Requests in flight.
+    Requests,
+    /// Requests that wait for a connection.
+    Pending,
+    /// Bytes in flight.
+    Bytes,
+}
+
+/// One try in flight: counted on its service and its endpoint until dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    /// The service.
+    pub service: Arc<ServiceState>,
+    /// The endpoint picked.
+    pub endpoint: Arc<EndpointState>,
+    bytes: u64,
+}
+
+/// A connection that stands, counted until dropped.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    service: Arc<ServiceLive>,
+    endpoint: Arc<EndpointLive>,
+}
+
+/// A try that waits for a connection, counted until dropped.
+#[derive(Debug)]
+pub struct PendingGuard<'a> {
+    service: &'a ServiceLive,
+    endpoint: &'a EndpointLive,
+}
+
+/// A retry under way, counted until dropped.
+#[derive(Debug)]
+pub struct RetryGuard {
+    service: Arc<ServiceLive>,
+}
+
+impl Limit {
+    /// Metric label values, in order of the variants.
+    pub const NAMES: [&'static str; 4] = ["connections", "requests", "pending", "bytes_in_flight"];
+}
+
+impl ServiceState {
+    /// Whether the service's own limits leave room for one more try of this declared size.
+    ///
+    /// A single transfer larger than the whole byte limit is let through when
+    /// nothing else is in flight, else it could never pass.
+    ///
+    /// # Errors
+    /// The limit that is reached; already counted.
+    pub fn has_room(&self, declared_bytes: u64) -> Result<(), Limit> {
+        let limits = &self.spec.breaker.service;
+        check(limits, &self.live.requests, &self.live.bytes_in_flight, declared_bytes)
+            .inspect_err(|limit| self.overflow(*limit))
+    }
+
+    /// Counts a refusal.
+    pub fn overflow(&self, limit: Limit) {
+        self.live.metrics.overflow[limit as usize].inc();
+    }
+
+    /// Starts one more retry if the budget allows it.
+    pub fn retry(&self) -> Option<RetryGuard> {
+        let budget = self.spec.retry_budget;
+        let active = u64::from(self.live.requests.load(Relaxed));
+        let share = active * u64::from(budget.percent) / 100;
+        let allowed = share.max(u64::from(budget.min_concurrent));
+        let before = self.live.retries.fetch_add(1, Relaxed);
+        let guard = RetryGuard { service: self.live.clone() };
+        if u64::from(before) < allowed {
+            return Some(guard);
+        }
+        self.live.metrics.budget_exhausted.inc();
+        None
+    }
+
+    /// Counts a try that waits for a connection to `endpoint`.
+    ///
+    /// # Errors
+    /// [`Limit::Pending`] when too many wait already; counted.
+    pub fn wait_for_connection<'a>(
+        &'a self,
+        endpoint: &'a EndpointState,
+    ) -> Result<PendingGuard<'a>, Limit> {
+        let breaker = &self.spec.breaker;
+        let service = self.live.pending.fetch_add(1, Relaxed);
+        let of_endpoint = endpoint.live.pending.fetch_add(1, Relaxed);
+        let guard = PendingGuard { service: &self.live, endpoint: &endpoint.live };
+        let full = |limit: Option<u32>, before: u32| limit.is_some_and(|l| before >= l);
+        if full(breaker.service.max_pending, service)
+            || full(breaker.endpoint.max_pending, of_endpoint)
+        {
+            self.overflow(Limit::Pending);
+            return Err(Limit::Pending);
+        }
+        Ok(guard)
+    }
+
+    /// Counts a new connection to `endpoint`.
+    ///
+    /// # Errors
+    /// [`Limit::Connections`] when too many stand already; counted.
+    pub fn open_connection(&self, endpoint: &EndpointState) -> Result<ConnectionGuard, Limit> {
+        let breaker = &self.spec.breaker;
+        let service = self.live.connections.fetch_add(1, Relaxed);
+        let of_endpoint = endpoint.live.connections.fetch_add(1, Relaxed);
+        let guard =
+            ConnectionGuard { service: self.live.clone(), endpoint: endpoint.live.clone() };
+        let full = |limit: Option<u32>, before: u32| limit.is_some_and(|l| before >= l);
+        if full(breaker.service.max_connections, service)
+            || full(breaker.endpoint.max_connections, of_endpoint)
+        {
+            self.overflow(Limit::Connections);
+            return Err(Limit::Connections);
+        }
+        Ok(guard)
+    }
+}
+
+impl EndpointLive {
+    /// Whether one more try of this declared size fits under `limits`.
+    pub fn has_room(&self, limits: &Thresholds, declared_bytes: u64) -> Result<(), Limit> {
+        check(limits, &self.requests, &self.bytes_in_flight, declared_bytes)
+    }
+}
+
+impl Ticket {
+    /// Counts a try of `declared_bytes` as in flight.
+    pub fn new(
+        service: Arc<ServiceState>,
+        endpoint: Arc<EndpointState>,
+        declared_bytes: u64,
+    ) -> Self {
+        service.live.requests.fetch_add(1, Relaxed);
+        endpoint.live.requests.fetch_add(1, Relaxed);
+        endpoint.live.metrics.picks.inc();
+        let mut ticket = Self { service, endpoint, bytes: 0 };
+        ticket.add_bytes(declared_bytes);
+        ticket
+    }
+
+    /// Counts further bytes in flight: a declared response length, or bytes of
+    /// a body whose length was not declared.
+    pub fn add_bytes(&mut self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.bytes += bytes;
+        self.service.live.bytes_in_flight.fetch_add(bytes, Relaxed);
+        self.endpoint.live.bytes_in_flight.fetch_add(bytes, Relaxed);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.service.live.requests.fetch_sub(1, Relaxed);
+        self.endpoint.live.requests.fetch_sub(1, Relaxed);
+        if self.bytes > 0 {
+            self.service.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
+            self.endpoint.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
+        }
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.service.connections.fetch_sub(1, Relaxed);
+        self.endpoint.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for PendingGuard<'_> {
+    fn drop(&mut self) {
+        self.service.pending.fetch_sub(1, Relaxed);
+        self.endpoint.pending.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for RetryGuard {
+    fn drop(&mut self) {
+        self.service.retries.fetch_sub(1, Relaxed);
+    }
+}
+
+fn check(
+    limits: &Thresholds,
+    requests: &AtomicU32,
+    bytes: &AtomicU64,
+    declared_bytes: u64,
+) -> Result<(), Limit> {
+    if limits.max_requests.is_some_and(|most| requests.load(Relaxed) >= most) {
+        return Err(Limit::Requests);
+    }
+    if let Some(most) = limits.max_bytes_in_flight {
+        let held = bytes.load(Relaxed);
+        if held >= most || (held > 0 && held.saturating_add(declared_bytes) > most) {
+            return Err(Limit::Bytes);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Makes connections: TCP, TLS and ALPN under one deadline.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+use towpath_policies::model::{Protocol, Service, UpstreamTls};
+
+use super::{
+    EndpointState, ServiceState,
+    admission::{ConnectionGuard, Limit},
+    io::UpstreamIo,
+};
+
+/// The HTTP version of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// How a service's connections are made. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    tls: Option<Tls>,
+}
+
+#[derive(Clone)]
+struct Tls {
+    http1: TlsConnector,
+    http2: TlsConnector,
+    opaque: TlsConnector,
+    name: ServerName<'static>,
+}
+
+/// Why a connector could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectorError {
+    /// The CA file cannot be used.
+    #[error("CA file {path}: {reason}; give a readable PEM file with at least one certificate")]
+    CaFile {
+        /// As in the policy.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server name is neither a DNS name nor an IP address.
+    #[error("TLS server name `{0}` is neither a DNS name nor an IP address")]
+    ServerName(String),
+    /// This machine has no root certificates.
+    #[error("no root certificates on this machine; install ca-certificates or set caFile")]
+    NoRoots,
+    /// The TLS library refused the settings.
+    #[error("TLS settings: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A breaker limit.
+    #[error("too many connections")]
+    Full(Limit),
+    /// TCP failed.
+    #[error("connect: {0}")]
+    Tcp(#[source] io::Error),
+    /// The TLS handshake failed.
+    #[error("TLS handshake: {0}")]
+    Tls(#[source] io::Error),
+    /// The endpoint does not speak the protocol (ALPN).
+    #[error("the endpoint does not accept HTTP/2 (ALPN)")]
+    Alpn,
+    /// It took longer than the service's connect timeout.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    /// The HTTP/2 handshake failed, or another try's connection that this one waited for did.
+    #[error("connection failed: {0}")]
+    Handshake(String),
+}
+
+impl Connector {
+    /// Builds the TLS settings of a service.
+    ///
+    /// # Errors
+    /// [`ConnectorError`].
+    pub fn new(spec: &Service) -> Result<Self, ConnectorError> {
+        let tls = match &spec.tls {
+            Some(tls) => Some(Tls::new(tls)?),
+            None => None,
+        };
+        Ok(Self { tls })
+    }
+
+    /// `https` or `http`.
+    pub fn scheme(&self) -> http::uri::Scheme {
+        if self.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
+    }
+
+    /// Connects to `endpoint` within the service's connect timeout; `None` for opaque bytes.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(
+        service: &ServiceState,
+        endpoint: &EndpointState,
+        wire: Option<Wire>,
+    ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
+        let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
+        let limit = service.spec.connect_timeout;
+        let standing = service.connector.connect_now(endpoint.spec.address, wire);
+        let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
+        Ok((io, guard))
+    }
+
+    async fn connect_now(
+        &self,
+        address: std::net::SocketAddr,
+        wire: Option<Wire>,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let tcp = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+        tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        let Some(tls) = &self.tls else { return Ok(UpstreamIo::Tcp(tcp)) };
+        let connector = match wire {
+            Some(Wire::Http1) => &tls.http1,
+            Some(Wire::Http2) => &tls.http2,
+            None => &tls.opaque,
+        };
+        let stream =
+            connector.connect(tls.name.clone(), tcp).await.map_err(ConnectError::Tls)?;
+        if wire == Some(Wire::Http2) && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(ConnectError::Alpn);
+        }
+        Ok(UpstreamIo::Tls(Box::new(stream)))
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tls({:?})", self.name)
+    }
+}
+
+impl Wire {
+    /// The version to speak to a service's endpoints when the client spoke `client`.
+    pub fn towards(protocol: Protocol, client: Self) -> Self {
+        match protocol {
+            Protocol::Http1 => Self::Http1,
+            Protocol::Http2 => Self::Http2,
+            Protocol::Follow | Protocol::Tcp => client,
+        }
+    }
+}
+
+impl Tls {
+    fn new(spec: &UpstreamTls) -> Result<Self, ConnectorError> {
+        let roots = roots(spec)?;
+        let name = ServerName::try_from(spec.server_name.clone())
+            .map_err(|_| ConnectorError::ServerName(spec.server_name.clone()))?;
+        let connector = |alpn: &[&[u8]]| -> Result<TlsConnector, ConnectorError> {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let mut config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+            config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+            Ok(Arc::new(config).into())
+        };
+        Ok(Self {
+            http1: connector(&[b"http/1.1"])?,
+            http2: connector(&[b"h2"])?,
+            opaque: connector(&[])?,
+            name,
+        })
+    }
+}
+
+fn roots(spec: &UpstreamTls) -> Result<Arc<RootCertStore>, ConnectorError> {
+    let mut store = RootCertStore::empty();
+    if let Some(path) = &spec.ca_file {
+        let bad = |reason: String| ConnectorError::CaFile { path: path.clone(), reason };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| bad(e.to_string()))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|e| bad(e.to_string()))?;
+            store.add(certificate).map_err(|e| bad(e.to_string()))?;
+        }
+        if store.is_empty() {
+            return Err(bad("no certificate in it".into()));
+        }
+    } else {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if store.is_empty() {
+            return Err(ConnectorError::NoRoots);
+        }
+    }
+    Ok(Arc::new(store))
+}

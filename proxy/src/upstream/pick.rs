@@ -1,0 +1,224 @@
+//! Which endpoint gets the next try. Allocates nothing and takes no lock.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use towpath_policies::model::{Balancer, Health};
+
+use super::{EndpointState, Level, ServiceState, admission::Limit};
+
+/// Why none was picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPick {
+    /// The set is empty, or the control plane says that none may be used.
+    NoneHealthy,
+    /// Every endpoint that could be used has reached this limit.
+    Full(Limit),
+}
+
+/// Endpoints that failed this exchange already; the first eight are remembered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tried {
+    seen: [usize; 8],
+    count: usize,
+}
+
+impl Tried {
+    /// Remembers one.
+    pub fn add(&mut self, endpoint: &Arc<EndpointState>) {
+        if let Some(slot) = self.seen.get_mut(self.count) {
+            *slot = key(endpoint);
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, endpoint: &Arc<EndpointState>) -> bool {
+        self.count > 0 && self.seen[..self.count].contains(&key(endpoint))
+    }
+}
+
+fn key(endpoint: &Arc<EndpointState>) -> usize {
+    Arc::as_ptr(&endpoint.live).addr()
+}
+
+/// Picks an endpoint for a try of `declared_bytes`.
+///
+/// The lowest priority with a usable endpoint that has room is used, and there
+/// an endpoint not yet tried before one that was. When probes and ejections
+/// leave nothing usable in any priority, they are overruled (as Envoy's panic
+/// mode does): all that the control plane does not call unhealthy or draining
+/// are used, since a local judgement that condemns everything is more likely
+/// wrong, or at least no worse to ignore.
+///
+/// # Errors
+/// [`NoPick`].
+pub fn pick<'a>(
+    service: &'a ServiceState,
+    tried: &Tried,
+    now_ms: u64,
+    declared_bytes: u64,
+) -> Result<&'a Arc<EndpointState>, NoPick> {
+    let mut round = Round { service, tried, now_ms, declared_bytes, panic: false, full: None };
+    if let Some(found) = round.any_level() {
+        return Ok(found);
+    }
+    if tried.count > 0 {
+        round.tried = &NOTHING_TRIED;
+        if let Some(found) = round.any_level() {
+            return Ok(found);
+        }
+    }
+    if round.full.is_none() {
+        round.panic = true;
+        if let Some(found) = round.any_level() {
+            return Ok(found);
+        }
+    }
+    Err(round.full.map_or(NoPick::NoneHealthy, |limit| {
+        service.overflow(limit);
+        NoPick::Full(limit)
+    }))
+}
+
+static NOTHING_TRIED: Tried = Tried { seen: [0; 8], count: 0 };
+/// With this many endpoints or fewer, all are weighed; with more, two that are drawn.
+const WEIGH_ALL: usize = 4;
+/// Draws before the level is searched from end to end.
+const DRAWS: usize = 8;
+
+struct Round<'a, 't> {
+    service: &'a ServiceState,
+    tried: &'t Tried,
+    now_ms: u64,
+    declared_bytes: u64,
+    panic: bool,
+    full: Option<Limit>,
+}
+
+impl<'a> Round<'a, '_> {
+    fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {
+        let service = self.service;
+        service.levels.iter().find_map(|level| self.level(level))
+    }
+
+    fn level(&mut self, level: &Level) -> Option<&'a Arc<EndpointState>> {
+        match self.service.spec.balancer {
+            Balancer::BytesInFlight | Balancer::LeastRequest => self.least(level),
+            Balancer::RoundRobin => {
+                let turn = self.service.live.turn.fetch_add(1, Relaxed);
+                let start = self.in_turn(level, turn);
+                self.search(level, start)
+            }
+            Balancer::Random => (0..DRAWS)
+                .find_map(|_| self.eligible(level, by_weight(self.service, level, random())))
+                .or_else(|| self.search(level, fastrand::usize(..level.members.len()))),
+        }
+    }
+
+    fn least(&mut self, level: &Level) -> Option<&'a Arc<EndpointState>> {
+        let count = level.members.len();
+        let start = if count > 1 { fastrand::usize(..count) } else { 0 };
+        let mut best: Option<&Arc<EndpointState>> = None;
+        if count <= WEIGH_ALL {
+            for step in 0..count {
+                let candidate = self.eligible(level, wrap(start + step, count));
+                best = self.better(best, candidate);
+            }
+            return best;
+        }
+        let mut drawn = 0;
+        for _ in 0..DRAWS {
+            let candidate = self.eligible(level, fastrand::usize(..count));
+            let Some(candidate) = candidate else { continue };
+            if best.is_some_and(|b| Arc::ptr_eq(b, candidate)) {
+                continue;
+            }
+            best = self.better(best, Some(candidate));
+            drawn += 1;
+            if drawn == 2 {
+                return best;
+            }
+        }
+        best.or_else(|| self.search(level, start))
+    }
+
+    fn better(
+        &self,
+        a: Option<&'a Arc<EndpointState>>,
+        b: Option<&'a Arc<EndpointState>>,
+    ) -> Option<&'a Arc<EndpointState>> {
+        let (Some(a), Some(b)) = (a, b) else { return a.or(b) };
+        Some(if self.cost_less(b, a) { b } else { a })
+    }
+
+    /// Whether `a` is strictly cheaper than `b`, both in proportion to their weights.
+    fn cost_less(&self, a: &EndpointState, b: &EndpointState) -> bool {
+        let (wa, wb) = (u128::from(a.spec.weight), u128::from(b.spec.weight));
+        let requests = |e: &EndpointState| u128::from(e.live.requests.load(Relaxed)) + 1;
+        let by_requests = || requests(a) * wb < requests(b) * wa;
+        if self.service.spec.balancer == Balancer::LeastRequest {
+            return by_requests();
+        }
+        let bytes = |e: &EndpointState| {
+            u128::from(e.live.bytes_in_flight.load(Relaxed)) + u128::from(self.declared_bytes)
+        };
+        let (cost_a, cost_b) = (bytes(a) * wb, bytes(b) * wa);
+        cost_a < cost_b || (cost_a == cost_b && by_requests())
+    }
+
+    fn in_turn(&self, level: &Level, turn: u64) -> usize {
+        let first = self.service.endpoints[level.members[0] as usize].spec.weight;
+        let count = level.members.len() as u64;
+        if level.weight == u64::from(first) * count {
+            return usize::try_from(turn % count).unwrap_or(0);
+        }
+        // Multiples of the golden ratio spread evenly over the weights in any prefix.
+        by_weight(self.service, level, turn.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    fn search(&mut self, level: &Level, start: usize) -> Option<&'a Arc<EndpointState>> {
+        let count = level.members.len();
+        (0..count).find_map(|step| self.eligible(level, wrap(start + step, count)))
+    }
+
+    fn eligible(&mut self, level: &Level, member: usize) -> Option<&'a Arc<EndpointState>> {
+        let service = self.service;
+        let endpoint = &service.endpoints[level.members[member] as usize];
+        let usable = if self.panic {
+            matches!(endpoint.spec.health, Health::Unknown | Health::Healthy)
+        } else {
+            endpoint.usable(self.now_ms)
+        };
+        if !usable || self.tried.has(endpoint) {
+            return None;
+        }
+        match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {
+            Ok(()) => Some(endpoint),
+            Err(limit) => {
+                self.full = Some(limit);
+                None
+            }
+        }
+    }
+}
+
+fn random() -> u64 {
+    fastrand::u64(..)
+}
+
+/// The member on which `point` of the whole `u64` range falls when members lie side by side, as wide as their weights.
+fn by_weight(service: &ServiceState, level: &Level, point: u64) -> usize {
+    let scaled = (u128::from(point) * u128::from(level.weight)) >> 64;
+    let mut rest = u64::try_from(scaled).unwrap_or(0);
+    for (index, member) in level.members.iter().enumerate() {
+        let weight = u64::from(service.endpoints[*member as usize].spec.weight);
+        if rest < weight {
+            return index;
+        }
+        rest -= weight;
+    }
+    0
+}
+
+fn wrap(index: usize, count: usize) -> usize {
+    if index < count { index } else { index - count }
+}

@@ -1,0 +1,120 @@
+//! Idle HTTP/1.1 connections and shared HTTP/2 connections of one endpoint,
+//! one pool per worker, so that a lock is never contended.
+
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+
+use crossbeam_utils::CachePadded;
+use tokio::time::{Duration, sleep};
+
+use super::{
+    EndpointLive, admission::ConnectionGuard, h2_pool::Shared, io::UpstreamIo, now_ms,
+};
+
+/// The pools of one endpoint, by worker.
+#[derive(Debug)]
+pub(crate) struct Pools(Box<[CachePadded<Mutex<Pool>>]>);
+
+/// What one worker has to one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    /// Last in, first out: the warmest is used, the coldest age out.
+    idle: Vec<Idle>,
+    pub(super) shared: Vec<Shared>,
+    pub(super) connecting: Option<super::h2_pool::Connecting>,
+    sweeping: bool,
+}
+
+/// A connection that waits for its next request. Nothing is buffered for it.
+#[derive(Debug)]
+pub(crate) struct Http1 {
+    pub(crate) io: UpstreamIo,
+    pub(crate) guard: ConnectionGuard,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Http1,
+    since_ms: u64,
+}
+
+/// Most idle connections kept per endpoint and worker.
+const MAX_IDLE: usize = 1024;
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+impl Pools {
+    pub(super) fn new(workers: usize) -> Self {
+        Self((0..workers.max(1)).map(|_| CachePadded::default()).collect())
+    }
+
+    pub(super) fn lock(&self, worker: usize) -> MutexGuard<'_, Pool> {
+        self.0[worker % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes what is idle. What is in use ends with its exchange.
+    pub(super) fn clear(&self) {
+        for worker in 0..self.0.len() {
+            let mut pool = self.lock(worker);
+            pool.idle.clear();
+            pool.shared.clear();
+        }
+    }
+
+    /// Takes an idle connection that still stands.
+    pub(crate) fn take(&self, worker: usize) -> Option<Http1> {
+        let mut pool = self.lock(worker);
+        loop {
+            let mut idle = pool.idle.pop()?;
+            if idle.connection.io.is_quiet() {
+                return Some(idle.connection);
+            }
+        }
+    }
+}
+
+impl EndpointLive {
+    /// Keeps a connection for the next request, unless the endpoint is gone or enough wait.
+    pub(crate) fn put_back(
+        self: &std::sync::Arc<Self>,
+        worker: usize,
+        connection: Http1,
+        idle_timeout: Duration,
+    ) {
+        let mut pool = self.pools.lock(worker);
+        if self.removed.load(std::sync::atomic::Ordering::Relaxed) || pool.idle.len() >= MAX_IDLE {
+            return;
+        }
+        pool.idle.push(Idle { connection, since_ms: now_ms() });
+        self.sweep(worker, &mut pool, idle_timeout);
+    }
+
+    /// Starts the task that closes what has been idle too long; it ends with the last one.
+    pub(super) fn sweep(
+        self: &std::sync::Arc<Self>,
+        worker: usize,
+        pool: &mut Pool,
+        idle_timeout: Duration,
+    ) {
+        if !pool.sweeping {
+            pool.sweeping = true;
+            let live = std::sync::Arc::downgrade(self);
+            tokio::spawn(sweep_idle(live, worker, idle_timeout));
+        }
+    }
+}
+
+async fn sweep_idle(live: Weak<EndpointLive>, worker: usize, idle_timeout: Duration) {
+    let idle_ms = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        sleep(SWEEP.min(idle_timeout)).await;
+        let Some(live) = live.upgrade() else { return };
+        let mut pool = live.pools.lock(worker);
+        let oldest = now_ms().saturating_sub(idle_ms);
+        pool.idle.retain_mut(|i| i.since_ms > oldest && i.connection.io.is_quiet());
+        pool.shared.retain(|s| s.stands(oldest));
+        if pool.idle.is_empty() && pool.shared.is_empty() {
+            pool.sweeping = false;
+            return;
+        }
+    }
+}

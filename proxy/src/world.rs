@@ -1,0 +1,265 @@
+//! Turns snapshots into what workers use, all or nothing.
+//!
+//! Everything that can fail (files, sockets, references) is tried before
+//! anything is swapped, so that a configuration that cannot be obeyed changes
+//! nothing. What did not change is not touched: a listener keeps its socket, a
+//! service its counters and connections, a router its place. One changed
+//! endpoint set costs one reconciled service.
+
+mod plan;
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use towpath_policies::model::{EndpointSet, Listener, ResourceKey, RouteTable, Snapshot};
+
+use crate::{
+    access_log::AccessLog,
+    health::Probes,
+    listener::Listening,
+    metrics::{Counter, registry},
+    router::Router,
+    upstream::{self, ServiceState},
+    worker::Workers,
+};
+use plan::Plan;
+
+/// Why a snapshot was not applied: one resource, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} `{}`: {reason}", .key.kind, .key.name)]
+pub struct Rejection {
+    /// The resource that cannot be obeyed.
+    pub key: ResourceKey,
+    /// What is wrong, and what to do about it.
+    pub reason: String,
+}
+
+/// What is in force, for those who only look.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) services: BTreeMap<String, Arc<ServiceState>>,
+    pub(crate) listeners: Vec<Arc<Listening>>,
+    /// `None` until the first snapshot is in force.
+    pub(crate) applied: Option<SystemTime>,
+}
+
+/// The one writer of everything workers read.
+#[derive(Debug)]
+pub(crate) struct World {
+    terms: Terms,
+    view: Arc<ArcSwap<View>>,
+    services: BTreeMap<String, Arc<ServiceState>>,
+    routers: BTreeMap<String, CompiledTable>,
+    listeners: BTreeMap<String, Open>,
+    /// Endpoints this proxy resolved itself, by service.
+    resolved: BTreeMap<String, Arc<EndpointSet>>,
+    probes: Probes,
+    rejected: Counter,
+    draining: bool,
+}
+
+/// What the command line fixes for all listeners.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) max_connections: u32,
+}
+
+/// A route table and its router; connections hold the place, not the router.
+#[derive(Clone, Debug)]
+struct CompiledTable {
+    table: Arc<RouteTable>,
+    place: Arc<ArcSwap<Router>>,
+}
+
+/// A listener whose socket stands. The socket closes when this and the accepting task are gone.
+#[derive(Debug)]
+struct Open {
+    spec: Arc<Listener>,
+    socket: Arc<TcpListener>,
+    listening: Arc<Listening>,
+}
+
+impl World {
+    pub(crate) fn new(terms: Terms) -> Self {
+        Self {
+            terms,
+            view: Arc::default(),
+            services: BTreeMap::new(),
+            routers: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            resolved: BTreeMap::new(),
+            probes: Probes::default(),
+            rejected: registry().counter("towpath_config_rejected_total", &[]),
+            draining: false,
+        }
+    }
+
+    /// Where the current [`View`] is found.
+    pub(crate) fn view(&self) -> Arc<ArcSwap<View>> {
+        self.view.clone()
+    }
+
+    /// Puts a snapshot in force, or says what is wrong with it and changes nothing.
+    pub(crate) fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
+        let plan = Plan::new(self, &snapshot).inspect_err(|_| self.rejected.inc())?;
+        let gone = self.reconcile_services(&snapshot)?;
+        self.swap_routers(&plan.tables);
+        if !self.draining {
+            self.swap_listeners(plan);
+        }
+        for service in gone {
+            upstream::retire(&service);
+            registry().forget(&[("service", &service.spec.name)]);
+        }
+        self.probes.reconcile(&self.services);
+        self.publish(snapshot);
+        Ok(())
+    }
+
+    /// Gives a service the endpoints that were resolved for it here.
+    pub(crate) fn resolve(&mut self, service: &str, set: Arc<EndpointSet>) {
+        let Some(current) = self.services.get(service) else { return };
+        let spec = current.spec.clone();
+        match self.reconcile(current, spec, &set) {
+            Ok(state) => {
+                self.services.insert(service.to_owned(), state);
+                self.resolved.insert(service.to_owned(), set);
+                self.probes.reconcile(&self.services);
+                let snapshot = self.view.load().snapshot.clone();
+                self.publish(snapshot);
+            }
+            Err(error) => tracing::error!(service, %error, "cannot use resolved endpoints"),
+        }
+    }
+
+    /// Closes the listening sockets; connections are asked to finish.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+        for open in std::mem::take(&mut self.listeners).into_values() {
+            open.listening.drain.fire();
+        }
+    }
+
+    /// Reads certificates again whose files changed.
+    pub(crate) fn reload_certificates(&self) {
+        for open in self.listeners.values() {
+            let name = &open.listening.name;
+            for tls in open.listening.chains.load().list().iter().filter_map(|c| c.tls.as_ref()) {
+                match tls.reload() {
+                    Ok(false) => {}
+                    Ok(true) => tracing::info!(
+                        listener = %name,
+                        file = %tls.spec().certificate_file.display(),
+                        "certificate reloaded"
+                    ),
+                    Err(error) => tracing::error!(
+                        listener = %name, %error, "certificate changed but cannot be used, keeping the old one"
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Brings every service to the snapshot; returns the views of those that are gone.
+    fn reconcile_services(
+        &mut self,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<Arc<ServiceState>>, Vec<Rejection>> {
+        let mut services = BTreeMap::new();
+        let old_snapshot = self.view.load().snapshot.clone();
+        self.resolved.retain(|name, _| snapshot.services.contains_key(name));
+        for (name, spec) in &snapshot.services {
+            let set = self.endpoints_of(name, snapshot);
+            let state = match self.services.get(name) {
+                Some(old)
+                    if same(&old.spec, spec)
+                        && set.as_ref().is_some_and(|set| {
+                            old_snapshot.endpoints.get(name).is_some_and(|o| same(o, set))
+                                || self.resolved.get(name).is_some_and(|o| Arc::ptr_eq(o, set))
+                        }) =>
+                {
+                    old.clone()
+                }
+                old => {
+                    let set = set.unwrap_or_default();
+                    match old {
+                        Some(old) => self.reconcile(old, spec.clone(), &set),
+                        None => {
+                            let workers = self.terms.workers.count();
+                            upstream::reconcile(None, spec.clone(), &set, workers)
+                                .map_err(|error| error.to_string())
+                        }
+                    }
+                    .map_err(|reason| vec![plan::rejection_of_service(name, reason)])?
+                }
+            };
+            services.insert(name.clone(), state);
+        }
+        let old = std::mem::replace(&mut self.services, services);
+        Ok(old.into_iter().filter(|(n, _)| !self.services.contains_key(n)).map(|(_, s)| s).collect())
+    }
+
+    fn reconcile(
+        &self,
+        old: &Arc<ServiceState>,
+        spec: Arc<towpath_policies::model::Service>,
+        set: &EndpointSet,
+    ) -> Result<Arc<ServiceState>, String> {
+        let name = spec.name.clone();
+        let workers = self.terms.workers.count();
+        let new = upstream::reconcile(Some(old), spec, set, workers).map_err(|e| e.to_string())?;
+        for gone in old.endpoints.iter().filter(|e| !new.endpoints.iter().any(|n| n.spec.name == e.spec.name)) {
+            registry().forget(&[("service", &name), ("endpoint", &gone.spec.name)]);
+        }
+        Ok(new)
+    }
+
+    /// What was delivered for a service, or else what was resolved here.
+    fn endpoints_of(&self, name: &str, snapshot: &Snapshot) -> Option<Arc<EndpointSet>> {
+        let delivered = snapshot.endpoints.get(name);
+        match self.resolved.get(name) {
+            Some(resolved) if delivered.is_none_or(|set| set.endpoints.is_empty()) => {
+                Some(resolved.clone())
+            }
+            _ => delivered.cloned(),
+        }
+    }
+
+    fn publish(&self, snapshot: Arc<Snapshot>) {
+        let version = snapshot.version.clone();
+        let before = self.view.swap(Arc::new(View {
+            snapshot,
+            services: self.services.clone(),
+            listeners: self.listeners.values().map(|open| open.listening.clone()).collect(),
+            applied: Some(SystemTime::now()),
+        }));
+        if before.snapshot.version != version || before.applied.is_none() {
+            registry().forget(&[("version", &before.snapshot.version)]);
+        }
+        registry().gauge("towpath_config_version_info", &[("version", &version)]).set(1);
+    }
+
+    /// Where each listener is reached.
+    pub(crate) fn addresses(&self) -> BTreeMap<String, SocketAddr> {
+        self.listeners.iter().map(|(name, open)| (name.clone(), open.listening.address)).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+/// Equal, at the price of a pointer comparison where nothing changed.
+fn same<T: PartialEq>(a: &Arc<T>, b: &Arc<T>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}

@@ -1,0 +1,355 @@
+//! Everything of a change that can fail, done before anything is swapped.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use towpath_policies::model::{
+    self, Action, Bind, Listener, ResourceKey, ResourceKind, RouteTable, Snapshot, TcpForward,
+};
+
+use super::{CompiledTable, Open, Rejection, World, same};
+use crate::{
+    chains::{Chain, ChainKind, Chains},
+    http::HttpListener,
+    listener::{self, Listening},
+    metrics::registry,
+    router::Router,
+    tcp::{TcpChain, TcpMetrics},
+    tls::ServerTls,
+    upstream::{ServiceLive, connect::Connector},
+};
+
+/// A change that will succeed.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Listeners that are new or changed; the others stay as they are.
+    listeners: Vec<Prepared>,
+    /// Names of listeners that go.
+    gone: Vec<String>,
+    /// Every route table, and whether its router must be compiled.
+    pub(super) tables: Vec<TablePlan>,
+}
+
+/// A route table to be put in force.
+#[derive(Debug)]
+pub(super) struct TablePlan {
+    name: String,
+    table: Arc<RouteTable>,
+    compile: bool,
+}
+
+/// A listener with its socket and its certificates.
+#[derive(Debug)]
+struct Prepared {
+    spec: Arc<Listener>,
+    bind: SocketAddr,
+    socket: Arc<TcpListener>,
+    /// For each chain.
+    tls: Vec<Option<Arc<ServerTls>>>,
+}
+
+impl Plan {
+    pub(super) fn new(world: &World, snapshot: &Snapshot) -> Result<Self, Vec<Rejection>> {
+        let mut wrong = Vec::new();
+        check_services(world, snapshot, &mut wrong);
+        let tables = plan_tables(world, snapshot, &mut wrong);
+        let mut plan = Self { listeners: Vec::new(), gone: Vec::new(), tables };
+        if !world.draining {
+            plan.prepare_listeners(world, snapshot, &mut wrong);
+        }
+        if wrong.is_empty() { Ok(plan) } else { Err(wrong) }
+    }
+
+    fn prepare_listeners(
+        &mut self,
+        world: &World,
+        snapshot: &Snapshot,
+        wrong: &mut Vec<Rejection>,
+    ) {
+        let sockets = |spec: &Listener| match spec.bind {
+            Bind::Socket(address) => Some(address),
+            Bind::Api => None,
+        };
+        let wanted = |name: &str| snapshot.listeners.get(name).is_some_and(|l| sockets(l).is_some());
+        self.gone = world.listeners.keys().filter(|name| !wanted(name)).cloned().collect();
+        for (name, spec) in &snapshot.listeners {
+            let Some(bind) = sockets(spec) else { continue };
+            let open = world.listeners.get(name);
+            if open.is_some_and(|open| same(&open.spec, spec)) {
+                continue;
+            }
+            let mut reject = |reason: String| {
+                wrong.push(Rejection { key: key(ResourceKind::Listener, name), reason });
+            };
+            let before = wrong_references(spec, snapshot);
+            if !before.is_empty() {
+                before.into_iter().for_each(&mut reject);
+                continue;
+            }
+            let tls = match spec.chains.iter().map(|c| server_tls(c, open)).collect() {
+                Ok(tls) => tls,
+                Err(reason) => {
+                    reject(reason);
+                    continue;
+                }
+            };
+            match self.socket(world, open, bind) {
+                Ok(socket) => {
+                    self.listeners.push(Prepared { spec: spec.clone(), bind, socket, tls });
+                }
+                Err(error) => reject(bind_error(bind, &error)),
+            }
+        }
+    }
+
+    /// The socket the listener has, or one that a listener on its way out has, or a new one.
+    fn socket(
+        &self,
+        world: &World,
+        open: Option<&Open>,
+        bind: SocketAddr,
+    ) -> io::Result<Arc<TcpListener>> {
+        let going = self.gone.iter().filter_map(|name| world.listeners.get(name));
+        let taken = |socket: &Arc<TcpListener>| {
+            self.listeners.iter().any(|p| Arc::ptr_eq(&p.socket, socket))
+        };
+        let inherited = open
+            .into_iter()
+            .chain(going)
+            .find(|open| open.listening.bind == bind && !taken(&open.socket));
+        match inherited {
+            Some(open) => Ok(open.socket.clone()),
+            None => listener::bind(bind).map(Arc::new),
+        }
+    }
+}
+
+impl World {
+    /// Compiles what must be compiled; connections see the new routes at their next request.
+    pub(super) fn swap_routers(&mut self, tables: &[TablePlan]) {
+        let mut routers = BTreeMap::new();
+        for plan in tables {
+            let old = self.routers.get(&plan.name);
+            let compiled = match old {
+                Some(old) if !plan.compile => old.clone(),
+                _ => {
+                    let live = |name: &str| self.live(name);
+                    let router = match Router::compile(&plan.name, &plan.table, &live) {
+                        Ok(router) => Arc::new(router),
+                        Err(error) => {
+                            // Was compiled once already to see that it can be.
+                            tracing::error!(table = plan.name, %error, "cannot compile routes");
+                            continue;
+                        }
+                    };
+                    let place = match old {
+                        Some(old) => {
+                            old.place.store(router);
+                            old.place.clone()
+                        }
+                        None => Arc::new(ArcSwap::new(router)),
+                    };
+                    CompiledTable { table: plan.table.clone(), place }
+                }
+            };
+            routers.insert(plan.name.clone(), compiled);
+        }
+        self.routers = routers;
+    }
+
+    /// Opens, changes and closes listeners.
+    pub(super) fn swap_listeners(&mut self, plan: Plan) {
+        for name in &plan.gone {
+            if let Some(open) = self.listeners.remove(name) {
+                open.listening.drain.fire();
+                registry().forget(&[("listener", name)]);
+                tracing::info!(listener = name, address = %open.listening.address, "listener closed");
+            }
+        }
+        for prepared in plan.listeners {
+            let chains = Arc::new(self.chains(&prepared));
+            let name = prepared.spec.name.clone();
+            match self.listeners.get_mut(&name) {
+                Some(open) if Arc::ptr_eq(&open.socket, &prepared.socket) => {
+                    open.listening.chains.store(chains);
+                    open.spec = prepared.spec;
+                }
+                _ => {
+                    if let Some(open) = self.open(prepared, chains)
+                        && let Some(old) = self.listeners.insert(name, open)
+                    {
+                        old.listening.drain.fire();
+                    }
+                }
+            }
+        }
+    }
+
+    fn open(&self, prepared: Prepared, chains: Arc<Chains>) -> Option<Open> {
+        let Prepared { spec, bind, socket, .. } = prepared;
+        let started = Listening::start(
+            &spec.name,
+            bind,
+            &socket,
+            chains,
+            &self.terms.workers,
+            self.terms.max_connections,
+        );
+        match started {
+            Ok(listening) => {
+                tracing::info!(listener = spec.name, address = %listening.address, "listening");
+                Some(Open { spec, socket, listening })
+            }
+            Err(error) => {
+                tracing::error!(listener = spec.name, %error, "cannot accept");
+                None
+            }
+        }
+    }
+
+    fn chains(&self, prepared: &Prepared) -> Chains {
+        let name: Arc<str> = prepared.spec.name.as_str().into();
+        let chains = prepared.spec.chains.iter().zip(&prepared.tls).map(|(spec, tls)| {
+            let kind = match &spec.kind {
+                model::ChainKind::Http { route_table, options } => {
+                    let place = self.routers.get(route_table).map_or_else(
+                        || Arc::new(ArcSwap::from_pointee(Router::empty(&name))),
+                        |compiled| compiled.place.clone(),
+                    );
+                    let log = self.terms.access_log.clone();
+                    let http = HttpListener::new(name.clone(), options.clone(), place, log);
+                    ChainKind::Http(Arc::new(http))
+                }
+                model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),
+            };
+            let server_names = spec.server_names.clone();
+            Arc::new(Chain { server_names, tls: tls.clone(), kind })
+        });
+        Chains::new(chains.collect())
+    }
+
+    fn forward(&self, listener: &Arc<str>, forward: &TcpForward) -> Arc<TcpChain> {
+        let backends = forward
+            .backends
+            .iter()
+            .filter_map(|backend| Some((self.live(&backend.service)?, backend.weight)))
+            .collect();
+        Arc::new(TcpChain {
+            listener: listener.clone(),
+            backends,
+            idle_timeout: forward.idle_timeout,
+            access_log: self.terms.access_log.clone(),
+            metrics: TcpMetrics::new(listener),
+        })
+    }
+
+    fn live(&self, service: &str) -> Option<Arc<ServiceLive>> {
+        self.services.get(service).map(|state| state.live.clone())
+    }
+}
+
+fn key(kind: ResourceKind, name: &str) -> ResourceKey {
+    ResourceKey { kind, name: name.to_owned() }
+}
+
+pub(super) fn rejection_of_service(name: &str, reason: String) -> Rejection {
+    Rejection { key: key(ResourceKind::Service, name), reason }
+}
+
+/// Services whose TLS towards the endpoints is new must be able to build it.
+fn check_services(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) {
+    for (name, spec) in &snapshot.services {
+        let old = world.services.get(name);
+        if spec.tls.is_none() || old.is_some_and(|old| old.spec.tls == spec.tls) {
+            continue;
+        }
+        if let Err(error) = Connector::new(spec) {
+            wrong.push(rejection_of_service(name, error.to_string()));
+        }
+    }
+}
+
+/// Routers are compiled anew when their table changed, or when a service they
+/// name came or went; endpoints and terms of a service do not matter to them.
+fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -> Vec<TablePlan> {
+    let came_or_went = |service: &str| {
+        world.services.contains_key(service) != snapshot.services.contains_key(service)
+    };
+    let mut tables = Vec::new();
+    for (name, table) in &snapshot.routes {
+        let old = world.routers.get(name);
+        let changed = old.is_none_or(|old| !same(&old.table, table));
+        if changed && let Err(error) = Router::compile(name, table, &|_| None) {
+            let reason = error.to_string();
+            wrong.push(Rejection { key: key(ResourceKind::RouteTable, name), reason });
+            continue;
+        }
+        let compile = changed || references(table).into_iter().any(came_or_went);
+        tables.push(TablePlan { name: name.clone(), table: table.clone(), compile });
+    }
+    tables
+}
+
+fn references(table: &RouteTable) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    for route in table.virtual_hosts.iter().flat_map(|host| &host.routes) {
+        if let Action::Forward(forward) = &route.action {
+            names.extend(forward.backends.iter().map(|b| b.service.as_str()));
+            names.extend(forward.mirrors.iter().map(|m| m.service.as_str()));
+        }
+    }
+    names
+}
+
+fn wrong_references(spec: &Listener, snapshot: &Snapshot) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for chain in &spec.chains {
+        match &chain.kind {
+            model::ChainKind::Http { route_table, .. } => {
+                if !snapshot.routes.contains_key(route_table) {
+                    wrong.push(format!("there is no route table `{route_table}`"));
+                }
+            }
+            model::ChainKind::Tcp(forward) => {
+                for backend in &forward.backends {
+                    if !snapshot.services.contains_key(&backend.service) {
+                        wrong.push(format!("there is no service `{}`", backend.service));
+                    }
+                }
+            }
+        }
+    }
+    wrong
+}
+
+/// The TLS settings a chain of this listener has already, or new ones.
+fn server_tls(chain: &model::Chain, open: Option<&Open>) -> Result<Option<Arc<ServerTls>>, String> {
+    let Some(spec) = &chain.tls else { return Ok(None) };
+    let chains = open.map(|open| open.listening.chains.load_full());
+    let known = chains
+        .iter()
+        .flat_map(|chains| chains.list())
+        .filter_map(|chain| chain.tls.as_ref())
+        .find(|tls| tls.spec() == spec);
+    match known {
+        Some(tls) => Ok(Some(tls.clone())),
+        None => ServerTls::new(spec).map(|tls| Some(Arc::new(tls))).map_err(|e| e.to_string()),
+    }
+}
+
+fn bind_error(address: SocketAddr, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program or listener has this port",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have this address",
+        _ => "choose another address or port",
+    };
+    format!("cannot listen on {address}: {error} ({hint})")
+}

@@ -1,0 +1,12 @@
+//! The HTTP data path against raw clients and raw origins on real sockets.
+
+#[path = "http/framing.rs"]
+mod framing;
+#[path = "http/harness.rs"]
+mod harness;
+#[path = "http/http2.rs"]
+mod http2;
+#[path = "http/relay.rs"]
+mod relay;
+#[path = "http/retries.rs"]
+mod retries;

@@ -1,0 +1,89 @@
+//! The end of a proxy.
+
+use std::{io::ErrorKind, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use towpath_policies::model::*;
+use towpath_proxy::{Config, Leftovers, SourceConfig};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_drain_refuses_what_is_new_and_finishes_what_runs() {
+    let echo = echo().await;
+    let world = World::default().service("echo", Protocol::Tcp, &[echo.address]).tcp("in", "echo");
+    let proxy = proxy_with(world).await;
+    let address = proxy.listener_addrs()["in"];
+    let mut open = connect(&proxy, "in").await;
+    let mut byte = [0];
+    open.write_all(b"1").await.unwrap();
+    open.read_exact(&mut byte).await.unwrap();
+    proxy.drain();
+    eventually("the closed port", || async {
+        match TcpStream::connect(address).await {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
+            _ => None,
+        }
+    })
+    .await;
+    open.write_all(b"2").await.unwrap();
+    open.read_exact(&mut byte).await.unwrap();
+    assert_eq!(&byte, b"2", "what was open goes on");
+    drop(open);
+    assert_eq!(proxy.drained().await, None);
+}
+
+#[tokio::test]
+async fn what_is_not_done_in_time_is_reported_and_cut() {
+    let echo = echo().await;
+    let mut config = Config::new(SourceConfig::Manual);
+    config.drain_timeout = Duration::ZERO;
+    let proxy = towpath_proxy::start(config).await.unwrap();
+    let world = World::default().service("echo", Protocol::Tcp, &[echo.address]).tcp("in", "echo");
+    proxy.apply(world.build("v1")).unwrap();
+    let mut open = connect(&proxy, "in").await;
+    let mut byte = [0];
+    open.write_all(b"1").await.unwrap();
+    open.read_exact(&mut byte).await.unwrap();
+    proxy.drain();
+    let left = proxy.drained().await;
+    assert_eq!(left, Some(Leftovers { connections: 1, requests: 1, bytes_in_flight: 0 }));
+    proxy.shutdown();
+    assert!(matches!(open.read(&mut byte).await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn a_connection_that_asked_for_nothing_does_not_hold_a_drain() {
+    let world = World::default().service("web", Protocol::Http1, &[local(9)]).http("in", "web");
+    let proxy = proxy_with(world).await;
+    let mut silent = connect(&proxy, "in").await;
+    eventually("the connection", || async {
+        (admin_json(&proxy, "/listeners").await[0]["connections"] == 1).then_some(())
+    })
+    .await;
+    proxy.drain();
+    assert_eq!(proxy.drained().await, None);
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_removed_listener_closes_its_port_and_finishes_its_connections() {
+    let echo = echo().await;
+    let services = World::default().service("echo", Protocol::Tcp, &[echo.address]);
+    let proxy = proxy_with(services.clone().tcp("old", "echo").tcp("stays", "echo")).await;
+    let addresses = proxy.listener_addrs();
+    let mut open = connect(&proxy, "old").await;
+    proxy.apply(services.tcp("stays", "echo").build("v2")).unwrap();
+    eventually("the closed port", || async {
+        TcpStream::connect(addresses["old"]).await.is_err().then_some(())
+    })
+    .await;
+    let mut byte = [0];
+    open.write_all(b"1").await.unwrap();
+    open.read_exact(&mut byte).await.unwrap();
+    assert_eq!(proxy.listener_addrs().keys().collect::<Vec<_>>(), ["stays"]);
+    assert_eq!(proxy.listener_addrs()["stays"], addresses["stays"], "the same socket");
+}

@@ -1,0 +1,252 @@
+//! Proxies, origins and clients for the tests.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+};
+use towpath_policies::model::*;
+use towpath_proxy::{Config, Running, SourceConfig};
+
+/// A proxy without configuration.
+pub(crate) async fn proxy() -> Running {
+    towpath_proxy::start(Config::new(SourceConfig::Manual)).await.unwrap()
+}
+
+/// A proxy that obeys `world`.
+pub(crate) async fn proxy_with(world: World) -> Running {
+    let proxy = proxy().await;
+    proxy.apply(world.build("v1")).unwrap();
+    proxy
+}
+
+/// Describes a snapshot.
+#[derive(Clone, Default)]
+pub(crate) struct World(Snapshot);
+
+impl World {
+    pub(crate) fn service(self, name: &str, protocol: Protocol, at: &[SocketAddr]) -> Self {
+        self.service_with(Service::new(name, protocol), at)
+    }
+
+    pub(crate) fn service_with(mut self, service: Service, at: &[SocketAddr]) -> Self {
+        let name = service.name.clone();
+        let endpoints = at.iter().copied().map(Endpoint::new).collect();
+        let set = EndpointSet { service: name.clone(), endpoints };
+        self.0.endpoints.insert(name.clone(), Arc::new(set));
+        self.0.services.insert(name, Arc::new(service));
+        self
+    }
+
+    /// An opaque listener that sends everything to one service.
+    pub(crate) fn tcp(self, listener: &str, service: &str) -> Self {
+        self.listener(listener, vec![Chain { server_names: vec![], tls: None, kind: tcp(service) }])
+    }
+
+    /// An HTTP listener that sends everything to one service.
+    pub(crate) fn http(mut self, listener: &str, service: &str) -> Self {
+        self.0.routes.insert(listener.into(), Arc::new(all_to(listener, service)));
+        let kind = http(listener);
+        self.listener(listener, vec![Chain { server_names: vec![], tls: None, kind }])
+    }
+
+    pub(crate) fn routes(mut self, table: &str, service: &str) -> Self {
+        self.0.routes.insert(table.into(), Arc::new(all_to(table, service)));
+        self
+    }
+
+    pub(crate) fn listener(self, name: &str, chains: Vec<Chain>) -> Self {
+        self.listener_at(name, local(0), chains)
+    }
+
+    pub(crate) fn listener_at(mut self, name: &str, at: SocketAddr, chains: Vec<Chain>) -> Self {
+        let listener = Listener { name: name.into(), bind: Bind::Socket(at), chains };
+        self.0.listeners.insert(name.into(), Arc::new(listener));
+        self
+    }
+
+    pub(crate) fn build(self, version: &str) -> Arc<Snapshot> {
+        Arc::new(Snapshot { version: version.into(), ..self.0 })
+    }
+}
+
+pub(crate) fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+pub(crate) fn tcp(service: &str) -> ChainKind {
+    ChainKind::Tcp(TcpForward { backends: vec![backend(service, 1)], idle_timeout: None })
+}
+
+pub(crate) fn http(route_table: &str) -> ChainKind {
+    ChainKind::Http { route_table: route_table.into(), options: HttpOptions::default() }
+}
+
+pub(crate) fn backend(service: &str, weight: u32) -> WeightedBackend {
+    WeightedBackend {
+        service: service.into(),
+        weight,
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+    }
+}
+
+fn all_to(table: &str, service: &str) -> RouteTable {
+    let forward = Forward {
+        backends: vec![backend(service, 1)],
+        host: HostRewrite::Keep,
+        path: None,
+        mirrors: vec![],
+        timeout: None,
+        idle_timeout: None,
+        retry: RetryPolicy::default(),
+    };
+    let matches = RouteMatch {
+        path: PathMatch::Prefix("/".into()),
+        method: None,
+        headers: vec![],
+        query: vec![],
+        grpc: false,
+    };
+    let route = Route {
+        name: format!("{table}/all"),
+        matches,
+        action: Action::Forward(forward),
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+    };
+    let host = VirtualHost { name: "all".into(), domains: vec!["*".into()], routes: vec![route] };
+    RouteTable { name: table.into(), virtual_hosts: vec![host] }
+}
+
+/// A server for as long as it is held.
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Origin {
+    /// Connections accepted so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Serves each connection with `serve`.
+pub(crate) async fn origin<F, S>(serve: F) -> Origin
+where
+    F: Fn(TcpStream) -> S + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(local(0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    let task = tokio::spawn(async move {
+        // Connections end with their origin.
+        let mut serving = tokio::task::JoinSet::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            serving.spawn(serve(tcp));
+        }
+    });
+    Origin { address, accepted, task: task.abort_handle() }
+}
+
+/// Sends back what comes, to the end.
+pub(crate) async fn echo() -> Origin {
+    origin(|mut tcp| async move {
+        let (mut read, mut write) = tcp.split();
+        if tokio::io::copy(&mut read, &mut write).await.is_ok() {
+            let _ = write.shutdown().await;
+        }
+    })
+    .await
+}
+
+/// Says `name` to every connection and ends it.
+pub(crate) async fn named(name: &'static str) -> Origin {
+    origin(move |mut tcp| async move {
+        let _ = tcp.write_all(name.as_bytes()).await;
+    })
+    .await
+}
+
+/// An address where nobody listens.
+pub(crate) async fn dead() -> SocketAddr {
+    TcpListener::bind(local(0)).await.unwrap().local_addr().unwrap()
+}
+
+/// Connects to a listener of the proxy.
+pub(crate) async fn connect(proxy: &Running, listener: &str) -> TcpStream {
+    TcpStream::connect(proxy.listener_addrs()[listener]).await.unwrap()
+}
+
+/// Everything a fresh connection to the listener is told.
+pub(crate) async fn told(proxy: &Running, listener: &str) -> String {
+    let mut text = String::new();
+    connect(proxy, listener).await.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+/// Status and body of one request to the admin endpoint.
+pub(crate) async fn admin(proxy: &Running, method: &str, path: &str) -> (u16, String) {
+    let host = proxy.admin_addr().to_string();
+    ask(proxy.admin_addr(), &format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
+        .await
+}
+
+/// Status and body of one raw HTTP/1.1 request.
+pub(crate) async fn ask(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.unwrap();
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
+pub(crate) async fn admin_json(proxy: &Running, path: &str) -> Value {
+    let (status, body) = admin(proxy, "GET", path).await;
+    assert_eq!(status, 200, "{path}: {body}");
+    // The answer may come in chunks; what is between their sizes is one object or list.
+    serde_json::from_str(&body).unwrap_or_else(|e| panic!("{path}: {e}: {body}"))
+}
+
+/// Waits, within reason, for something another thread brings about.
+pub(crate) async fn eventually<T, F, S>(what: &str, mut probe: F) -> T
+where
+    F: FnMut() -> S,
+    S: Future<Output = Option<T>>,
+{
+    let waiting = async {
+        loop {
+            if let Some(found) = probe().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never came: {what}"))
+}

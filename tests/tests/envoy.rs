@@ -1,0 +1,104 @@
+//! A real Envoy, started with nothing but a bootstrap that points at our
+//! control plane, serves the quickstart's routes and follows its commits.
+
+use std::{net::SocketAddr, time::Duration};
+
+use towpath_control_plane::status::Finding;
+use towpath_tests::{Origin, Peer, Repository, eventually, free_port, get, tool};
+
+mod common;
+use common::{control_plane, quickstart};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_serves_the_quickstart_by_delta_xds() {
+    serves_the_quickstart("DELTA_GRPC").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_serves_the_quickstart_by_state_of_the_world_xds() {
+    serves_the_quickstart("GRPC").await;
+}
+
+async fn serves_the_quickstart(api_type: &str) {
+    let (first, second) = (Origin::start("first").await, Origin::start("second").await);
+    let port = free_port();
+    let repository = Repository::new();
+    repository.commit("mesh.yaml", &quickstart(port, first.address, first.address));
+    let plane = control_plane(&repository).await;
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let bootstrap = folder.path().join("envoy.yaml");
+    std::fs::write(&bootstrap, bootstrap_text(api_type, plane.xds_addr)).expect("writable");
+    let base_id = port.to_string();
+    let arguments = ["-c", bootstrap.to_str().expect("utf-8"), "--base-id", &base_id, "--concurrency", "1"];
+    let _envoy = Peer::start(&tool("envoy/bin/envoy"), &[&arguments[..], &["-l", "error"]].concat(), &[]);
+    let envoy = SocketAddr::from(([127, 0, 0, 1], port));
+
+    let answer = eventually("Envoy serves the first origin", || async {
+        get(envoy, "/ingest/a", "any").await.filter(|(status, _)| *status == 200)
+    })
+    .await;
+    assert_eq!(answer.1, "first GET /ingest/a 0");
+    assert_eq!(get(envoy, "/elsewhere", "any").await.map(|a| a.0), Some(404));
+
+    // A commit moves the traffic.
+    let commit = repository.commit("mesh.yaml", &quickstart(port, second.address, second.address));
+    plane.refresh().await;
+    eventually("Envoy follows the commit", || async {
+        get(envoy, "/ingest/a", "any").await.filter(|(_, body)| body.starts_with("second"))
+    })
+    .await;
+
+    // A broken commit harms nothing, and the status says where it is wrong.
+    let broken = quickstart(port, first.address, first.address).replace("    port:", "    prot:");
+    let broken_line = 1 + broken.lines().position(|l| l.contains("prot:")).expect("it is there") as u32;
+    repository.commit("mesh.yaml", &broken);
+    plane.refresh().await;
+    let status = plane.status();
+    assert_eq!(status.current.map(|c| c.version), Some(commit));
+    let findings = status.rejected.expect("the broken commit is refused").diagnostics;
+    let points_at_it = |f: &Finding| f.file.to_str() == Some("mesh.yaml") && f.line == broken_line;
+    assert!(findings.iter().any(points_at_it), "{findings:#?}");
+    let (code, body) = get(envoy, "/ingest/a", "any").await.expect("Envoy still answers");
+    assert_eq!((code, body.as_str()), (200, "second GET /ingest/a 0"));
+
+    // Envoy acknowledged all of it.
+    eventually("Envoy holds the commit", || async {
+        let status = plane.status();
+        let proxy = status.proxies.iter().find(|p| p.node == "envoy-1")?;
+        (proxy.in_sync && proxy.nacks == 0).then_some(())
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(5), plane.shutdown()).await.expect("ends at once");
+    let (code, _) = get(envoy, "/ingest/a", "any").await.expect("Envoy goes on without us");
+    assert_eq!(code, 200);
+}
+
+fn bootstrap_text(api_type: &str, xds: SocketAddr) -> String {
+    format!(
+        "node: {{id: envoy-1, cluster: edge}}
+dynamic_resources:
+  ads_config:
+    api_type: {api_type}
+    transport_api_version: V3
+    grpc_services: [{{envoy_grpc: {{cluster_name: ads}}}}]
+  lds_config: {{resource_api_version: V3, ads: {{}}}}
+  cds_config: {{resource_api_version: V3, ads: {{}}}}
+static_resources:
+  clusters:
+  - name: ads
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: ads
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}
+",
+        xds.ip(),
+        xds.port()
+    )
+}

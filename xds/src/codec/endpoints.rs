@@ -1,0 +1,207 @@
+//! [`EndpointSet`] ↔ `ClusterLoadAssignment` (EDS).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::SocketAddr,
+};
+
+use envoy_types::pb::envoy::config::{
+    core::v3::{self as core, HealthStatus},
+    endpoint::v3::{
+        self as eds, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+        cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
+    },
+};
+use towpath_policies::model::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
+
+use super::{
+    common::{At, Result, address, read_address, read_u32, refuse, refuse_if, u32_value},
+    extension::Extra,
+};
+
+pub(super) type Pb = ClusterLoadAssignment;
+
+pub(super) fn encode(set: &EndpointSet) -> Pb {
+    // Clients want priorities without gaps (gRPC refuses others) and every
+    // locality once per priority.
+    let priorities: BTreeSet<u32> = set.endpoints.iter().map(|e| e.priority).collect();
+    let ranks: BTreeMap<u32, u32> = priorities.into_iter().zip(0..).collect();
+    let mut groups: BTreeMap<(u32, &Locality), Vec<(usize, &Endpoint)>> = BTreeMap::new();
+    for (index, endpoint) in set.endpoints.iter().enumerate() {
+        groups
+            .entry((ranks[&endpoint.priority], &endpoint.locality))
+            .or_default()
+            .push((index, endpoint));
+    }
+    let in_order = groups.values().flatten().map(|(index, _)| *index).is_sorted();
+    let endpoints = groups
+        .into_iter()
+        .map(|((rank, locality), members)| {
+            let weight: u64 = members.iter().map(|(_, e)| u64::from(e.weight)).sum();
+            LocalityLbEndpoints {
+                locality: Some(core::Locality {
+                    region: locality.region.clone(),
+                    zone: locality.zone.clone(),
+                    sub_zone: locality.sub_zone.clone(),
+                }),
+                priority: rank,
+                // gRPC ignores localities without a weight.
+                load_balancing_weight: u32_value(
+                    u32::try_from(weight.clamp(1, MAX_LOCALITY_WEIGHT)).unwrap_or(u32::MAX),
+                ),
+                lb_endpoints: members
+                    .into_iter()
+                    .map(|(index, e)| encode_endpoint(e, rank, (!in_order).then_some(index)))
+                    .collect(),
+                ..Default::default()
+            }
+        })
+        .collect();
+    Pb {
+        cluster_name: set.service.clone(),
+        endpoints,
+        // A higher priority is used only when no lower has a usable endpoint:
+        // with this factor one of a thousand healthy is enough.
+        policy: Some(Policy {
+            overprovisioning_factor: u32_value(OVERPROVISIONING),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEndpoint {
+    let mut extra = Extra::default();
+    extra.keep("name", &endpoint.name, &endpoint.address.to_string());
+    extra.keep("coordinates", &endpoint.coordinates, &None);
+    extra.keep("gpu", &endpoint.gpu, &None);
+    extra.keep("priority", &endpoint.priority, &rank);
+    extra.keep("index", &index, &None);
+    let health = match endpoint.health {
+        Health::Unknown => HealthStatus::Unknown,
+        Health::Healthy => HealthStatus::Healthy,
+        Health::Unhealthy => HealthStatus::Unhealthy,
+        Health::Draining => HealthStatus::Draining,
+    };
+    LbEndpoint {
+        health_status: health as i32,
+        metadata: extra.into_metadata(),
+        load_balancing_weight: u32_value(endpoint.weight.max(1)),
+        host_identifier: Some(HostIdentifier::Endpoint(eds::Endpoint {
+            address: Some(address(endpoint.address)),
+            ..Default::default()
+        })),
+    }
+}
+
+pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
+    if pb.cluster_name.is_empty() {
+        return refuse("must not be empty").at("cluster_name");
+    }
+    if let Some(policy) = &pb.policy {
+        let drops = policy
+            .drop_overloads
+            .iter()
+            .any(|d| d.drop_percentage.is_some_and(|p| p.numerator > 0));
+        refuse_if(drops, "policy.drop_overloads", "dropping requests is not supported")?;
+    }
+    let mut read = Reader::default();
+    for (i, group) in pb.endpoints.iter().enumerate() {
+        read.group(group).at_index("endpoints", i)?;
+    }
+    Ok(EndpointSet { service: pb.cluster_name.clone(), endpoints: read.finish() })
+}
+
+#[derive(Default)]
+struct Reader {
+    /// With the place each says it has.
+    endpoints: Vec<(usize, Endpoint)>,
+    addresses: HashSet<SocketAddr>,
+}
+
+impl Reader {
+    fn group(&mut self, group: &LocalityLbEndpoints) -> Result<()> {
+        refuse_if(
+            group.lb_config.is_some(),
+            "lb_config",
+            "only lb_endpoints is supported (no LEDS)",
+        )?;
+        let locality = group.locality.clone().unwrap_or_default();
+        let locality =
+            Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
+        for (i, endpoint) in group.lb_endpoints.iter().enumerate() {
+            self.endpoint(endpoint, &locality, group.priority).at_index("lb_endpoints", i)?;
+        }
+        Ok(())
+    }
+
+    fn endpoint(&mut self, pb: &LbEndpoint, locality: &Locality, priority: u32) -> Result<()> {
+        let Some(HostIdentifier::Endpoint(host)) = &pb.host_identifier else {
+            return refuse("needs an endpoint with an address (named endpoints are not supported)");
+        };
+        let address = read_address(host.address.as_ref()).at("endpoint.address")?;
+        if !self.addresses.insert(address) {
+            // Equal addresses appear once; the first has the say, as in Envoy.
+            return Ok(());
+        }
+        let mut extra = Extra::read(pb.metadata.as_ref())?;
+        let mut endpoint = Endpoint {
+            locality: locality.clone(),
+            priority,
+            weight: read_u32(pb.load_balancing_weight.as_ref()).unwrap_or(1).max(1),
+            health: match HealthStatus::try_from(pb.health_status) {
+                Ok(HealthStatus::Healthy | HealthStatus::Degraded) => Health::Healthy,
+                Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Health::Unhealthy,
+                Ok(HealthStatus::Draining) => Health::Draining,
+                Ok(HealthStatus::Unknown) | Err(_) => Health::Unknown,
+            },
+            ..Endpoint::new(address)
+        };
+        if !host.hostname.is_empty() {
+            endpoint.name.clone_from(&host.hostname);
+        }
+        let mut index = self.endpoints.len();
+        extra.restore("name", &mut endpoint.name)?;
+        extra.restore("coordinates", &mut endpoint.coordinates)?;
+        extra.restore("gpu", &mut endpoint.gpu)?;
+        extra.restore("priority", &mut endpoint.priority)?;
+        extra.restore("index", &mut index)?;
+        refuse_if(
+            !endpoint.coordinates.as_ref().is_none_or(on_earth),
+            "coordinates",
+            "out of range",
+        )?;
+        refuse_if(
+            endpoint.gpu.as_ref().is_some_and(|g: &Gpu| g.count == 0),
+            "gpu.count",
+            "must be at least 1",
+        )?;
+        self.endpoints.push((index, endpoint));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Vec<Endpoint> {
+        self.endpoints.sort_by_key(|(index, _)| *index);
+        let heaviest = self.endpoints.iter().map(|(_, e)| e.weight).max().unwrap_or(1);
+        let mut endpoints: Vec<Endpoint> = self.endpoints.into_iter().map(|(_, e)| e).collect();
+        if heaviest > MAX_WEIGHT {
+            for endpoint in &mut endpoints {
+                let scaled =
+                    u64::from(endpoint.weight) * u64::from(MAX_WEIGHT) / u64::from(heaviest);
+                endpoint.weight = u32::try_from(scaled).unwrap_or(MAX_WEIGHT).max(1);
+            }
+        }
+        endpoints
+    }
+}
+
+fn on_earth(place: &Coordinates) -> bool {
+    place.latitude.abs() <= 90.0 && place.longitude.abs() <= 180.0
+}
+
+/// Largest weight of a domain endpoint; larger ones are scaled down together.
+const MAX_WEIGHT: u32 = 1_000_000;
+/// The weights of a priority's localities must not add up to more than 2^32 - 1.
+const MAX_LOCALITY_WEIGHT: u64 = 50_000_000;
+/// Per cent. See [`encode`].
+const OVERPROVISIONING: u32 = 100_000;

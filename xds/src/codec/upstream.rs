@@ -1,0 +1,341 @@
+//! Parts of a cluster: protocol, limits, outliers, probes, balancing.
+
+use std::{collections::HashMap, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                self as cds, CircuitBreakers, LoadBalancingPolicy, OutlierDetection,
+                circuit_breakers::{Thresholds as PbThresholds, thresholds::RetryBudget},
+                cluster::LbPolicy,
+                load_balancing_policy::Policy,
+            },
+            core::v3::{
+                self as core, Http1ProtocolOptions, Http2ProtocolOptions,
+                HttpProtocolOptions as CommonOptions, TypedExtensionConfig,
+                health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck},
+            },
+        },
+        extensions::{
+            load_balancing_policies::{
+                least_request::v3::LeastRequest, random::v3::Random, round_robin::v3::RoundRobin,
+            },
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                    explicit_http_config::ProtocolConfig,
+                },
+            },
+        },
+        r#type::v3::{CodecClientType, Int64Range, Percent},
+    },
+    google::protobuf::Any,
+};
+use prost::Name;
+use towpath_policies::model::{
+    Balancer, Breaker, BudgetShare, HealthCheck, HealthProbe, Outlier, Protocol, Service,
+    Thresholds,
+};
+
+use super::{
+    common::{
+        At, Result, bool_value, duration, optional_duration, pack, read_u32, refuse, refuse_if,
+        u32_value, unpack,
+    },
+    extension::{typed_struct, typed_struct_url},
+};
+
+/// HTTP version and pool options, under their fixed key; none for opaque bytes.
+pub(super) fn encode_protocol(service: &Service) -> HashMap<String, Any> {
+    let http1 = Http1ProtocolOptions::default;
+    let http2 = Http2ProtocolOptions::default;
+    let explicit = |config| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(config),
+        })
+    };
+    let protocol = match service.protocol {
+        Protocol::Tcp => return HashMap::new(),
+        Protocol::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(http1())),
+        Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2())),
+        Protocol::Follow => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(http1()),
+                http2_protocol_options: Some(http2()),
+                ..Default::default()
+            })
+        }
+    };
+    let options = HttpProtocolOptions {
+        common_http_protocol_options: Some(CommonOptions {
+            idle_timeout: Some(duration(service.pool_idle_timeout)),
+            ..Default::default()
+        }),
+        upstream_protocol_options: Some(protocol),
+        ..Default::default()
+    };
+    HashMap::from([(HTTP_OPTIONS.to_owned(), pack(&options))])
+}
+
+/// Protocol and idle timeout of pooled connections.
+pub(super) fn decode_protocol(pb: &cds::Cluster) -> Result<(Protocol, Duration)> {
+    let Some(any) = pb.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
+        #[expect(deprecated, reason = "older servers still write it")]
+        let http2 = pb.http2_protocol_options.is_some();
+        return Ok((if http2 { Protocol::Http2 } else { Protocol::Http1 }, DEFAULT_POOL_IDLE));
+    };
+    let options: HttpProtocolOptions = unpack(any).at(HTTP_OPTIONS)?;
+    refuse_if(
+        options.http_filters.iter().any(|f| !f.name.ends_with(".upstream_codec") && !f.is_optional),
+        "http_filters",
+        "upstream filters are not supported",
+    )?;
+    let protocol = match options.upstream_protocol_options {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match explicit.protocol_config {
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Protocol::Http2,
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    return refuse("HTTP/3 is not supported").at(HTTP_OPTIONS);
+                }
+                Some(ProtocolConfig::HttpProtocolOptions(_)) | None => Protocol::Http1,
+            }
+        }
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => Protocol::Follow,
+        // Chosen by ALPN; HTTP/1.1 is what every such server speaks.
+        Some(UpstreamProtocolOptions::AutoConfig(_)) | None => Protocol::Http1,
+    };
+    let common = options.common_http_protocol_options.unwrap_or_default();
+    let idle = match optional_duration(common.idle_timeout.as_ref(), "idle_timeout")? {
+        Some(Duration::ZERO) | None => DEFAULT_POOL_IDLE,
+        Some(idle) => idle,
+    };
+    Ok((protocol, idle))
+}
+
+/// Limits. Envoy counts no bytes; those limits ride as metadata.
+pub(super) fn encode_breakers(breaker: &Breaker, budget: BudgetShare) -> CircuitBreakers {
+    let limit = |limit: Option<u32>| u32_value(limit.unwrap_or(u32::MAX));
+    let whole = PbThresholds {
+        max_connections: limit(breaker.service.max_connections),
+        max_pending_requests: limit(breaker.service.max_pending),
+        max_requests: limit(breaker.service.max_requests),
+        retry_budget: Some(RetryBudget {
+            budget_percent: Some(Percent { value: budget.percent.into() }),
+            min_retry_concurrency: u32_value(budget.min_concurrent),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    // Envoy knows connections per host only.
+    let each = breaker
+        .endpoint
+        .max_connections
+        .map(|max| PbThresholds { max_connections: u32_value(max), ..Default::default() });
+    CircuitBreakers { thresholds: vec![whole], per_host_thresholds: each.into_iter().collect() }
+}
+
+pub(super) fn decode_breakers(pb: Option<&CircuitBreakers>) -> (Breaker, BudgetShare) {
+    let normal = |list: &[PbThresholds]| list.iter().find(|t| t.priority == 0).cloned();
+    let whole = pb.and_then(|b| normal(&b.thresholds)).unwrap_or_default();
+    let each = pb.and_then(|b| normal(&b.per_host_thresholds)).unwrap_or_default();
+    // Envoy's default limit is 1,024, and its largest number means none.
+    let limit = |value: Option<u32>| Some(value.unwrap_or(1_024)).filter(|v| *v != u32::MAX);
+    let breaker = Breaker {
+        service: Thresholds {
+            max_connections: limit(read_u32(whole.max_connections.as_ref())),
+            max_requests: limit(read_u32(whole.max_requests.as_ref())),
+            max_pending: limit(read_u32(whole.max_pending_requests.as_ref())),
+            max_bytes_in_flight: None,
+        },
+        endpoint: Thresholds {
+            max_connections: read_u32(each.max_connections.as_ref()).filter(|v| *v != u32::MAX),
+            ..Thresholds::default()
+        },
+    };
+    let budget = match &whole.retry_budget {
+        Some(budget) => BudgetShare {
+            percent: budget.budget_percent.map_or(20, |p| whole_percent(p.value)),
+            min_concurrent: read_u32(budget.min_retry_concurrency.as_ref()).unwrap_or(3),
+        },
+        None => BudgetShare {
+            percent: 0,
+            min_concurrent: read_u32(whole.max_retries.as_ref()).unwrap_or(3),
+        },
+    };
+    (breaker, budget)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
+fn whole_percent(value: f64) -> u32 {
+    // A NaN becomes 0.
+    value.clamp(0.0, f64::from(u32::MAX)).round() as u32
+}
+
+pub(super) fn encode_outlier(outlier: &Outlier) -> OutlierDetection {
+    OutlierDetection {
+        consecutive_5xx: u32_value(outlier.consecutive_failures),
+        enforcing_consecutive_5xx: u32_value(100),
+        base_ejection_time: Some(duration(outlier.base_ejection)),
+        max_ejection_time: Some(duration(outlier.max_ejection)),
+        max_ejection_percent: u32_value(outlier.max_ejected_percent.min(100)),
+        always_eject_one_host: bool_value(true),
+        // On by default in Envoy, and not what was asked for.
+        enforcing_success_rate: u32_value(0),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode_outlier(pb: Option<&OutlierDetection>) -> Result<Option<Outlier>> {
+    let Some(pb) = pb else { return Ok(None) };
+    if read_u32(pb.enforcing_consecutive_5xx.as_ref()) == Some(0) {
+        return Ok(None);
+    }
+    let default = Outlier::default();
+    let base = optional_duration(pb.base_ejection_time.as_ref(), "base_ejection_time")?;
+    let max = optional_duration(pb.max_ejection_time.as_ref(), "max_ejection_time")?;
+    let base = base.unwrap_or(default.base_ejection);
+    Ok(Some(Outlier {
+        consecutive_failures: read_u32(pb.consecutive_5xx.as_ref())
+            .unwrap_or(default.consecutive_failures)
+            .max(1),
+        base_ejection: base,
+        max_ejection: max.unwrap_or_else(|| default.max_ejection.max(base)),
+        // Envoy's default.
+        max_ejected_percent: read_u32(pb.max_ejection_percent.as_ref()).unwrap_or(10).min(100),
+    }))
+}
+
+pub(super) fn encode_health_check(check: &HealthCheck, protocol: Protocol) -> core::HealthCheck {
+    let checker = match &check.probe {
+        HealthProbe::Http { path, host } => HealthChecker::HttpHealthCheck(HttpHealthCheck {
+            path: path.clone(),
+            host: host.clone().unwrap_or_default(),
+            expected_statuses: vec![Int64Range { start: 200, end: 300 }],
+            codec_client_type: match protocol {
+                Protocol::Http2 => CodecClientType::Http2 as i32,
+                _ => CodecClientType::Http1 as i32,
+            },
+            ..Default::default()
+        }),
+        HealthProbe::Grpc { service } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
+            service_name: service.clone(),
+            ..Default::default()
+        }),
+        HealthProbe::Tcp => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
+    };
+    core::HealthCheck {
+        timeout: Some(duration(check.timeout)),
+        interval: Some(duration(check.interval)),
+        // Envoy would probe a service without traffic once a minute.
+        no_traffic_interval: Some(duration(check.interval)),
+        unhealthy_threshold: u32_value(check.unhealthy_threshold),
+        healthy_threshold: u32_value(check.healthy_threshold),
+        health_checker: Some(checker),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode_health_check(checks: &[core::HealthCheck]) -> Result<Option<HealthCheck>> {
+    let pb = match checks {
+        [] => return Ok(None),
+        [only] => only,
+        _ => return refuse("only one health check is supported"),
+    };
+    let probe = match &pb.health_checker {
+        Some(HealthChecker::HttpHealthCheck(http)) => {
+            let plain = http.expected_statuses.iter().all(|r| r.start >= 200 && r.end <= 300);
+            refuse_if(!plain, "expected_statuses", "only 2xx is supported")?;
+            refuse_if(http.send.is_some(), "send", "is not supported")?;
+            HealthProbe::Http {
+                path: http.path.clone(),
+                host: (!http.host.is_empty()).then(|| http.host.clone()),
+            }
+        }
+        Some(HealthChecker::GrpcHealthCheck(grpc)) => {
+            HealthProbe::Grpc { service: grpc.service_name.clone() }
+        }
+        Some(HealthChecker::TcpHealthCheck(tcp)) => {
+            refuse_if(
+                tcp.send.is_some() || !tcp.receive.is_empty(),
+                "tcp_health_check",
+                "only connecting is supported",
+            )?;
+            HealthProbe::Tcp
+        }
+        Some(HealthChecker::CustomHealthCheck(_)) | None => {
+            return refuse("only http, grpc and tcp health checks are supported");
+        }
+    };
+    let interval = optional_duration(pb.interval.as_ref(), "interval")?;
+    let timeout = optional_duration(pb.timeout.as_ref(), "timeout")?;
+    let positive = |d: Option<Duration>, default| d.filter(|d| !d.is_zero()).unwrap_or(default);
+    Ok(Some(HealthCheck {
+        probe,
+        interval: positive(interval, Duration::from_secs(10)),
+        timeout: positive(timeout, Duration::from_secs(2)),
+        unhealthy_threshold: read_u32(pb.unhealthy_threshold.as_ref()).unwrap_or(3).max(1),
+        healthy_threshold: read_u32(pb.healthy_threshold.as_ref()).unwrap_or(1).max(1),
+    }))
+}
+
+/// Ours first, then the nearest that Envoy has, then one that everybody has:
+/// a client takes the first it knows.
+pub(super) fn encode_balancer(balancer: Balancer) -> LoadBalancingPolicy {
+    let ours = || policy("towpath.bytes_in_flight", typed_struct(BYTES_IN_FLIGHT));
+    let least =
+        || policy("envoy.load_balancing_policies.least_request", pack(&LeastRequest::default()));
+    let random = || policy("envoy.load_balancing_policies.random", pack(&Random::default()));
+    let round = policy("envoy.load_balancing_policies.round_robin", pack(&RoundRobin::default()));
+    let mut policies = match balancer {
+        Balancer::BytesInFlight => vec![ours(), least()],
+        Balancer::LeastRequest => vec![least()],
+        Balancer::Random => vec![random()],
+        Balancer::RoundRobin => vec![],
+    };
+    policies.push(round);
+    LoadBalancingPolicy { policies }
+}
+
+pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<Balancer> {
+    if let Some(list) = &pb.load_balancing_policy {
+        let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
+        return match configs.filter_map(|c| c.typed_config.as_ref()).find_map(known_balancer) {
+            Some(balancer) => Ok(balancer),
+            None => refuse("none of the policies is supported").at("load_balancing_policy"),
+        };
+    }
+    match LbPolicy::try_from(pb.lb_policy) {
+        Ok(LbPolicy::RoundRobin) => Ok(Balancer::RoundRobin),
+        Ok(LbPolicy::LeastRequest) => Ok(Balancer::LeastRequest),
+        Ok(LbPolicy::Random) => Ok(Balancer::Random),
+        Ok(other) => refuse(format!("{} is not supported", other.as_str_name())).at("lb_policy"),
+        Err(_) => refuse(format!("unknown policy {}", pb.lb_policy)).at("lb_policy"),
+    }
+}
+
+fn known_balancer(any: &Any) -> Option<Balancer> {
+    if typed_struct_url(any).as_deref() == Some(BYTES_IN_FLIGHT) {
+        return Some(Balancer::BytesInFlight);
+    }
+    let known = [
+        (LeastRequest::type_url(), Balancer::LeastRequest),
+        (RoundRobin::type_url(), Balancer::RoundRobin),
+        (Random::type_url(), Balancer::Random),
+    ];
+    known.into_iter().find(|(url, _)| *url == any.type_url).map(|(_, balancer)| balancer)
+}
+
+fn policy(name: &str, config: Any) -> Policy {
+    Policy {
+        typed_extension_config: Some(TypedExtensionConfig {
+            name: name.to_owned(),
+            typed_config: Some(config),
+        }),
+    }
+}
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const BYTES_IN_FLIGHT: &str = "type.googleapis.com/towpath.v1.BytesInFlight";
+const DEFAULT_POOL_IDLE: Duration = Duration::from_secs(60);

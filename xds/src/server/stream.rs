@@ -1,0 +1,602 @@
+//! One client's stream, as a state machine without I/O.
+//!
+//! Per type of resource the stream knows what the client subscribed to, what
+//! it was sent last, and which names may need something sent: the *dirty*
+//! ones. A new snapshot only marks what differs (by pointer) as dirty; a
+//! request only what it changes. At most one response per type is
+//! unacknowledged, and what is dirty meanwhile is looked at when its turn
+//! comes, in the snapshot that is the newest then.
+//!
+//! Order (make before break): services, their endpoint sets, listeners, route
+//! tables; and when all of that has been answered, removals from the referrer
+//! to the referred. A listener or route table waits for the answer about
+//! services and endpoint sets, because Envoy holds that answer back until new
+//! clusters are warm; endpoint sets wait for nothing, because warming needs
+//! them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use towpath_policies::model::{Bind, ResourceKind, Snapshot};
+
+use super::Cache;
+use crate::{
+    Flavour, reach,
+    wire::{
+        Encoded, Item, MAKE_ORDER, MAX_NAMES, Malformed, Rejection, Request, Response,
+        Subscription, digest, slot,
+    },
+};
+
+/// What a request meant, for whoever watches the clients.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A response was accepted.
+    Ack {
+        /// The type.
+        kind: ResourceKind,
+        /// The snapshot's version behind the response.
+        version: String,
+    },
+    /// A response was rejected.
+    Nack {
+        /// The type.
+        kind: ResourceKind,
+        /// The snapshot's version behind the response.
+        version: String,
+        /// The client's words; `resources` completed from the message or the response.
+        rejection: Rejection,
+    },
+}
+
+/// The state of one stream. See the module's documentation.
+#[derive(Debug)]
+pub struct Stream {
+    flavour: Flavour,
+    cache: Arc<Cache>,
+    snapshot: Option<Arc<Snapshot>>,
+    /// Services that socket listeners lead to: what a wildcard means for CDS.
+    visible_services: BTreeSet<String>,
+    types: [Type; 4],
+    nonces: u64,
+    synced: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Type {
+    asked: bool,
+    /// Whether a name was ever given: from then on an empty list means none (state of the world).
+    named: bool,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    sent: BTreeMap<String, Sent>,
+    dirty: BTreeSet<String>,
+    /// A response is owed even if it is empty.
+    owed: bool,
+    last: Option<Last>,
+}
+
+/// What the client was told of a resource.
+#[derive(Clone, Debug)]
+struct Sent {
+    /// Empty when it was told that there is none.
+    version: Arc<str>,
+    /// It said no. The same version is not offered again.
+    rejected: bool,
+    /// Kept for complete responses (state of the world).
+    encoded: Option<Arc<Encoded>>,
+}
+
+/// The latest response of a type.
+#[derive(Debug)]
+struct Last {
+    nonce: String,
+    snapshot_version: String,
+    names: Vec<String>,
+    waiting: bool,
+}
+
+impl Stream {
+    /// A stream that knows nothing yet.
+    pub fn new(flavour: Flavour, cache: Arc<Cache>) -> Self {
+        Self {
+            flavour,
+            cache,
+            snapshot: None,
+            visible_services: BTreeSet::new(),
+            types: Default::default(),
+            nonces: 0,
+            synced: None,
+        }
+    }
+
+    /// Takes in a request.
+    ///
+    /// # Errors
+    /// When the client subscribes to more than [`MAX_NAMES`] names, or sends
+    /// the other variant's request: the stream should be closed.
+    pub fn handle(&mut self, request: Request) -> Result<Option<Event>, Malformed> {
+        let Request { kind, nonce, rejection, subscription } = request;
+        let event = match (self.flavour, subscription) {
+            (Flavour::Delta, Subscription::Delta { subscribe, unsubscribe, held }) => {
+                let event = self.types[slot(kind)].answered(kind, &nonce, rejection);
+                self.subscribe_delta(kind, subscribe, unsubscribe, held);
+                event
+            }
+            (Flavour::StateOfTheWorld, Subscription::World { version, names }) => {
+                let this = &mut self.types[slot(kind)];
+                // A request that answers an older response was written before
+                // the client saw the latest; its answer to that one will
+                // carry the current subscription.
+                if this.asked && this.last.as_ref().is_some_and(|last| last.nonce != nonce) {
+                    return Ok(None);
+                }
+                let event = this.answered(kind, &nonce, rejection);
+                self.subscribe_world(kind, &version, names);
+                event
+            }
+            _ => return Err(Malformed::TooLarge("request of the other protocol variant".into())),
+        };
+        let this = &self.types[slot(kind)];
+        if this.names.len() > MAX_NAMES || this.sent.len() > 2 * MAX_NAMES {
+            return Err(Malformed::TooLarge(format!("more than {MAX_NAMES} subscriptions")));
+        }
+        Ok(event)
+    }
+
+    /// Takes in the newest snapshot. Costs a pointer comparison per resource,
+    /// and more only for what changed.
+    pub fn update(&mut self, snapshot: &Arc<Snapshot>) {
+        if snapshot.version.is_empty()
+            || self.snapshot.as_ref().is_some_and(|old| Arc::ptr_eq(old, snapshot))
+        {
+            return;
+        }
+        let empty = Arc::default();
+        let old = self.snapshot.replace(snapshot.clone()).unwrap_or(empty);
+        let mut relinked = false;
+        relinked |=
+            self.types[slot(ResourceKind::Listener)].mark(&old.listeners, &snapshot.listeners);
+        relinked |= self.types[slot(ResourceKind::RouteTable)].mark(&old.routes, &snapshot.routes);
+        self.types[slot(ResourceKind::Service)].mark(&old.services, &snapshot.services);
+        self.types[slot(ResourceKind::EndpointSet)].mark(&old.endpoints, &snapshot.endpoints);
+        if relinked {
+            let visible = visible_services(snapshot);
+            let services = &mut self.types[slot(ResourceKind::Service)];
+            if services.asked {
+                services
+                    .dirty
+                    .extend(visible.symmetric_difference(&self.visible_services).cloned());
+            }
+            self.visible_services = visible;
+        }
+    }
+
+    /// The next response to send, if one is due. Call it when there is room
+    /// to send, and not before: what it returns counts as sent.
+    pub fn outgoing(&mut self) -> Option<Response> {
+        let snapshot = self.snapshot.clone()?;
+        let mut made = true;
+        for kind in MAKE_ORDER {
+            let gated = matches!(kind, ResourceKind::Listener | ResourceKind::RouteTable);
+            if gated && !made {
+                return None;
+            }
+            let due = self.upserts(&snapshot, kind);
+            let this = &self.types[slot(kind)];
+            if !this.waiting() && (!due.is_empty() || this.owed) {
+                return Some(self.respond(&snapshot, kind, due, Vec::new()));
+            }
+            made &= due.is_empty() && !this.waiting();
+        }
+        if !made {
+            return None;
+        }
+        for kind in BREAK_ORDER {
+            let gone = self.removals(&snapshot, kind);
+            if self.flavour == Flavour::StateOfTheWorld && !full_state(kind) {
+                // This variant has no word for "gone" here; leaving the
+                // referrer out has said it.
+                self.types[slot(kind)].forget(&gone);
+            } else if !gone.is_empty() {
+                return Some(self.respond(&snapshot, kind, Vec::new(), gone));
+            }
+        }
+        None
+    }
+
+    /// The version of the snapshot that the client now holds, once, when
+    /// everything it subscribed to has been sent and answered.
+    pub fn newly_synced(&mut self) -> Option<String> {
+        let version = &self.snapshot.as_ref()?.version;
+        // A client asks for routes once it has listeners.
+        let snapshot = self.snapshot.as_ref()?;
+        let asked = self.types[slot(ResourceKind::Listener)].asked
+            && (snapshot.routes.is_empty() || self.types[slot(ResourceKind::RouteTable)].asked);
+        let settled =
+            asked && self.types.iter().all(|t| t.dirty.is_empty() && !t.owed && !t.waiting());
+        if !settled || self.synced.as_ref() == Some(version) {
+            return None;
+        }
+        self.synced = Some(version.clone());
+        self.synced.clone()
+    }
+
+    /// The version of this resource that the client was sent last and did not
+    /// reject.
+    pub fn held_version(&self, kind: ResourceKind, name: &str) -> Option<&str> {
+        let sent = self.types[slot(kind)].sent.get(name)?;
+        (!sent.rejected && !sent.version.is_empty()).then_some(&*sent.version)
+    }
+
+    fn subscribe_delta(
+        &mut self,
+        kind: ResourceKind,
+        subscribe: Vec<String>,
+        unsubscribe: Vec<String>,
+        held: BTreeMap<String, String>,
+    ) {
+        let all = self.all_names(kind);
+        let this = &mut self.types[slot(kind)];
+        let first = !std::mem::replace(&mut this.asked, true);
+        if first {
+            // An empty first subscription is the older way to say `*`.
+            this.wildcard = full_state(kind) && subscribe.is_empty();
+            this.owed = full_state(kind) && held.is_empty();
+            let everything = this.wildcard || subscribe.iter().any(|name| name == "*");
+            let named: BTreeSet<&String> = subscribe.iter().collect();
+            for (name, version) in held.into_iter().filter(|(n, _)| everything || named.contains(n))
+            {
+                this.dirty.insert(name.clone());
+                let sent = Sent { version: version.into(), rejected: false, encoded: None };
+                this.sent.insert(name, sent);
+            }
+        }
+        let had_wildcard = this.wildcard && !first;
+        for name in subscribe {
+            if name == "*" {
+                this.wildcard = true;
+                continue;
+            }
+            // A name subscribed again must be answered again: the client may
+            // have dropped what it had.
+            if !first {
+                this.sent.remove(&name);
+            }
+            this.dirty.insert(name.clone());
+            this.names.insert(name);
+        }
+        for name in unsubscribe {
+            if name == "*" {
+                this.wildcard = false;
+                let names = &this.names;
+                this.sent.retain(|name, _| names.contains(name));
+                continue;
+            }
+            this.names.remove(&name);
+            if this.wildcard {
+                this.dirty.insert(name);
+            } else {
+                this.sent.remove(&name);
+                this.dirty.remove(&name);
+            }
+        }
+        if this.wildcard && !had_wildcard {
+            this.dirty.extend(all);
+        }
+    }
+
+    fn subscribe_world(&mut self, kind: ResourceKind, version: &str, names: Vec<String>) {
+        let all = self.all_names(kind);
+        let this = &mut self.types[slot(kind)];
+        let first = !std::mem::replace(&mut this.asked, true);
+        let had_wildcard = std::mem::take(&mut this.wildcard);
+        let mut names: BTreeSet<String> = names.into_iter().collect();
+        this.wildcard = names.remove("*") || (full_state(kind) && names.is_empty() && !this.named);
+        this.named |= !names.is_empty();
+        let added: Vec<String> = names.difference(&this.names).cloned().collect();
+        for name in this.names.difference(&names) {
+            if !this.wildcard {
+                this.sent.remove(name);
+                this.dirty.remove(name);
+            }
+        }
+        this.names = names;
+        for name in &added {
+            this.sent.remove(name);
+        }
+        this.owed |= full_state(kind) && (first || !added.is_empty());
+        this.dirty.extend(added);
+        if this.wildcard && !had_wildcard {
+            this.dirty.extend(all);
+        }
+        if first && !version.is_empty() {
+            self.resume_world(kind, version);
+        }
+    }
+
+    /// A client that comes back with exactly what it would be sent is sent nothing.
+    fn resume_world(&mut self, kind: ResourceKind, version: &str) {
+        let Some(snapshot) = self.snapshot.clone() else { return };
+        let due = self.upserts(&snapshot, kind);
+        let this = &mut self.types[slot(kind)];
+        let sent: BTreeMap<String, Sent> =
+            due.into_iter().map(|e| (e.name.clone(), Sent::new(&e, self.flavour))).collect();
+        if world_version(&sent) == version {
+            this.sent = sent;
+            this.owed = false;
+            // Names without a resource stay dirty for nobody's sake.
+            this.dirty.clear();
+        }
+    }
+
+    /// Dirty names whose resource is there, wanted, and not what was sent.
+    /// Names that need nothing any more are taken off the dirty list.
+    fn upserts(&mut self, snapshot: &Snapshot, kind: ResourceKind) -> Vec<Arc<Encoded>> {
+        let Self { types, cache, visible_services, flavour, .. } = self;
+        let this = &mut types[slot(kind)];
+        let (mut due, mut bytes, mut settled) = (Vec::new(), 0, Vec::new());
+        let whole = full_state(kind) && *flavour == Flavour::StateOfTheWorld;
+        for name in &this.dirty {
+            let wanted = this.wants(snapshot, visible_services, kind, name);
+            let encoded = wanted.then(|| cache.encoded(snapshot, kind, name)).flatten();
+            match encoded {
+                Some(encoded) => {
+                    if this.sent.get(name).is_some_and(|sent| sent.version == encoded.version) {
+                        settled.push(name.clone());
+                        continue;
+                    }
+                    bytes += encoded.any.value.len();
+                    due.push(encoded);
+                    if bytes > RESPONSE_BYTES && !whole {
+                        break;
+                    }
+                }
+                None => {
+                    let told = this.sent.get(name).is_some_and(|sent| !sent.version.is_empty());
+                    let owed = *flavour == Flavour::Delta
+                        && this.names.contains(name)
+                        && !this.sent.contains_key(name);
+                    // An endpoint set of a known service is only late.
+                    let late =
+                        kind == ResourceKind::EndpointSet && snapshot.services.contains_key(name);
+                    if !told && (!owed || late) {
+                        settled.push(name.clone());
+                    }
+                }
+            }
+        }
+        for name in settled {
+            this.dirty.remove(&name);
+        }
+        due
+    }
+
+    /// Dirty names to be told as gone. Only called when no upsert is due, so
+    /// every dirty name is one.
+    fn removals(&self, snapshot: &Snapshot, kind: ResourceKind) -> Vec<String> {
+        let this = &self.types[slot(kind)];
+        this.dirty
+            .iter()
+            .filter(|name| {
+                !this.wants(snapshot, &self.visible_services, kind, name)
+                    || !holds(snapshot, kind, name)
+            })
+            .cloned()
+            .collect()
+    }
+
+    fn respond(
+        &mut self,
+        snapshot: &Snapshot,
+        kind: ResourceKind,
+        due: Vec<Arc<Encoded>>,
+        gone: Vec<String>,
+    ) -> Response {
+        self.nonces += 1;
+        let flavour = self.flavour;
+        let this = &mut self.types[slot(kind)];
+        for encoded in &due {
+            this.dirty.remove(&encoded.name);
+            this.sent.insert(encoded.name.clone(), Sent::new(encoded, flavour));
+        }
+        for name in &gone {
+            this.dirty.remove(name);
+            this.sent.remove(name);
+            if flavour == Flavour::Delta && this.names.contains(name) {
+                this.sent.insert(name.clone(), Sent::absent());
+            }
+        }
+        this.owed = false;
+        let whole = flavour == Flavour::StateOfTheWorld && full_state(kind);
+        let resources: Vec<Item> = if whole {
+            this.sent.values().filter_map(|s| s.encoded.as_deref()).map(Item::from).collect()
+        } else {
+            due.iter().map(|e| Item::from(&**e)).collect()
+        };
+        let nonce = format!("{:x}", self.nonces);
+        this.last = Some(Last {
+            nonce: nonce.clone(),
+            snapshot_version: snapshot.version.clone(),
+            names: due.iter().map(|e| e.name.clone()).collect(),
+            waiting: true,
+        });
+        let version = match flavour {
+            Flavour::Delta => snapshot.version.clone(),
+            Flavour::StateOfTheWorld => world_version(&this.sent),
+        };
+        let removed = if flavour == Flavour::Delta { gone } else { Vec::new() };
+        let snapshot_version = Some(snapshot.version.clone());
+        Response { kind, nonce, version, snapshot_version, resources, removed }
+    }
+
+    /// Every name a wildcard covers.
+    fn all_names(&self, kind: ResourceKind) -> Vec<String> {
+        let Some(snapshot) = &self.snapshot else { return Vec::new() };
+        match kind {
+            ResourceKind::Listener => snapshot
+                .listeners
+                .values()
+                .filter(|l| l.bind != Bind::Api)
+                .map(|l| l.name.clone())
+                .collect(),
+            ResourceKind::Service => self.visible_services.iter().cloned().collect(),
+            ResourceKind::RouteTable => snapshot.routes.keys().cloned().collect(),
+            ResourceKind::EndpointSet => snapshot.endpoints.keys().cloned().collect(),
+        }
+    }
+}
+
+impl Type {
+    fn waiting(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| last.waiting)
+    }
+
+    /// Marks what differs between two snapshots; whether anything did.
+    fn mark<T>(&mut self, old: &BTreeMap<String, Arc<T>>, new: &BTreeMap<String, Arc<T>>) -> bool {
+        let mut differs = false;
+        let changed = new
+            .iter()
+            .filter(|(name, value)| old.get(*name).is_none_or(|o| !Arc::ptr_eq(o, value)))
+            .map(|(name, _)| name);
+        let gone = old.keys().filter(|name| !new.contains_key(*name));
+        for name in changed.chain(gone) {
+            differs = true;
+            if self.asked && (self.wildcard || self.names.contains(name)) {
+                self.dirty.insert(name.clone());
+            }
+        }
+        differs
+    }
+
+    fn forget(&mut self, names: &[String]) {
+        for name in names {
+            self.dirty.remove(name);
+            self.sent.remove(name);
+        }
+    }
+
+    /// Whether the client is to have a resource of this name, if there is one.
+    fn wants(
+        &self,
+        snapshot: &Snapshot,
+        visible_services: &BTreeSet<String>,
+        kind: ResourceKind,
+        name: &str,
+    ) -> bool {
+        self.names.contains(name)
+            || self.wildcard
+                && match kind {
+                    ResourceKind::Listener => {
+                        snapshot.listeners.get(name).is_some_and(|l| l.bind != Bind::Api)
+                    }
+                    ResourceKind::Service => visible_services.contains(name),
+                    ResourceKind::RouteTable | ResourceKind::EndpointSet => true,
+                }
+    }
+
+    /// Takes in what a request says about the latest response of its type.
+    /// Answers to anything older are ignored. A rejection may follow an
+    /// acceptance: a client may find out later that it cannot apply something.
+    fn answered(
+        &mut self,
+        kind: ResourceKind,
+        nonce: &str,
+        rejection: Option<Rejection>,
+    ) -> Option<Event> {
+        let last = self.last.as_mut().filter(|last| !nonce.is_empty() && last.nonce == nonce)?;
+        let waited = std::mem::replace(&mut last.waiting, false);
+        let version = last.snapshot_version.clone();
+        let Some(mut rejection) = rejection else {
+            return waited.then_some(Event::Ack { kind, version });
+        };
+        if rejection.resources.is_empty() {
+            rejection.resources = blame(&last.names, &rejection.message);
+        }
+        for (name, _) in &rejection.resources {
+            if let Some(sent) = self.sent.get_mut(name) {
+                sent.rejected = true;
+            }
+        }
+        Some(Event::Nack { kind, version, rejection })
+    }
+}
+
+impl Sent {
+    fn new(encoded: &Arc<Encoded>, flavour: Flavour) -> Self {
+        let keep = flavour == Flavour::StateOfTheWorld;
+        Self {
+            version: encoded.version.clone(),
+            rejected: false,
+            encoded: keep.then(|| encoded.clone()),
+        }
+    }
+
+    fn absent() -> Self {
+        Self { version: "".into(), rejected: false, encoded: None }
+    }
+}
+
+/// Which resources a rejection's text names; all of the response when none.
+fn blame(names: &[String], message: &str) -> Vec<(String, String)> {
+    let named: Vec<_> = names.iter().filter(|name| message.contains(name.as_str())).collect();
+    let guilty = if named.is_empty() { names.iter().collect() } else { named };
+    guilty.into_iter().map(|name| (name.clone(), message.to_owned())).collect()
+}
+
+/// One version for all a client holds of a type. What it rejected is left
+/// out, so a client that comes back with it is not taken to hold that.
+fn world_version(sent: &BTreeMap<String, Sent>) -> String {
+    let mut text = String::new();
+    for (name, sent) in sent {
+        if !sent.rejected {
+            text.extend([name.as_str(), "\n", &sent.version, "\n"]);
+        }
+    }
+    digest(text.as_bytes())
+}
+
+/// Types whose state-of-the-world responses are complete, and which have a wildcard.
+fn full_state(kind: ResourceKind) -> bool {
+    matches!(kind, ResourceKind::Listener | ResourceKind::Service)
+}
+
+fn holds(snapshot: &Snapshot, kind: ResourceKind, name: &str) -> bool {
+    match kind {
+        ResourceKind::Listener => snapshot.listeners.contains_key(name),
+        ResourceKind::RouteTable => snapshot.routes.contains_key(name),
+        ResourceKind::Service => snapshot.services.contains_key(name),
+        ResourceKind::EndpointSet => snapshot.endpoints.contains_key(name),
+    }
+}
+
+/// Services that the socket listeners of a snapshot lead to.
+fn visible_services(snapshot: &Snapshot) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut tables = BTreeSet::new();
+    for listener in snapshot.listeners.values().filter(|l| l.bind != Bind::Api) {
+        names.extend(reach::direct_services(listener).map(str::to_owned));
+        tables.extend(reach::tables(listener));
+    }
+    for table in tables.into_iter().filter_map(|name| snapshot.routes.get(name)) {
+        names.extend(reach::services(table).into_iter().map(str::to_owned));
+    }
+    names
+}
+
+/// From what refers to what is referred to.
+const BREAK_ORDER: [ResourceKind; 4] = [
+    ResourceKind::Listener,
+    ResourceKind::RouteTable,
+    ResourceKind::Service,
+    ResourceKind::EndpointSet,
+];
+
+/// A response is closed when it holds this many bytes; the rest follows when
+/// it has been answered.
+const RESPONSE_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

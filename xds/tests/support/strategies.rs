@@ -1,0 +1,393 @@
+//! Arbitrary valid domain values.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use towpath_policies::model::*;
+
+pub(crate) fn name() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9-]{0,8}(/[a-z0-9-]{1,8}){0,2}"
+}
+
+fn token() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9-]{0,12}"
+}
+
+fn text() -> impl Strategy<Value = String> {
+    "[ -~äß%]{1,24}"
+}
+
+fn duration() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        (1u64..10_000).prop_map(Duration::from_millis),
+        (1u64..1_000_000, 0u32..1_000_000_000).prop_map(|(s, n)| Duration::new(s, n)),
+    ]
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    prop_oneof![
+        (any::<u32>(), any::<u16>()).prop_map(|(ip, port)| (Ipv4Addr::from(ip), port).into()),
+        (any::<u128>(), any::<u16>()).prop_map(|(ip, port)| (Ipv6Addr::from(ip), port).into()),
+    ]
+}
+
+fn path() -> impl Strategy<Value = String> {
+    prop_oneof![Just("/".to_owned()), "(/[a-zA-Z0-9._~!$&'()*+,;=:@%-]{1,6}){1,3}"]
+}
+
+fn pattern() -> impl Strategy<Value = Pattern> {
+    select(vec!["/a/.*", "[a-z]+", "(?i)x|y", "/v[0-9]+/items", ".*\\.json", "a{2,3}"])
+        .prop_map(|text| Pattern::new(text).expect("a valid pattern"))
+}
+
+fn value_match() -> impl Strategy<Value = ValueMatch> {
+    prop_oneof![
+        text().prop_map(ValueMatch::Exact),
+        pattern().prop_map(ValueMatch::Regex),
+        Just(ValueMatch::Present),
+    ]
+}
+
+fn header_edit() -> impl Strategy<Value = HeaderEdit> {
+    let pairs = || vec((token(), text()), 0..3);
+    (pairs(), pairs(), vec(token(), 0..2)).prop_map(|(set, add, remove)| HeaderEdit {
+        set,
+        add,
+        remove,
+    })
+}
+
+fn route_match() -> impl Strategy<Value = RouteMatch> {
+    let path = prop_oneof![
+        path().prop_map(PathMatch::Exact),
+        path().prop_map(PathMatch::Prefix),
+        pattern().prop_map(PathMatch::Regex),
+    ];
+    let method = option::of(select(vec!["GET", "POST", "DELETE"]).prop_map(str::to_owned));
+    let headers = vec((token(), value_match()), 0..3);
+    let query = vec((token(), value_match()), 0..3);
+    (path, method, headers, query, any::<bool>()).prop_map(
+        |(path, method, headers, query, grpc)| RouteMatch { path, method, headers, query, grpc },
+    )
+}
+
+fn path_rewrite() -> impl Strategy<Value = PathRewrite> {
+    prop_oneof![path().prop_map(PathRewrite::Full), path().prop_map(PathRewrite::Prefix)]
+}
+
+fn backends(edited: bool) -> impl Strategy<Value = Vec<WeightedBackend>> {
+    let edit =
+        move || if edited { header_edit().boxed() } else { Just(HeaderEdit::default()).boxed() };
+    let one = (name(), 1u32..1000, edit(), edit()).prop_map(
+        |(service, weight, request_headers, response_headers)| WeightedBackend {
+            service,
+            weight,
+            request_headers,
+            response_headers,
+        },
+    );
+    vec(one, 1..4)
+}
+
+fn retry_condition() -> impl Strategy<Value = RetryCondition> {
+    prop_oneof![
+        Just(RetryCondition::ConnectFailure),
+        Just(RetryCondition::RefusedStream),
+        Just(RetryCondition::Reset),
+        Just(RetryCondition::Timeout),
+        vec(400u16..600, 1..4).prop_map(RetryCondition::Status),
+        vec(0u32..17, 1..4).prop_map(RetryCondition::GrpcStatus),
+    ]
+}
+
+fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
+    let whole = (
+        0u32..5,
+        vec(retry_condition(), 0..4),
+        option::of(duration()),
+        duration(),
+        duration(),
+        0u64..1 << 50,
+        any::<bool>(),
+    )
+        .prop_map(|(attempts, on, per_try_timeout, base, max, replay, key)| RetryPolicy {
+            attempts,
+            on,
+            per_try_timeout,
+            backoff_base: base,
+            backoff_max: max,
+            replay_limit_bytes: replay,
+            with_idempotency_key: key,
+        });
+    prop_oneof![Just(RetryPolicy::default()), whole]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let host = prop_oneof![Just(HostRewrite::Keep), token().prop_map(HostRewrite::Literal)];
+    let mirror = (name(), 0u32..=1_000_000)
+        .prop_map(|(service, parts_per_million)| Mirror { service, parts_per_million });
+    let forward =
+        (
+            backends(true),
+            host,
+            option::of(path_rewrite()),
+            vec(mirror, 0..3),
+            option::of(duration()),
+            option::of(duration()),
+            retry_policy(),
+        )
+            .prop_map(|(backends, host, path, mirrors, timeout, idle_timeout, retry)| {
+                Forward { backends, host, path, mirrors, timeout, idle_timeout, retry }
+            });
+    let redirect = (
+        option::of(select(vec!["http", "https"]).prop_map(str::to_owned)),
+        option::of(token()),
+        option::of(1u16..),
+        option::of(path_rewrite()),
+        select(vec![301u16, 302, 303, 307, 308]),
+    )
+        .prop_map(|(scheme, host, port, path, status)| Redirect {
+            scheme,
+            host,
+            port,
+            path,
+            status,
+        });
+    let respond =
+        (200u16..600, "[ -~]{0,40}").prop_map(|(status, body)| DirectResponse { status, body });
+    prop_oneof![
+        3 => forward.prop_map(Action::Forward),
+        1 => redirect.prop_map(Action::Redirect),
+        1 => respond.prop_map(Action::Respond),
+    ]
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    (name(), route_match(), action(), header_edit(), header_edit()).prop_map(
+        |(name, matches, action, request_headers, response_headers)| Route {
+            name,
+            matches,
+            action,
+            request_headers,
+            response_headers,
+        },
+    )
+}
+
+pub(crate) fn route_table() -> impl Strategy<Value = RouteTable> {
+    (name(), vec((name(), any::<bool>(), vec(route(), 0..4)), 0..3)).prop_map(|(name, hosts)| {
+        let hosts = hosts.into_iter().enumerate().map(|(i, (name, wild, routes))| VirtualHost {
+            name,
+            domains: match (i, wild) {
+                (0, true) => vec!["*".to_owned()],
+                (_, true) => vec![format!("h{i}.example"), format!("*.h{i}.example")],
+                (_, false) => vec![format!("h{i}.example")],
+            },
+            routes,
+        });
+        RouteTable { name, virtual_hosts: hosts.collect() }
+    })
+}
+
+fn http_options() -> impl Strategy<Value = HttpOptions> {
+    let forwarded =
+        select(vec![ForwardedHeader::Off, ForwardedHeader::XForwarded, ForwardedHeader::Rfc7239]);
+    let whole = (
+        1u32..20_000_000,
+        1u32..1000,
+        duration(),
+        duration(),
+        1u32..10_000,
+        option::of(token()),
+        forwarded,
+    )
+        .prop_map(|(head, headers, head_timeout, idle_timeout, streams, via, forwarded)| {
+            HttpOptions {
+                max_head_bytes: head,
+                max_headers: headers,
+                head_timeout,
+                idle_timeout,
+                max_concurrent_streams: streams,
+                via,
+                forwarded,
+            }
+        });
+    prop_oneof![Just(HttpOptions::default()), whole]
+}
+
+fn http_chain() -> impl Strategy<Value = ChainKind> {
+    (name(), http_options())
+        .prop_map(|(route_table, options)| ChainKind::Http { route_table, options })
+}
+
+fn chain_kind() -> impl Strategy<Value = ChainKind> {
+    let tcp = (backends(false), option::of(duration()))
+        .prop_map(|(backends, idle_timeout)| ChainKind::Tcp(TcpForward { backends, idle_timeout }));
+    prop_oneof![http_chain(), tcp]
+}
+
+fn tls_server() -> impl Strategy<Value = TlsServer> {
+    (select(vec![vec![], vec!["h2", "http/1.1"]])).prop_map(|alpn| TlsServer {
+        certificate_file: "/etc/towpath/tls.crt".into(),
+        private_key_file: "/etc/towpath/tls.key".into(),
+        alpn: alpn.into_iter().map(str::to_owned).collect(),
+    })
+}
+
+pub(crate) fn listener() -> impl Strategy<Value = Listener> {
+    let chains = vec((option::of(tls_server()), chain_kind(), any::<bool>()), 1..4);
+    let socket = (name(), address(), chains).prop_map(|(name, socket, chains)| Listener {
+        name,
+        bind: Bind::Socket(socket),
+        chains: chains
+            .into_iter()
+            .enumerate()
+            .map(|(i, (tls, kind, two))| Chain {
+                server_names: match (i, two) {
+                    (0, true) => vec![],
+                    (_, true) => vec![format!("c{i}.example"), format!("*.c{i}.example")],
+                    (_, false) => vec![format!("c{i}.example")],
+                },
+                tls,
+                kind,
+            })
+            .collect(),
+    });
+    let api = (name(), http_chain()).prop_map(|(name, kind)| Listener {
+        name,
+        bind: Bind::Api,
+        chains: vec![Chain { server_names: vec![], tls: None, kind }],
+    });
+    prop_oneof![4 => socket, 1 => api]
+}
+
+fn thresholds() -> impl Strategy<Value = Thresholds> {
+    let limit = || option::of(0u32..u32::MAX);
+    (limit(), limit(), limit(), option::of(0u64..1 << 53)).prop_map(
+        |(max_connections, max_requests, max_pending, max_bytes_in_flight)| Thresholds {
+            max_connections,
+            max_requests,
+            max_pending,
+            max_bytes_in_flight,
+        },
+    )
+}
+
+fn health_check() -> impl Strategy<Value = HealthCheck> {
+    let probe = prop_oneof![
+        (path(), option::of(token())).prop_map(|(path, host)| HealthProbe::Http { path, host }),
+        "[a-z.]{0,12}".prop_map(|service| HealthProbe::Grpc { service }),
+        Just(HealthProbe::Tcp),
+    ];
+    (probe, duration(), duration(), 1u32..10, 1u32..10).prop_map(
+        |(probe, interval, timeout, unhealthy_threshold, healthy_threshold)| HealthCheck {
+            probe,
+            interval,
+            timeout,
+            unhealthy_threshold,
+            healthy_threshold,
+        },
+    )
+}
+
+pub(crate) fn service() -> impl Strategy<Value = Service> {
+    let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
+    let discovery = prop_oneof![
+        Just(Discovery::Listed),
+        (token(), any::<u16>(), 1u64..100).prop_map(|(host, port, s)| Discovery::Dns {
+            host,
+            port,
+            refresh: Duration::from_secs(s)
+        }),
+    ];
+    let tls = (token(), option::of(Just("/etc/ca.pem".into())))
+        .prop_map(|(server_name, ca_file)| UpstreamTls { server_name, ca_file });
+    let balancer = select(vec![
+        Balancer::BytesInFlight,
+        Balancer::LeastRequest,
+        Balancer::RoundRobin,
+        Balancer::Random,
+    ]);
+    let outlier = (1u32..100, duration(), duration(), 0u32..=100).prop_map(
+        |(consecutive_failures, base_ejection, max_ejection, max_ejected_percent)| Outlier {
+            consecutive_failures,
+            base_ejection,
+            max_ejection,
+            max_ejected_percent,
+        },
+    );
+    let budget = (0u32..200, 0u32..100)
+        .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
+    let breaker =
+        (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint });
+    (
+        (name(), protocol, discovery, option::of(tls), balancer, breaker),
+        (option::of(outlier), option::of(health_check()), duration(), duration(), budget),
+    )
+        .prop_map(
+            |(
+                (name, protocol, discovery, tls, balancer, breaker),
+                (outlier, health_check, connect_timeout, pool_idle_timeout, retry_budget),
+            )| Service {
+                name,
+                protocol,
+                discovery,
+                tls,
+                balancer,
+                breaker,
+                outlier,
+                health_check,
+                connect_timeout,
+                pool_idle_timeout,
+                retry_budget,
+            },
+        )
+}
+
+pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
+    let locality = select(vec![("", ""), ("us-east", "a"), ("us-east", "b"), ("eu-west", "a")])
+        .prop_map(|(region, zone)| Locality {
+            region: region.to_owned(),
+            zone: zone.to_owned(),
+            sub_zone: String::new(),
+        });
+    let coordinates = (-90.0f64..=90.0, -180.0f64..=180.0)
+        .prop_map(|(latitude, longitude)| Coordinates { latitude, longitude });
+    let gpu = (select(vec!["amd", "nvidia"]), token(), 1u32..9)
+        .prop_map(|(vendor, model, count)| Gpu { vendor: vendor.to_owned(), model, count });
+    let health =
+        select(vec![Health::Unknown, Health::Healthy, Health::Unhealthy, Health::Draining]);
+    let endpoint = (
+        option::of(token()),
+        locality,
+        option::of(coordinates),
+        1u32..=1_000_000,
+        0u32..4,
+        health,
+        option::of(gpu),
+    );
+    (name(), vec((address(), endpoint), 0..8)).prop_map(|(service, list)| {
+        let mut endpoints: Vec<Endpoint> = Vec::new();
+        for (address, (name, locality, coordinates, weight, priority, health, gpu)) in list {
+            if endpoints.iter().any(|e| e.address == address) {
+                continue;
+            }
+            let plain = Endpoint::new(address);
+            let name = name.unwrap_or(plain.name);
+            endpoints.push(Endpoint {
+                name,
+                address,
+                locality,
+                coordinates,
+                weight,
+                priority,
+                health,
+                gpu,
+            });
+        }
+        EndpointSet { service, endpoints }
+    })
+}
