@@ -9,6 +9,18 @@ pub const BULK_BYTES: u64 = 1 << 30;
 /// Bytes of a bulk transfer with `--quick`.
 pub const QUICK_BULK_BYTES: u64 = 128 << 20;
 
+/// Bytes of a small answer's body unless asked otherwise.
+pub const SMALL_BODY: usize = 1024;
+
+/// The sizes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Smaller counts and transfers, for a first look.
+    pub quick: bool,
+    /// Bytes of a small answer's body.
+    pub small_body: usize,
+}
+
 /// A case of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub enum Case {
@@ -54,6 +66,8 @@ pub enum Work {
     SmallH1 {
         /// Connections held open.
         connections: usize,
+        /// Bytes of each answer's body.
+        body: usize,
     },
     /// Small requests, several in flight on each connection.
     SmallH2 {
@@ -61,6 +75,8 @@ pub enum Work {
         connections: usize,
         /// Requests in flight on each.
         streams: usize,
+        /// Bytes of each answer's body.
+        body: usize,
     },
     /// gRPC calls, several in flight on each connection.
     Grpc {
@@ -79,6 +95,8 @@ pub enum Work {
     Idle {
         /// Connections held open.
         connections: usize,
+        /// Bytes of the body of the one answer each has had.
+        body: usize,
     },
 }
 
@@ -131,20 +149,21 @@ impl Case {
         }
     }
 
-    /// The work, smaller with `quick`.
+    /// The work.
     #[must_use]
-    pub fn work(self, quick: bool) -> Work {
-        let bytes = if quick { QUICK_BULK_BYTES } else { BULK_BYTES };
+    pub fn work(self, sizes: Sizes) -> Work {
+        let body = sizes.small_body;
+        let bytes = if sizes.quick { QUICK_BULK_BYTES } else { BULK_BYTES };
         match self {
-            Self::H1Small => Work::SmallH1 { connections: 64 },
-            Self::H2Small => Work::SmallH2 { connections: 4, streams: 32 },
+            Self::H1Small => Work::SmallH1 { connections: 64, body },
+            Self::H2Small => Work::SmallH2 { connections: 4, streams: 32, body },
             Self::GrpcUnary => Work::Grpc { connections: 4, streams: 32 },
             Self::H1Down => Work::BulkH1(Direction::Down, bytes),
             Self::H1Up => Work::BulkH1(Direction::Up, bytes),
             Self::H2Down => Work::BulkH2(Direction::Down, bytes),
             Self::H2Up => Work::BulkH2(Direction::Up, bytes),
             Self::Tcp => Work::Tcp(bytes),
-            Self::Idle => Work::Idle { connections: 1000 },
+            Self::Idle => Work::Idle { connections: 1000, body },
         }
     }
 
@@ -163,8 +182,8 @@ impl Case {
 
     /// How much is done in one turn. Bounded, so that a run's length is known beforehand.
     #[must_use]
-    pub fn counts(self, quick: bool) -> Counts {
-        let (warm_up, measured) = match (self.kind(), quick) {
+    pub fn counts(self, sizes: Sizes) -> Counts {
+        let (warm_up, measured) = match (self.kind(), sizes.quick) {
             (Kind::Small, false) => (5_000, 60_000),
             (Kind::Small, true) => (2_000, 20_000),
             // A bulk transfer warms itself up: the first of a turn is not measured.

@@ -60,11 +60,11 @@ impl Session {
     /// If the proxy does not take the connections.
     pub async fn connect(target: SocketAddr, work: Work) -> anyhow::Result<Self> {
         Ok(match work {
-            Work::SmallH1 { connections } => {
-                Self::SmallH1(small_h1::Session::connect(target, connections).await?)
+            Work::SmallH1 { connections, body } => {
+                Self::SmallH1(small_h1::Session::connect(target, connections, body).await?)
             }
-            Work::SmallH2 { connections, streams } => {
-                let call = small_h2::Call::small();
+            Work::SmallH2 { connections, streams, body } => {
+                let call = small_h2::Call::small(body);
                 Self::SmallH2(small_h2::Session::connect(target, call, connections, streams).await?)
             }
             Work::Grpc { connections, streams } => {
@@ -78,8 +78,8 @@ impl Session {
                 Self::BulkH2(bulk_h2::Session::connect(target).await?, direction, bytes)
             }
             Work::Tcp(bytes) => Self::Tcp(target, bytes),
-            Work::Idle { connections } => {
-                Self::Idle(idle::Session::connect(target, connections).await?)
+            Work::Idle { connections, body } => {
+                Self::Idle(idle::Session::connect(target, connections, body).await?)
             }
         })
     }

@@ -17,8 +17,6 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Bytes of a small response's body.
-pub const SMALL_BODY: usize = 1024;
 /// Bytes of a gRPC message in either direction, its five-byte prefix not counted.
 pub const GRPC_MESSAGE: usize = 256;
 
@@ -81,15 +79,19 @@ impl Seen {
     }
 }
 
-/// Starts the origin on loopback, as tasks of the calling runtime.
+/// Starts the origin on loopback, as tasks of the calling runtime. Its small response has a body
+/// of `small_body` bytes.
 ///
 /// # Errors
 /// If a socket cannot be had.
-pub async fn start() -> anyhow::Result<Origin> {
+pub async fn start(small_body: usize) -> anyhow::Result<Origin> {
     let seen = Arc::new(Seen::default());
     Ok(Origin {
-        http1: listen(&seen, http1::serve).await?,
-        small_h2: listen(&seen, fixed_h2::serve_small).await?,
+        http1: listen(&seen, move |stream, seen| http1::serve(stream, seen, small_body)).await?,
+        small_h2: listen(&seen, move |stream, seen| {
+            fixed_h2::serve_small(stream, seen, small_body)
+        })
+        .await?,
         grpc: listen(&seen, fixed_h2::serve_grpc).await?,
         bulk_h2: listen(&seen, bulk_h2::serve).await?,
         tcp: listen(&seen, tcp::serve).await?,

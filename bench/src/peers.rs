@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::case::{Case, Counts, Work};
+use crate::case::{Case, Counts, SMALL_BODY, Sizes, Work};
 use crate::check;
 use crate::contender::{Contender, Ports};
 use crate::load::{Outcome, Session};
@@ -47,6 +48,10 @@ pub struct PeersArgs {
     /// Smaller counts and sizes, for a first look
     #[arg(long)]
     quick: bool,
+    /// Bytes of the body of a small answer, up to 8192
+    #[arg(long, default_value_t = SMALL_BODY, value_name = "BYTES",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=8192))]
+    small_body: usize,
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -61,6 +66,12 @@ pub struct PeersArgs {
     no_pin: bool,
     #[command(flatten)]
     given: Given,
+}
+
+impl PeersArgs {
+    fn sizes(&self) -> Sizes {
+        Sizes { quick: self.quick, small_body: self.small_body }
+    }
 }
 
 /// Runs the comparison and prints it. `false` if a bar falls short.
@@ -80,11 +91,11 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<bool> {
         );
     }
     shim::raise_file_limit();
-    let bench = Bench::new(args, tools)?;
+    let mut bench = Bench::new(args, tools)?;
     let mut results = Results {
         machine,
         pinned: bench.cores.is_some(),
-        quick: args.quick,
+        sizes: args.sizes(),
         rounds: usize::from(args.rounds),
         versions: contenders.iter().map(|c| (*c, bench.tools.version(*c))).collect(),
         rest_mb: BTreeMap::new(),
@@ -92,7 +103,7 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<bool> {
     };
     let start = Instant::now();
     for case in cases {
-        bench.run_case(case, &contenders, &mut results);
+        bench.run_case(case, &contenders, &mut results)?;
         print(&report::case_table(&results, case).render(Form::Terminal));
     }
     finish(args, &results, start.elapsed())
@@ -149,7 +160,9 @@ struct Bench {
     runtime: Runtime,
     cores: Option<Cores>,
     rounds: u16,
-    quick: bool,
+    sizes: Sizes,
+    interrupt: Signal,
+    terminate: Signal,
 }
 
 /// A proxy set up for a case.
@@ -168,11 +181,30 @@ impl Bench {
             shim::pin_this_thread(cores.load)?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let origin = runtime.block_on(origin::start())?;
-        Ok(Self { tools, origin, runtime, cores, rounds: args.rounds, quick: args.quick })
+        let origin = runtime.block_on(origin::start(args.small_body))?;
+        // Caught, so that the proxies are ended and their folders removed.
+        let (interrupt, terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        Ok(Self {
+            tools,
+            origin,
+            runtime,
+            cores,
+            rounds: args.rounds,
+            sizes: args.sizes(),
+            interrupt,
+            terminate,
+        })
     }
 
-    fn run_case(&self, case: Case, contenders: &[Contender], results: &mut Results) {
+    fn run_case(
+        &mut self,
+        case: Case,
+        contenders: &[Contender],
+        results: &mut Results,
+    ) -> anyhow::Result<()> {
         let mut entrants = Vec::new();
         let mut performances = BTreeMap::new();
         for contender in contenders {
@@ -201,7 +233,7 @@ impl Bench {
                 let Some(performance) = performances.get_mut(&entrant.contender) else { continue };
                 // One failure is enough to void the case; what follows could hang till its limit.
                 let failed = performance.missing.is_some();
-                let turn = if failed { None } else { Some(self.turn(case, entrant)) };
+                let turn = if failed { None } else { Some(self.turn(case, entrant)?) };
                 performance.turns.push(match turn {
                     Some(Ok(turn)) => Some(turn),
                     Some(Err(e)) => {
@@ -213,6 +245,7 @@ impl Bench {
             }
         }
         results.cases.insert(case, performances);
+        Ok(())
     }
 
     /// Starts a proxy for a case.
@@ -230,67 +263,74 @@ impl Bench {
         Ok(Entrant { contender, proxy, ports, _folder: folder })
     }
 
-    /// One turn of one proxy.
-    fn turn(&self, case: Case, entrant: &Entrant) -> anyhow::Result<Turn> {
-        let work = case.work(self.quick);
-        let counts = case.counts(self.quick);
+    /// One turn of one proxy. The inner error is the proxy's, the outer one ends the run.
+    fn turn(&mut self, case: Case, entrant: &Entrant) -> anyhow::Result<anyhow::Result<Turn>> {
+        let work = case.work(self.sizes);
+        let counts = case.counts(self.sizes);
+        let (interrupt, terminate) = (&mut self.interrupt, &mut self.terminate);
         let turn = self.runtime.block_on(async {
-            let turn = self.measure(entrant, work, counts);
-            let limit = format!("the turn took longer than {TURN_LIMIT:?}");
-            tokio::time::timeout(TURN_LIMIT, turn).await.context(limit)?
-        });
-        turn.with_context(|| {
-            let words = entrant.proxy.last_words();
-            if words.is_empty() {
-                "in its turn".to_owned()
-            } else {
-                format!("in its turn ({words})")
+            tokio::select! {
+                turn = measure(&self.origin, entrant, work, counts) => Ok(turn),
+                () = tokio::time::sleep(TURN_LIMIT) => {
+                    Ok(Err(anyhow!("the turn took longer than {TURN_LIMIT:?}")))
+                }
+                _ = interrupt.recv() => Err(anyhow!("interrupted")),
+                _ = terminate.recv() => Err(anyhow!("terminated")),
             }
-        })
+        })?;
+        Ok(turn.with_context(|| match entrant.proxy.last_words() {
+            words if words.is_empty() => "in its turn".to_owned(),
+            words => format!("in its turn ({words})"),
+        }))
     }
+}
 
-    async fn measure(&self, entrant: &Entrant, work: Work, counts: Counts) -> anyhow::Result<Turn> {
-        let tree = entrant.proxy.tree();
-        let (requests, uploaded) = (self.origin.seen.requests(), self.origin.seen.uploaded());
-        tree.reset_peak();
-        let _awake = (!matches!(work, Work::Idle { .. })).then(stay_awake);
-        let mut session = Session::connect(entrant.ports.listen, work).await?;
-        let warm = session.run(counts.warm_up).await?;
-        tokio::time::sleep(QUIET).await;
-        let before = tree.cpu();
-        let start = Instant::now();
-        let outcome = session.run(counts.measured).await?;
-        let wall = start.elapsed();
-        tokio::time::sleep(QUIET).await;
-        let spent = tree.cpu().since(&before);
-        let peak = tree.peak_rss_bytes();
-        self.compare_with_origin(work, &[&warm, &outcome], requests, uploaded)?;
-        session.finish().await?;
-        Ok(Turn::new(&outcome, wall.as_secs_f64(), spent, peak))
-    }
+async fn measure(
+    origin: &Origin,
+    entrant: &Entrant,
+    work: Work,
+    counts: Counts,
+) -> anyhow::Result<Turn> {
+    let tree = entrant.proxy.tree();
+    let (requests, uploaded) = (origin.seen.requests(), origin.seen.uploaded());
+    tree.reset_peak();
+    let _awake = (!matches!(work, Work::Idle { .. })).then(stay_awake);
+    let mut session = Session::connect(entrant.ports.listen, work).await?;
+    let warm = session.run(counts.warm_up).await?;
+    tokio::time::sleep(QUIET).await;
+    let before = tree.cpu();
+    let start = Instant::now();
+    let outcome = session.run(counts.measured).await?;
+    let wall = start.elapsed();
+    tokio::time::sleep(QUIET).await;
+    let spent = tree.cpu().since(&before);
+    let peak = tree.peak_rss_bytes();
+    compare_with_origin(origin, work, &[&warm, &outcome], requests, uploaded)?;
+    session.finish().await?;
+    Ok(Turn::new(&outcome, wall.as_secs_f64(), spent, peak))
+}
 
-    /// Checks that the origin saw exactly what the load counts as done.
-    fn compare_with_origin(
-        &self,
-        work: Work,
-        outcomes: &[&Outcome],
-        requests: u64,
-        uploaded: u64,
-    ) -> anyhow::Result<()> {
-        if let Some(complaint) = self.origin.seen.take_complaint() {
-            bail!(complaint);
-        }
-        if matches!(work, Work::Idle { .. }) {
-            return Ok(());
-        }
-        let count: u64 = outcomes.iter().map(|outcome| outcome.count).sum();
-        let seen = self.origin.seen.requests() - requests;
-        anyhow::ensure!(seen == count, "{count} requests were made, the origin answered {seen}");
-        let expected = count * work.uploaded_bytes();
-        let came = self.origin.seen.uploaded() - uploaded;
-        anyhow::ensure!(came == expected, "{expected} bytes were uploaded, {came} came");
-        Ok(())
+/// Checks that the origin saw exactly what the load counts as done.
+fn compare_with_origin(
+    origin: &Origin,
+    work: Work,
+    outcomes: &[&Outcome],
+    requests: u64,
+    uploaded: u64,
+) -> anyhow::Result<()> {
+    if let Some(complaint) = origin.seen.take_complaint() {
+        bail!(complaint);
     }
+    if matches!(work, Work::Idle { .. }) {
+        return Ok(());
+    }
+    let count: u64 = outcomes.iter().map(|outcome| outcome.count).sum();
+    let seen = origin.seen.requests() - requests;
+    anyhow::ensure!(seen == count, "{count} requests were made, the origin answered {seen}");
+    let expected = count * work.uploaded_bytes();
+    let came = origin.seen.uploaded() - uploaded;
+    anyhow::ensure!(came == expected, "{expected} bytes were uploaded, {came} came");
+    Ok(())
 }
 
 /// Keeps this thread polling its sockets instead of sleeping until the guard is dropped.

@@ -46,7 +46,7 @@ pub fn preamble(results: &Results) -> String {
         .map(|(contender, version)| format!("{contender} {version}"))
         .collect();
     format!(
-        "{}, {} cores, {} MiB, Linux {}, {}; load average at the start {:.2}; {} rounds{}{}; {}",
+        "{}, {} cores, {} MiB, Linux {}, {}; load average at the start {:.2}; {} rounds{}{}; small answers of {} bytes; {}",
         machine.cpu,
         machine.cores,
         machine.memory_mib,
@@ -59,7 +59,8 @@ pub fn preamble(results: &Results) -> String {
         } else {
             ", not pinned"
         },
-        if results.quick { ", quick sizes" } else { "" },
+        if results.sizes.quick { ", quick sizes" } else { "" },
+        results.sizes.small_body,
         versions.join(", "),
     )
 }

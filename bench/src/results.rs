@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::case::{Case, Kind};
+use crate::case::{Case, Kind, Sizes};
 use crate::contender::Contender;
 use crate::load::Outcome;
 use crate::machine::Machine;
@@ -18,8 +18,8 @@ pub struct Results {
     pub machine: Machine,
     /// Whether proxies and load had cores of their own.
     pub pinned: bool,
-    /// Whether the sizes were those of `--quick`.
-    pub quick: bool,
+    /// The sizes.
+    pub sizes: Sizes,
     /// Rounds asked for.
     pub rounds: usize,
     /// The version of each proxy.
@@ -204,7 +204,8 @@ impl Results {
         json!({
             "bench": "peers",
             "machine": self.machine,
-            "settings": {"pinned": self.pinned, "quick": self.quick, "rounds": self.rounds},
+            "settings": {"pinned": self.pinned, "quick": self.sizes.quick,
+                "small_body_bytes": self.sizes.small_body, "rounds": self.rounds},
             "versions": versions,
             "rest_rss_mb": rest,
             "cases": cases,
@@ -256,7 +257,7 @@ pub(crate) mod tests {
         let mut results = Results {
             machine: Machine::look(),
             pinned: true,
-            quick: false,
+            sizes: Sizes { quick: false, small_body: 1024 },
             rounds: 1,
             versions: BTreeMap::from([(Contender::Towpath, "0.1.0".to_owned())]),
             rest_mb: rest.iter().map(|(c, mb)| (*c, vec![*mb])).collect(),

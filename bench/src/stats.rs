@@ -60,7 +60,8 @@ mod tests {
             (&[2.0, f64::INFINITY, 4.0], Some((3.0, 2.0, 4.0))),
         ];
         for (values, expected) in table {
-            let expected: Option<Summary> = expected.map(|(median, min, max)| Summary { median, min, max });
+            let expected: Option<Summary> =
+                expected.map(|(median, min, max)| Summary { median, min, max });
             assert_eq!(Summary::of(values), expected, "{values:?}");
         }
     }

@@ -12,15 +12,16 @@ use towpath_bench::load::Session;
 use towpath_bench::origin::{self, Origin};
 
 const BULK: u64 = 3_000_001;
+const SMALL: usize = 777;
 
 fn works(origin: &Origin) -> Vec<(Work, Protocol, SocketAddr)> {
     let both = [Direction::Down, Direction::Up];
     let mut works = vec![
-        (Work::SmallH1 { connections: 8 }, Protocol::H1, origin.http1),
-        (Work::SmallH2 { connections: 2, streams: 16 }, Protocol::H2, origin.small_h2),
+        (Work::SmallH1 { connections: 8, body: SMALL }, Protocol::H1, origin.http1),
+        (Work::SmallH2 { connections: 2, streams: 16, body: SMALL }, Protocol::H2, origin.small_h2),
         (Work::Grpc { connections: 2, streams: 16 }, Protocol::H2, origin.grpc),
         (Work::Tcp(BULK), Protocol::Tcp, origin.tcp),
-        (Work::Idle { connections: 5 }, Protocol::H1, origin.http1),
+        (Work::Idle { connections: 5, body: SMALL }, Protocol::H1, origin.http1),
     ];
     works.extend(both.map(|way| (Work::BulkH1(way, BULK), Protocol::H1, origin.http1)));
     works.extend(both.map(|way| (Work::BulkH2(way, BULK), Protocol::H2, origin.bulk_h2)));
@@ -53,7 +54,7 @@ async fn done_right(origin: &Origin, work: Work, target: SocketAddr) {
     }
     let answered = origin.seen.requests() - requests;
     match work {
-        Work::Idle { connections } => assert_eq!(answered, 2 * connections as u64),
+        Work::Idle { connections, .. } => assert_eq!(answered, 2 * connections as u64),
         _ => assert_eq!(answered, 2 * count, "{work:?}"),
     }
     assert_eq!(origin.seen.uploaded() - uploaded, 2 * count * work.uploaded_bytes(), "{work:?}");
@@ -68,7 +69,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
 
 #[tokio::test]
 async fn every_kind_of_work_is_done_right_without_a_proxy() {
-    let origin = origin::start().await.expect("origin");
+    let origin = origin::start(SMALL).await.expect("origin");
     for (work, _, target) in works(&origin) {
         done_right(&origin, work, target).await;
     }
@@ -76,7 +77,7 @@ async fn every_kind_of_work_is_done_right_without_a_proxy() {
 
 #[tokio::test]
 async fn every_kind_of_work_is_done_right_through_the_bare_forwarder() {
-    let origin = origin::start().await.expect("origin");
+    let origin = origin::start(SMALL).await.expect("origin");
     let mut forwarders = JoinSet::new();
     for (work, protocol, behind) in works(&origin) {
         let (listener, target) = listener().await;
@@ -125,7 +126,7 @@ async fn copy_damaged(
 
 #[tokio::test]
 async fn a_byte_changed_on_the_way_is_found_in_every_bulk_case() {
-    let origin = origin::start().await.expect("origin");
+    let origin = origin::start(SMALL).await.expect("origin");
     let middle = Some(BULK / 4);
     let table = [
         (Work::BulkH1(Direction::Down, BULK), origin.http1, None, middle),
@@ -162,7 +163,7 @@ async fn an_answer_that_is_not_200_is_no_measurement() {
             let _ = client.write_all(answer).await;
         }
     });
-    let work = Work::SmallH1 { connections: 1 };
+    let work = Work::SmallH1 { connections: 1, body: SMALL };
     let mut session = Session::connect(target, work).await.expect("connects");
     let error = session.run(1).await.expect_err("a 503");
     assert!(format!("{error:#}").contains("503"), "{error:#}");

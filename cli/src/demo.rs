@@ -32,7 +32,7 @@ use tokio::{
 use self::{
     freight::Freight,
     ledger::Ledger,
-    place::HOST,
+    place::{Capacity, HOST},
     proof::Proof,
     report::Report,
     show::{Show, Tone, count},
@@ -49,6 +49,11 @@ const QUICK_SCALE: f64 = 0.02;
 /// The freight takes at least this long, so that there is time for things to go wrong.
 const SPREAD: Duration = Duration::from_secs(32);
 const QUICK_SPREAD: Duration = Duration::from_secs(13);
+/// The workers together move bytes so many times faster than the freight comes …
+const ROOM: f64 = 6.0;
+/// … and spend this share of their time on beginning batches.
+const BUSY: f64 = 0.3;
+const WORKERS: f64 = 6.0;
 
 /// Options of the demonstration.
 #[derive(Debug, clap::Args)]
@@ -119,12 +124,19 @@ async fn perform(args: Args) -> anyhow::Result<ExitCode> {
         .prefix("towpath-demo-")
         .tempdir()
         .context("cannot make a folder for temporary files; is TMPDIR writable?")?;
-    let mut stage = Stage::new(folder.path())?;
+    let default_scale = if args.quick { QUICK_SCALE } else { SCALE };
+    let cargo = Cargo { scale: args.scale.unwrap_or(default_scale), seed: args.seed };
+    let spread = if args.quick { QUICK_SPREAD } else { SPREAD };
+    let mut stage = Stage::new(folder.path(), capacity(&cargo, spread))?;
     let outcome = tokio::select! {
-        outcome = play(&args, &show, &mut stage) => Some(outcome),
+        outcome = play(&args, cargo, spread, &show, &mut stage) => Some(outcome),
         () = interrupts.next() => None,
     };
     show.clear();
+    if args.keep && matches!(outcome, Some(Ok(_))) {
+        invite(&show, &stage)?;
+        interrupts.next().await;
+    }
     if outcome.is_none() {
         show.say(Tone::Plain, "interrupted: ending what was started");
     }
@@ -148,10 +160,24 @@ async fn perform(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Workers so strong that the freight keeps them busy, but not overly.
+fn capacity(cargo: &Cargo, spread: Duration) -> Capacity {
+    let seconds = spread.as_secs_f64();
+    let batches_per_worker = cargo.small_batches() as f64 / seconds / WORKERS;
+    Capacity {
+        mib: cargo.bytes() / seconds / f64::from(1 << 20) * ROOM,
+        batch_ms: (BUSY / batches_per_worker * 1000.0).min(50.0) as u64,
+    }
+}
+
 /// The whole performance; true when the proof holds.
-async fn play(args: &Args, show: &Show, stage: &mut Stage) -> anyhow::Result<bool> {
-    let default_scale = if args.quick { QUICK_SCALE } else { SCALE };
-    let cargo = Cargo { scale: args.scale.unwrap_or(default_scale), seed: args.seed };
+async fn play(
+    args: &Args,
+    cargo: Cargo,
+    spread: Duration,
+    show: &Show,
+    stage: &mut Stage,
+) -> anyhow::Result<bool> {
     show.say(
         Tone::Plain,
         format!(
@@ -167,7 +193,6 @@ async fn play(args: &Args, show: &Show, stage: &mut Stage) -> anyhow::Result<boo
 
     let ledger = Arc::new(Ledger::new(cargo.small_rows()));
     let client = Arc::new(Client::new(stage.places.gateway, HOST));
-    let spread = if args.quick { QUICK_SPREAD } else { SPREAD };
     let freight = Freight { cargo, client, ledger: ledger.clone(), spread };
     show.say(
         Tone::Plain,
@@ -207,10 +232,6 @@ async fn play(args: &Args, show: &Show, stage: &mut Stage) -> anyhow::Result<boo
     if let Some(path) = &args.report {
         report.write(path)?;
     }
-    if args.keep {
-        invite(show, stage)?;
-        std::future::pending::<()>().await;
-    }
     Ok(report.good())
 }
 
@@ -220,10 +241,9 @@ async fn put_up(show: &Show, stage: &mut Stage) -> anyhow::Result<CommitTimes> {
     let commit = stage.put_up().await?;
     let took = started.elapsed();
     show.say(Tone::Plain, format!("commit {}: {}", commit.short(), commit.subject));
-    let regions = place::REGIONS.map(|region| {
-        format!("{} ({} ms away, a {} there)", region.name, region.delay_ms, region.gpu.1)
-    });
-    show.say(Tone::Plain, format!("workers stand in {}", regions.join(", ")));
+    let regions = place::REGIONS
+        .map(|region| format!("{} ({} ms away, {})", region.name, region.delay_ms, region.gpu.1));
+    show.say(Tone::Plain, format!("two workers each, one on a GPU: {}", regions.join(", ")));
     show.say(
         Tone::Answer,
         format!(

@@ -48,6 +48,9 @@ pub struct WorkerArgs {
     /// Pretend to be this far away (round trip)
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub delay_ms: u64,
+    /// Pretend to spend this long on a batch of any size
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub batch_ms: u64,
     /// Pretend to be no faster than this
     #[arg(long, value_name = "MIB_PER_S")]
     pub rate_mib: Option<f64>,
@@ -66,9 +69,9 @@ pub struct WorkerArgs {
 /// # Errors
 /// When a socket or the folder cannot be opened.
 pub fn run_worker(args: WorkerArgs) -> anyhow::Result<ExitCode> {
+    let parent = rustix::process::getppid();
     if args.die_with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-            .context("cannot ask the kernel to end this process with its parent")?;
+        die_with_parent(parent)?;
     }
     let rate = args.rate_mib;
     anyhow::ensure!(
@@ -77,6 +80,7 @@ pub fn run_worker(args: WorkerArgs) -> anyhow::Result<ExitCode> {
     );
     let speed = Speed {
         delay: Duration::from_millis(args.delay_ms),
+        per_batch: Duration::from_millis(args.batch_ms),
         bytes_per_second: rate.map(|mib| mib * f64::from(1 << 20)),
     };
     let store = Store::open(&args.load)?;
@@ -86,6 +90,17 @@ pub fn run_worker(args: WorkerArgs) -> anyhow::Result<ExitCode> {
         work(Arc::new(worker), args.listen, args.harness).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `parent` is that of the start: the kernel tells nothing of one that ended before it was asked.
+fn die_with_parent(parent: Option<rustix::process::Pid>) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("cannot ask the kernel to end this process with its parent")?;
+    anyhow::ensure!(
+        rustix::process::getppid() == parent,
+        "--die-with-parent: the parent has ended already"
+    );
+    Ok(())
 }
 
 async fn work(worker: Arc<Worker>, app: SocketAddr, harness: SocketAddr) -> anyhow::Result<()> {
@@ -116,4 +131,17 @@ async fn work(worker: Arc<Worker>, app: SocketAddr, harness: SocketAddr) -> anyh
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_ended_before_the_kernel_was_asked_is_noticed() {
+        die_with_parent(rustix::process::getppid()).unwrap();
+        let ended = Some(rustix::process::getpid());
+        assert!(die_with_parent(ended).unwrap_err().to_string().contains("ended already"));
+        rustix::process::set_parent_process_death_signal(None).unwrap();
+    }
 }

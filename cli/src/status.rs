@@ -101,9 +101,12 @@ async fn show(args: &Args) -> anyhow::Result<String> {
 }
 
 async fn ask(admin: SocketAddr) -> anyhow::Result<hyper::body::Bytes> {
-    let stream = tokio::net::TcpStream::connect(admin).await.with_context(|| {
-        format!("no control plane at {admin}\n  next: start one (towpath control-plane --policies DIR), or give its --admin address")
-    })?;
+    let stream = match tokio::net::TcpStream::connect(admin).await {
+        Ok(stream) => stream,
+        Err(error) => bail!(
+            "no control plane at {admin}: {error}\n  next: start one (towpath control-plane --policies DIR), or give its --admin address"
+        ),
+    };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = http::Request::get("/status")
@@ -222,11 +225,17 @@ fn about_rejected(rejected: &Rejected, now: u64, lines: &mut Vec<String>) {
 fn about_applied(applied: &Applied) -> String {
     let version = plain(short(&applied.version));
     if applied.proxies == 0 {
-        return format!("{version}  changed nothing for those who were connected");
+        return format!("{version}  no change for the proxies connected then");
     }
     let mut line = format!("{version}  {} of {}", applied.acked, count(applied.proxies, "proxy"));
-    if let (Some(min), Some(max)) = (applied.min_ms, applied.max_ms) {
-        let _ = write!(line, " in {min:.0} to {max:.0} ms");
+    match (applied.min_ms, applied.max_ms) {
+        (Some(_), Some(max)) if applied.acked == 1 => {
+            let _ = write!(line, " in {max:.0} ms");
+        }
+        (Some(min), Some(max)) => {
+            let _ = write!(line, " in {min:.0} to {max:.0} ms");
+        }
+        _ => {}
     }
     for (number, what) in [
         (applied.waiting(), "waited for"),
@@ -396,8 +405,8 @@ mod tests {
             proxies: vec![proxy("edge-1", Some("3f2a1b9c0d1e77")), proxy("new", None), refusing],
             applied: vec![Applied {
                 version: "3f2a1b9c0d1e77".into(),
-                proxies: 3,
-                acked: 1,
+                proxies: 4,
+                acked: 2,
                 nacked: 1,
                 min_ms: Some(12.3),
                 max_ms: Some(35.0),
@@ -417,11 +426,11 @@ serving   3f2a1b9c0d1e  \"Shift 10 %\" by Ada  (since 4 min; 1 listener and 5 se
 REJECTED  9c8d7e6f5a4b  \"Break it\" by Bob  (seen 10 s ago; not served)
           routes.yaml:12: no Service `etk` (did you mean `etl`?)
           and 2 more
-applied   3f2a1b9c0d1e  1 of 3 proxies in 12 to 35 ms, 1 waited for, 1 REFUSED
+applied   3f2a1b9c0d1e  2 of 4 proxies in 12 to 35 ms, 1 waited for, 1 REFUSED
 
-NODE         CLUSTER  VERSION       STATE    CONNECTED  PEER
-edge-1                3f2a1b9c0d1e  in sync  4 min      127.0.0.1:4242
-new                   -             behind   4 min      127.0.0.1:4242
+NODE        CLUSTER  VERSION       STATE    CONNECTED  PEER
+edge-1               3f2a1b9c0d1e  in sync  4 min      127.0.0.1:4242
+new                  -             behind   4 min      127.0.0.1:4242
 worker\u{fffd}[2J           1a2b          REFUSES  4 min      127.0.0.1:4242
   listener gateway/edge/8080 (gateways.yaml:3): address in use
 ";

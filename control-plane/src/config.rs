@@ -19,6 +19,8 @@ use crate::{
   towpath control-plane --policies /srv/policies.git --branch main
   towpath control-plane --policies https://git.example.com/team/policies.git --path mesh
 
+A sub-folder of a work tree is followed as plain files; to follow its commits instead,
+name the top of the repository and give --path.
 SIGHUP, or POST /refresh on the admin address, looks for a new commit at once.
 SIGTERM and SIGINT end it cleanly.")]
 pub struct Args {

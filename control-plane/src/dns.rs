@@ -81,12 +81,14 @@ pub(crate) struct Names {
 }
 
 /// What one service asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Question {
     service: String,
     host: String,
     port: u16,
     refresh: Duration,
+    /// As the mesh has it.
+    asked: Discovery,
 }
 
 struct Running {
@@ -125,7 +127,7 @@ impl Names {
         };
         if tokio::time::timeout(FIRST_ANSWERS, all_asked).await.is_err() {
             tracing::warn!(
-                "some names are slow to resolve; their services start without endpoints"
+                "some names are slow to resolve; their services start without new addresses"
             );
         }
     }
@@ -147,7 +149,7 @@ async fn follow(
     shared: Arc<Shared>,
     said: watch::Sender<bool>,
 ) {
-    let Question { service, host, port, refresh } = question;
+    let Question { service, host, port, refresh, asked } = question;
     let mut failures = 0_u32;
     loop {
         let started = Instant::now();
@@ -160,7 +162,7 @@ async fn follow(
         match outcome {
             Ok(addresses) => {
                 failures = 0;
-                hub.set_resolved(dns::endpoint_set(&service, addresses));
+                hub.set_resolved(&asked, dns::endpoint_set(&service, addresses));
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
@@ -183,6 +185,7 @@ fn questions(mesh: &Mesh) -> Vec<Question> {
             host: host.clone(),
             port: *port,
             refresh: (*refresh).max(Duration::from_secs(1)),
+            asked: service.discovery.clone(),
         }),
     };
     mesh.services.values().filter_map(ask).collect()

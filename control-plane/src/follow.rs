@@ -179,10 +179,12 @@ impl Following {
         pause_after(self.poll, failures)
     }
 
-    /// The folder may have come, gone, or become a repository since the last look.
+    /// What is watched may have come, gone, or been replaced since the last look.
     fn renew_watch(&mut self) {
         let wanted = self.follower.watched();
-        if self.watch.as_ref().map(|watch| &watch.watched) == wanted.as_ref() {
+        if let (Some(watch), Some(wanted)) = (&self.watch, &wanted)
+            && watch.is_of(wanted)
+        {
             return;
         }
         self.watch = wanted.and_then(|watched| {

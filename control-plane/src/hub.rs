@@ -7,7 +7,9 @@ use std::{
 };
 
 use tokio::sync::watch;
-use towpath_policies::model::{Discovery, EndpointSet, Mesh, Node, ScopedListener, Snapshot};
+use towpath_policies::model::{
+    Discovery, EndpointSet, Mesh, Node, ResourceKey, ResourceKind, ScopedListener, Snapshot,
+};
 
 /// Most different nodes served at a time.
 pub(crate) const MAX_NODES: usize = 10_000;
@@ -22,10 +24,10 @@ pub(crate) struct Hub {
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the resolved endpoint sets put in.
+    /// With the resolved endpoint sets put in; without those of names that never answered.
     mesh: Mesh,
-    /// Latest answers, by service; kept when the mesh changes.
-    resolved: BTreeMap<String, Arc<EndpointSet>>,
+    /// Latest answers and what was asked, by service; kept while a mesh asks the same.
+    resolved: BTreeMap<String, (Discovery, Arc<EndpointSet>)>,
     /// Nodes that are connected, or were a moment ago.
     nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
 }
@@ -67,14 +69,19 @@ impl Hub {
     pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
         let mut state = self.state();
         let State { mesh: held, resolved, nodes } = &mut *state;
-        resolved.retain(|name, _| {
-            mesh.services.get(name).is_some_and(|s| s.discovery != Discovery::Listed)
+        resolved.retain(|name, (asked, _)| {
+            mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
         for (name, service) in &mesh.services {
-            if service.discovery != Discovery::Listed {
-                let set = resolved.get(name).cloned().unwrap_or_else(|| empty(name));
-                mesh.endpoints.insert(name.clone(), set);
+            if service.discovery == Discovery::Listed {
+                continue;
             }
+            // An empty set would wipe the addresses that proxies have from before a
+            // restart. What was never answered is not told.
+            match resolved.get(name) {
+                Some((_, set)) => mesh.endpoints.insert(name.clone(), set.clone()),
+                None => mesh.endpoints.remove(name),
+            };
         }
         share(&mut mesh, held);
         *held = mesh;
@@ -90,24 +97,32 @@ impl Hub {
         changed
     }
 
-    /// Takes the answer for one service; costs nothing but that endpoint set.
-    pub(crate) fn set_resolved(&self, set: EndpointSet) {
+    /// Takes the answer that one service `asked` for; costs nothing but that endpoint set.
+    pub(crate) fn set_resolved(&self, asked: &Discovery, set: EndpointSet) {
         let mut state = self.state();
         let State { mesh, resolved, nodes } = &mut *state;
-        if resolved.get(&set.service).is_some_and(|known| **known == set) {
+        let known = resolved.get(&set.service);
+        if known.is_some_and(|(question, known)| question == asked && **known == set) {
             return;
         }
         let name = set.service.clone();
         let set = Arc::new(set);
-        resolved.insert(name.clone(), set.clone());
-        // Not yet part of the mesh: the answer came before the mesh that asks for it.
-        let Some(held) = mesh.endpoints.get_mut(&name) else { return };
-        *held = set.clone();
+        resolved.insert(name.clone(), (asked.clone(), set.clone()));
+        // Not what the mesh asks: the answer came before the mesh that does.
+        if mesh.services.get(&name).is_none_or(|service| service.discovery != *asked) {
+            return;
+        }
+        mesh.endpoints.insert(name.clone(), set.clone());
+        let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.clone() };
+        let source = mesh.sources.get(&key);
         for view in nodes.values() {
             view.send_if_modified(|current| {
-                let serves = current.endpoints.contains_key(&name);
+                let serves = current.services.contains_key(&name);
                 if serves {
-                    Arc::make_mut(current).endpoints.insert(name.clone(), set.clone());
+                    let current = Arc::make_mut(current);
+                    current.endpoints.insert(name.clone(), set.clone());
+                    // A view without the set has no source of it either.
+                    current.sources.extend(source.map(|at| (key.clone(), at.clone())));
                 }
                 serves
             });
@@ -137,10 +152,6 @@ impl Hub {
 /// Forgets nodes that nobody listens for any more.
 fn sweep(nodes: &mut HashMap<Node, watch::Sender<Arc<Snapshot>>>) {
     nodes.retain(|_, view| view.receiver_count() > 0);
-}
-
-fn empty(service: &str) -> Arc<EndpointSet> {
-    Arc::new(EndpointSet { service: service.to_owned(), endpoints: Vec::new() })
 }
 
 /// Takes over the old `Arc` of everything that did not change, so that "is it
@@ -179,11 +190,15 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use towpath_policies::model::{
-        Bind, Chain, ChainKind, Endpoint, Listener, NodeSelector, Protocol, Service, TcpForward,
-        WeightedBackend,
+        Bind, Chain, ChainKind, Endpoint, Listener, NodeSelector, Protocol, Service, Source,
+        TcpForward, WeightedBackend,
     };
 
     use super::*;
+
+    fn asks(host: &str) -> Discovery {
+        Discovery::Dns { host: host.into(), port: 1, refresh: Duration::from_secs(30) }
+    }
 
     /// A TCP listener `name` for the nodes `pattern`, with a service found by DNS.
     fn add(mesh: &mut Mesh, name: &str, pattern: &str) {
@@ -204,9 +219,13 @@ pub(crate) mod tests {
         let scoped = ScopedListener { nodes, listener: Arc::new(listener) };
         mesh.listeners.insert(name.to_owned(), scoped);
         let mut service = Service::new(name, Protocol::Tcp);
-        service.discovery =
-            Discovery::Dns { host: name.into(), port: 1, refresh: Duration::from_secs(30) };
+        service.discovery = asks(name);
         mesh.services.insert(name.to_owned(), Arc::new(service));
+        // As the compiler does for every service.
+        let none = EndpointSet { service: name.to_owned(), endpoints: vec![] };
+        mesh.endpoints.insert(name.to_owned(), Arc::new(none));
+        let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.to_owned() };
+        mesh.sources.insert(key, Source { file: "a.yaml".into(), line: 1 });
     }
 
     /// A listener and a service for each of these nodes.
@@ -261,19 +280,55 @@ pub(crate) mod tests {
         let hub = Hub::default();
         hub.publish(mesh("1"));
         let (mut a, mut b) = (hub.watch(&node("a")), hub.watch(&node("b")));
-        assert_eq!(a.borrow_and_update().endpoints["a"].endpoints, []);
+        a.borrow_and_update();
         b.borrow_and_update();
-        hub.set_resolved(addresses("a", 1));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
         assert!(a.has_changed().unwrap() && !b.has_changed().unwrap());
         assert_eq!(*a.borrow_and_update().endpoints["a"], addresses("a", 1));
-        hub.set_resolved(addresses("a", 1));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
         assert!(!a.has_changed().unwrap(), "the same answer is no change");
+    }
+
+    #[test]
+    fn a_set_that_was_never_answered_is_not_served_as_an_empty_one() {
+        let hub = Hub::default();
+        let a = hub.watch(&node("a"));
+        hub.publish(mesh("1"));
+        let key = ResourceKey { kind: ResourceKind::EndpointSet, name: "a".into() };
+        assert!(a.borrow().services.contains_key("a") && a.borrow().endpoints.is_empty());
+        assert!(!a.borrow().sources.contains_key(&key));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+        assert!(a.borrow().sources.contains_key(&key));
+        assert_eq!(*hub.watch(&node("a")).borrow().endpoints["a"], addresses("a", 1));
+    }
+
+    #[test]
+    fn an_answer_counts_only_for_the_question_it_answers() {
+        let hub = Hub::default();
+        hub.publish(mesh("1"));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
+        let a = hub.watch(&node("a"));
+        // The next mesh asks another name; its answer comes before it.
+        hub.set_resolved(&asks("other"), addresses("a", 2));
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+        let mut next = mesh("2");
+        let mut service = Service::clone(&next.services["a"]);
+        service.discovery = asks("other");
+        next.services.insert("a".into(), Arc::new(service));
+        hub.publish(next);
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 2));
+        // And the one after it asks the first name again, which has not answered anew.
+        hub.publish(mesh("3"));
+        assert!(a.borrow().endpoints.is_empty());
+        hub.set_resolved(&asks("other"), addresses("a", 2));
+        assert!(a.borrow().endpoints.is_empty());
     }
 
     #[test]
     fn answers_outlive_commits_and_may_come_before_them() {
         let hub = Hub::default();
-        hub.set_resolved(addresses("a", 1));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
         hub.publish(mesh("1"));
         let a = hub.watch(&node("a"));
         assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));

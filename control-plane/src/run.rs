@@ -6,12 +6,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{Args, Config},
     serve::{Running, start},
+    source::Location,
 };
 
 /// Runs a control plane until SIGTERM or SIGINT. Prints one line,
@@ -20,9 +22,10 @@ use crate::{
 /// # Errors
 /// When it cannot start, or a server ended by itself.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let parent = getppid();
     let config = Config::try_from(&args)?;
     if args.die_with_parent {
-        die_with_parent()?;
+        die_with_parent(parent)?;
     }
     log_to_stderr(&args.log_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -38,6 +41,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     // Taken before the ready line: whoever reads it may send a signal at once.
     let mut signals = Signals::listen()?;
+    if let Location::Remote(url) = &config.source.location
+        && url.holds_password()
+    {
+        tracing::warn!(
+            "--policies holds a password, which other users of this machine can see; a git credential helper keeps it to itself"
+        );
+    }
     if !config.admin.ip().is_loopback() {
         tracing::warn!(admin = %config.admin, "the admin endpoint has no authentication and is not on loopback");
     }
@@ -45,6 +55,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         running = start(config) => running?,
         () = signals.end() => return Ok(ExitCode::SUCCESS),
     };
+    if !running.status().ready {
+        tracing::warn!("no valid policies yet: proxies may connect, and wait");
+    }
     println!("ready admin={} xds={}", running.admin_addr, running.xds_addr);
     std::io::stdout().flush().context("the ready line cannot be written")?;
     tokio::select! {
@@ -109,7 +122,24 @@ fn log_to_stderr(level: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn die_with_parent() -> anyhow::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-        .context("--die-with-parent")
+/// `parent` is that of the start: the kernel tells nothing of one that ended before it was asked.
+fn die_with_parent(parent: Option<Pid>) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("--die-with-parent")?;
+    anyhow::ensure!(getppid() == parent, "--die-with-parent: the parent has ended already");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_ended_before_the_kernel_was_asked_is_noticed() {
+        // The signal belongs to the thread that started the process: this test's runner stays.
+        die_with_parent(getppid()).unwrap();
+        let ended = Some(rustix::process::getpid());
+        assert!(die_with_parent(ended).unwrap_err().to_string().contains("ended already"));
+        set_parent_process_death_signal(None).unwrap();
+    }
 }

@@ -40,6 +40,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     failed: Arc<watch::Sender<bool>>,
     follow: AbortOnDropHandle<()>,
+    released: watch::Receiver<()>,
     servers: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -48,7 +49,7 @@ pub struct Running {
 pub enum StartError {
     /// An address is taken, or not ours.
     #[error(
-        "cannot listen on {address} for {what}: {source}\n  next: choose another address with --{what}; port 0 takes a free one"
+        "cannot listen on {address} for {what}: {cause}\n  next: choose another address with --{what}; port 0 takes a free one"
     )]
     Bind {
         /// `xds` or `admin`.
@@ -56,8 +57,7 @@ pub enum StartError {
         /// Where.
         address: SocketAddr,
         /// Why not.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
     /// No place for state.
     #[error(transparent)]
@@ -89,6 +89,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (first, mut looked) = watch::channel(None::<First>);
 
     let follower = Follower::new(source, store.folder());
+    let released = store.released();
     let names = Names::new(resolver, hub.clone(), shared.clone());
     let follow = Follow { follower, store, names, hub: hub.clone(), shared: shared.clone(), poll };
     let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));
@@ -113,7 +114,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         server("xds", failed.clone(), async move { xds.await.map_err(|e| e.to_string()) }),
         server("admin", failed.clone(), async move { page.await.map_err(|e| e.to_string()) }),
     ];
-    Ok(Running { xds_addr, admin_addr, shared, requests, changed, stop, failed, follow, servers })
+    Ok(Running {
+        xds_addr,
+        admin_addr,
+        shared,
+        requests,
+        changed,
+        stop,
+        failed,
+        follow,
+        released,
+        servers,
+    })
 }
 
 impl Running {
@@ -151,11 +163,13 @@ impl Running {
     }
 
     /// Hangs up, and returns when all is closed.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
-        // Awaited, so that the state folder is free when this returns.
+        // Awaited, so that the state folder is free when this returns: a save
+        // that is under way is not ended by the end of the task.
         self.follow.abort();
         let _ = self.follow.await;
+        let _ = tokio::time::timeout(FAREWELL, self.released.changed()).await;
         for server in self.servers {
             // One that does not end in time is aborted by its drop.
             let _ = tokio::time::timeout(FAREWELL, server).await;
@@ -167,7 +181,7 @@ async fn bind(
     what: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Bind { what, address, source };
+    let failed = |cause| StartError::Bind { what, address, cause };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))

@@ -57,7 +57,8 @@ pub(crate) enum Look {
     Changed(Revision),
 }
 
-/// Why the source could not be read. Each says what, where and what to do.
+/// Why the source could not be read. Each says what, where and what to do, the
+/// cause included: there is no `source()` to print after it.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No `git` on this machine.
@@ -71,6 +72,9 @@ pub enum SourceError {
     /// A branch was asked for where there is no repository.
     #[error("{}: not the top of a Git repository, so there is no branch to follow\n  next: name the repository's top folder and use --path for the sub-folder, or leave --branch out to follow the files as they are", .0.display())]
     NoRepository(PathBuf),
+    /// What was a repository is none any more.
+    #[error("{}: was a Git repository and is none any more, so its files are not taken\n  next: put the repository back; to follow the files as they are, start the control plane anew", .0.display())]
+    RepositoryGone(PathBuf),
     /// The repository has no such branch.
     #[error("{at}: no branch `{branch}`{}\n  next: check --branch", known_branches(.known))]
     BranchMissing {
@@ -151,14 +155,16 @@ pub enum SourceError {
         /// The limit.
         limit_kib: u64,
     },
+    /// A plain folder that is written to without end.
+    #[error("{}: the files change faster than they can be read\n  next: let whatever writes them finish; it is tried again by itself", .0.display())]
+    Restless(PathBuf),
     /// A plain folder whose files cannot be taken.
-    #[error("{}: {source}", .at.display())]
+    #[error("{}: {cause}", .at.display())]
     Folder {
         /// The folder.
         at: PathBuf,
         /// Why not.
-        #[source]
-        source: FolderError,
+        cause: FolderError,
     },
     /// Git failed otherwise.
     #[error("{at}: `git {command}` failed: {detail}")]
@@ -171,15 +177,14 @@ pub enum SourceError {
         detail: String,
     },
     /// The file system failed.
-    #[error("{}: {what}: {source}", .path.display())]
+    #[error("{}: {what}: {cause}", .path.display())]
     Io {
         /// What was tried.
         what: &'static str,
         /// Where.
         path: PathBuf,
         /// Why it failed.
-        #[source]
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -189,8 +194,8 @@ impl SourceError {
         matches!(self, Self::GitMissing | Self::PathMissing(_) | Self::NoRepository(_))
     }
 
-    pub(crate) fn io(what: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Self::Io { what, path: path.to_owned(), source }
+    pub(crate) fn io(what: &'static str, path: &Path, cause: std::io::Error) -> Self {
+        Self::Io { what, path: path.to_owned(), cause }
     }
 }
 
@@ -201,11 +206,14 @@ pub(crate) struct Follower {
     /// Where a remote repository is mirrored.
     mirror: PathBuf,
     last: Option<String>,
+    /// Whether a local path was seen to be a repository. It stays one: while
+    /// somebody replaces it, its files are nobody's commit.
+    repository: bool,
 }
 
 impl Follower {
     pub(crate) fn new(spec: SourceSpec, state_dir: &Path) -> Self {
-        Self { spec, mirror: state_dir.join("mirror.git"), last: None }
+        Self { spec, mirror: state_dir.join("mirror.git"), last: None, repository: false }
     }
 
     /// Reads the source if its version is not the one seen last.
@@ -220,10 +228,14 @@ impl Follower {
                 git::Remote { url, mirror: &self.mirror, branch }.look(sub, last).await?
             }
             Location::Local(path) if spec::is_repository(path) => {
+                self.repository = true;
                 git::Local { path, branch }.look(sub, last).await?
             }
             Location::Local(path) if !path.exists() => {
                 return Err(SourceError::PathMissing(path.clone()));
+            }
+            Location::Local(path) if self.repository => {
+                return Err(SourceError::RepositoryGone(path.clone()));
             }
             Location::Local(path) if branch.is_some() => {
                 return Err(SourceError::NoRepository(path.clone()));

@@ -5,10 +5,12 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use crate::{config::StateDir, source::Revision};
 
@@ -17,22 +19,32 @@ const FORMAT: u32 = 1;
 /// Largest stored file that is read: the limit of a policy folder with room for JSON's escapes.
 const MAX_STORED_BYTES: u64 = 256 << 20;
 const LAST_GOOD: &str = "last-good.json";
+/// What the name of a file that is being written starts with.
+const UNFINISHED: &str = ".last-good-";
 
 /// A folder of one source, held by one control plane at a time.
 #[derive(Debug)]
 pub(crate) struct Store {
     place: Place,
-    /// Released when dropped.
-    _lock: File,
-    _temporary: Option<tempfile::TempDir>,
+    released: watch::Receiver<()>,
 }
 
-/// Where the last good policies are. Says nothing about who may write there:
-/// that is who has the [`Store`].
+/// The right to a folder; released when dropped.
+#[derive(Debug)]
+struct Lock {
+    file: File,
+    _temporary: Option<tempfile::TempDir>,
+    /// Gone after the lock is.
+    _held: watch::Sender<()>,
+}
+
+/// Where the last good policies are. The folder stays locked as long as there
+/// is one: a save goes on when whoever waited for it is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     folder: PathBuf,
     identity: String,
+    _lock: Arc<Lock>,
 }
 
 /// Why there is no place for state.
@@ -42,13 +54,12 @@ pub enum StoreError {
     #[error("{}: another control plane that follows the same source uses this state folder\n  next: end it, or give this one another --state-dir", .0.display())]
     InUse(PathBuf),
     /// The file system refused.
-    #[error("{}: the state folder cannot be used: {source}\n  next: give a writable --state-dir", .folder.display())]
+    #[error("{}: the state folder cannot be used: {cause}\n  next: give a writable --state-dir", .folder.display())]
     Io {
         /// Where.
         folder: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -85,10 +96,15 @@ impl Store {
         self.place.clone()
     }
 
+    /// Ends (with an error) when the folder is free for another.
+    pub(crate) fn released(&self) -> watch::Receiver<()> {
+        self.released.clone()
+    }
+
     fn temporary(identity: &str) -> Result<Self, StoreError> {
         let made = tempfile::Builder::new().prefix("towpath-").tempdir();
         let temporary =
-            made.map_err(|source| StoreError::Io { folder: std::env::temp_dir(), source })?;
+            made.map_err(|cause| StoreError::Io { folder: std::env::temp_dir(), cause })?;
         let folder = temporary.path().to_owned();
         Self::open_in(&folder, identity, Some(temporary))
     }
@@ -101,7 +117,7 @@ impl Store {
         let hash = Sha256::digest(identity.as_bytes());
         let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let folder = state.join(name);
-        let failed = |source| StoreError::Io { folder: folder.clone(), source };
+        let failed = |cause| StoreError::Io { folder: folder.clone(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
         let mut options = File::options();
         let options = options.write(true).create(true).truncate(false).mode(0o600);
@@ -109,10 +125,13 @@ impl Store {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(folder)),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
         }
-        let place = Place { folder, identity: identity.to_owned() };
-        Ok(Self { place, _lock: lock, _temporary: temporary })
+        sweep(&folder).map_err(failed)?;
+        let (held, released) = watch::channel(());
+        let lock = Arc::new(Lock { file: lock, _temporary: temporary, _held: held });
+        let place = Place { folder, identity: identity.to_owned(), _lock: lock };
+        Ok(Self { place, released })
     }
 }
 
@@ -144,12 +163,31 @@ impl Place {
         let revision = revision.clone();
         let stored = Stored { format: FORMAT, identity: self.identity.clone(), revision };
         // Readable by its owner alone, as temporary files are.
-        let mut next = tempfile::NamedTempFile::new_in(&self.folder)?;
+        let mut next = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.folder)?;
         next.write_all(&serde_json::to_vec(&stored)?)?;
         next.as_file().sync_all()?;
         next.persist(self.folder.join(LAST_GOOD))?;
         Ok(())
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is being started (git, somebody
+        // else's) has a copy of the descriptor until it becomes another program.
+        let _ = self.file.unlock();
+    }
+}
+
+/// Removes what a save left that was cut short (a kill, a loss of power).
+fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where state of this user's services belongs (systemd, XDG base directories).
@@ -197,6 +235,35 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         assert_eq!(store.place().load(), None);
+    }
+
+    #[test]
+    fn who_still_saves_holds_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = StateDir::At(dir.path().to_owned());
+        let store = Store::open(&at, "here").unwrap();
+        let (saving, released) = (store.place(), store.released());
+        drop(store);
+        assert!(matches!(Store::open(&at, "here"), Err(StoreError::InUse(_))));
+        assert!(released.has_changed().is_ok());
+        saving.save(&revision("1")).unwrap();
+        drop(saving);
+        assert!(released.has_changed().is_err());
+        assert_eq!(Store::open(&at, "here").unwrap().place().load(), Some(revision("1")));
+    }
+
+    #[test]
+    fn what_a_cut_save_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = StateDir::At(dir.path().to_owned());
+        let store = Store::open(&at, "here").unwrap();
+        store.place().save(&revision("1")).unwrap();
+        let left = store.folder().join(format!("{UNFINISHED}a1b2c3"));
+        fs::write(&left, "{").unwrap();
+        drop(store);
+        let store = Store::open(&at, "here").unwrap();
+        assert!(!left.exists());
+        assert_eq!(store.place().load(), Some(revision("1")));
     }
 
     #[test]

@@ -42,12 +42,12 @@ pub(crate) fn compile(
     let index = Index::new(documents, problems);
     let policies = Policies::new(documents, &index, problems);
     let mut output = Output::new(files, version);
-    services::compile(documents, &policies, &mut output, problems);
+    services::compile(documents, &index, &policies, &mut output, problems);
     let routes = routes::prepare(documents, &index, problems);
     let streams = streams::prepare(documents, &index, problems);
     let all = gateways::Routes { http: &routes, streams: &streams };
-    gateways::compile(documents, &all, &policies, &mut output, problems);
-    routes::compile_mesh(documents, &routes, &policies, &mut output, problems);
+    gateways::compile(documents, &index, &all, &policies, &mut output, problems);
+    routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
     (output.mesh, output.notes)
 }
 
@@ -67,7 +67,13 @@ impl<'f> Output<'f> {
     }
 
     /// Takes a name for a resource; false when it is taken.
-    fn claim(&mut self, kind: ResourceKind, name: &str, span: Span, problems: &mut Problems) -> bool {
+    fn claim(
+        &mut self,
+        kind: ResourceKind,
+        name: &str,
+        span: Span,
+        problems: &mut Problems,
+    ) -> bool {
         let key = ResourceKey { kind, name: name.to_owned() };
         if let Some(first) = self.claimed.get(&key) {
             problems

@@ -153,12 +153,21 @@ pub(crate) struct Documents {
 }
 
 static TOP: Shape = Shape {
-    name: "Document",
     doc: &["A policy document."],
     fields: &[
-        Field { key: "apiVersion", doc: &["Group and version."], required: true, schema: String::schema },
+        Field {
+            key: "apiVersion",
+            doc: &["Group and version."],
+            required: true,
+            schema: String::schema,
+        },
         Field { key: "kind", doc: &["Kind."], required: true, schema: String::schema },
-        Field { key: "metadata", doc: &["Name and notes."], required: true, schema: Metadata::schema },
+        Field {
+            key: "metadata",
+            doc: &["Name and notes."],
+            required: true,
+            schema: Metadata::schema,
+        },
         Field { key: "spec", doc: &["What is wanted."], required: true, schema: Anything::schema },
         Field { key: "status", doc: &["Not used."], required: false, schema: Anything::schema },
     ],
@@ -232,7 +241,11 @@ fn find_kind(api_version: &At<String>, kind: &At<String>, problems: &mut Problem
     if !found.versions().contains(&version) {
         let allowed = found.versions().join(", ");
         problems
-            .error(Rule::UnknownKind, api_version.span, format!("unknown version {}", ticked(version)))
+            .error(
+                Rule::UnknownKind,
+                api_version.span,
+                format!("unknown version {}", ticked(version)),
+            )
             .help(format!("{} is there in {allowed} of {group}", found.name()));
         return None;
     }
@@ -247,7 +260,14 @@ fn unknown_kind(group: &str, kind: &At<String>, problems: &mut Problems) {
             .help("all documents of a folder may refer to each other");
         return;
     }
-    let known = ["UDPRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "ListenerSet", "XListenerSet", "XMesh"];
+    let known = [
+        "UDPRoute",
+        "BackendTLSPolicy",
+        "BackendTrafficPolicy",
+        "ListenerSet",
+        "XListenerSet",
+        "XMesh",
+    ];
     if group == GATEWAY_GROUP && known.contains(&kind.as_str()) {
         problems
             .error(Rule::Unsupported, kind.span, format!("{} is not supported yet", kind.value))
@@ -276,7 +296,8 @@ fn foreign(api_version: &At<String>, group: &str, kind: &At<String>, problems: &
             .help(format!("did you mean `{near}`?"));
         return;
     }
-    let message = format!("{} of {} is not Towpath's and is passed over", ticked(kind), ticked(api_version));
+    let message =
+        format!("{} of {} is not Towpath's and is passed over", ticked(kind), ticked(api_version));
     let problem = problems.warning(Rule::NoEffect, kind.span, message);
     if let Some(ours) = ours {
         let version = ours.versions()[0];
@@ -306,7 +327,7 @@ fn object<S: Read>(kind: Kind, node: &Node, problems: &mut Problems) -> Option<O
 
 fn check_annotations(kind: Kind, metadata: &Metadata, problems: &mut Problems) {
     let allowed: &[&str] = if kind == Kind::Gateway { &GATEWAY_ANNOTATIONS } else { &[] };
-    for (key, value) in &metadata.annotations {
+    for (key, (span, _)) in &metadata.annotations {
         if !key.starts_with("towpath.dev/") || allowed.contains(&key.as_str()) {
             continue;
         }
@@ -316,7 +337,7 @@ fn check_annotations(kind: Kind, metadata: &Metadata, problems: &mut Problems) {
             None => format!("{} has {}", kind.name(), allowed.join(", ")),
         };
         let message = format!("unknown annotation {}", ticked(key));
-        problems.error(Rule::UnknownField, value.span, message).help(help);
+        problems.error(Rule::UnknownField, *span, message).help(help);
     }
 }
 

@@ -101,7 +101,11 @@ impl Page<'_> {
                     "TCP"
                 };
                 let backends = words::backends(&tcp.backends);
-                let _ = write!(text, "{what} to {backends}, idle timeout {}", words::limit(tcp.idle_timeout));
+                let _ = write!(
+                    text,
+                    "{what} to {backends}, idle timeout {}",
+                    words::limit(tcp.idle_timeout)
+                );
                 self.line(1, &text);
             }
             ChainKind::Http { route_table, options } => {
@@ -168,14 +172,20 @@ impl Page<'_> {
 
     fn forward(&mut self, table: &str, name: &str, forward: &Forward) {
         for backend in &forward.backends {
-            self.edits(&format!("request headers to {}", backend.service), &backend.request_headers);
-            self.edits(&format!("response headers of {}", backend.service), &backend.response_headers);
+            self.edits(
+                &format!("request headers to {}", backend.service),
+                &backend.request_headers,
+            );
+            self.edits(
+                &format!("response headers of {}", backend.service),
+                &backend.response_headers,
+            );
         }
         if let HostRewrite::Literal(host) = &forward.host {
-            self.line(3, &format!("host becomes {host}"));
+            self.line(3, &format!("the host becomes {host}"));
         }
         if let Some(path) = &forward.path {
-            self.line(3, &format!("becomes {}", words::rewrite(path)));
+            self.line(3, &words::rewrite(path));
         }
         for mirror in &forward.mirrors {
             let share = words::percent(mirror.parts_per_million);
@@ -207,7 +217,10 @@ impl Page<'_> {
         self.line(0, &format!("service {}{place}", service.name));
         if let crate::model::Discovery::Dns { host, port, refresh } = &service.discovery {
             let every = words::time(*refresh);
-            self.line(1, &format!("endpoints: all addresses of {host}:{port}, looked up every {every}"));
+            self.line(
+                1,
+                &format!("endpoints: all addresses of {host}:{port}, looked up every {every}"),
+            );
         }
         if let Some(set) = self.mesh.endpoints.get(&service.name) {
             for endpoint in &set.clone().endpoints {
@@ -281,7 +294,10 @@ fn service_value(service: &Service, field: &str) -> String {
         ),
         "retry budget" => {
             let budget = service.retry_budget;
-            format!("{} % of the requests in flight, at least {}", budget.percent, budget.min_concurrent)
+            format!(
+                "{} % of the requests in flight, at least {}",
+                budget.percent, budget.min_concurrent
+            )
         }
         _ => String::new(),
     }

@@ -12,8 +12,8 @@
 mod compile;
 pub mod diagnostic;
 pub mod diff;
-mod document;
 pub mod dns;
+mod document;
 mod explain;
 pub mod folder;
 pub mod model;

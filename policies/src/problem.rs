@@ -106,8 +106,7 @@ impl Problems {
         if self.list.len() >= Self::MAX_GATHERED {
             self.list.pop();
         }
-        let problem =
-            Problem { severity, rule, span, message, help: None, related: Vec::new() };
+        let problem = Problem { severity, rule, span, message, help: None, related: Vec::new() };
         self.list.push(problem);
         let last = self.list.len() - 1;
         &mut self.list[last]

@@ -74,18 +74,16 @@ pub(crate) fn action(action: &Action) -> String {
     match action {
         Action::Respond(response) => format!("answer {}", response.status),
         Action::Redirect(redirect) => {
-            let mut text = format!("redirect {} to", redirect.status);
+            let mut text = format!("redirect {} to ", redirect.status);
             if let Some(scheme) = &redirect.scheme {
-                text += &format!(" {scheme}://");
+                text += &format!("{scheme}://");
             }
-            if let Some(host) = &redirect.host {
-                text += &format!(" {host}");
-            }
+            text += redirect.host.as_deref().unwrap_or("(same host)");
             if let Some(port) = redirect.port {
-                text += &format!(" :{port}");
+                text += &format!(":{port}");
             }
             if let Some(path) = &redirect.path {
-                text += &format!(" {}", rewrite(path));
+                text += &format!(", {}", rewrite(path));
             }
             text
         }
@@ -95,8 +93,8 @@ pub(crate) fn action(action: &Action) -> String {
 
 pub(crate) fn rewrite(path: &PathRewrite) -> String {
     match path {
-        PathRewrite::Full(path) => format!("path {path}"),
-        PathRewrite::Prefix(path) => format!("prefix {path}"),
+        PathRewrite::Full(path) => format!("the path becomes {path}"),
+        PathRewrite::Prefix(path) => format!("the path's prefix becomes {path}"),
     }
 }
 

@@ -99,7 +99,8 @@ pub(crate) fn scalar_kind(text: &str, plain: bool) -> ScalarKind {
         return ScalarKind::Bool;
     }
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let radix = digits.strip_prefix("0x").map(|d| (d, 16)).or(digits.strip_prefix("0o").map(|d| (d, 8)));
+    let radix =
+        digits.strip_prefix("0x").map(|d| (d, 16)).or(digits.strip_prefix("0o").map(|d| (d, 8)));
     if let Some((digits, radix)) = radix
         && !digits.is_empty()
         && digits.chars().all(|c| c.is_digit(radix))
@@ -109,10 +110,13 @@ pub(crate) fn scalar_kind(text: &str, plain: bool) -> ScalarKind {
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
         return ScalarKind::Integer;
     }
-    let named = matches!(digits, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN");
+    let named =
+        matches!(digits, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN");
     let numeric = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && digits.bytes().any(|b| b.is_ascii_digit())
-        && digits.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
+        && digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
         && digits.parse::<f64>().is_ok();
     if named || numeric { ScalarKind::Float } else { ScalarKind::Text }
 }
@@ -198,9 +202,21 @@ fn next_document<'i>(parser: &mut Parser<'i, StrInput<'i>>, builder: &mut Builde
 struct Document {
     open: Vec<Open>,
     root: Option<Node>,
-    /// Finished anchored nodes and how many nodes each has.
-    anchors: HashMap<usize, (Node, usize)>,
+    /// Finished anchored nodes.
+    anchors: HashMap<usize, (Node, Extent)>,
 }
+
+/// How large a node is.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Nodes, itself among them.
+    size: usize,
+    /// Levels of lists and objects.
+    depth: usize,
+}
+
+/// One scalar.
+const SCALAR: Extent = Extent { size: 1, depth: 0 };
 
 /// A list or object whose end has not been seen.
 struct Open {
@@ -208,6 +224,8 @@ struct Open {
     anchor: usize,
     /// Nodes of the file before this one.
     before: usize,
+    /// Levels of what it holds.
+    depth: usize,
     kind: OpenKind,
 }
 
@@ -233,7 +251,10 @@ impl Builder<'_> {
             Event::DocumentStart(..) => {
                 self.found += 1;
                 if self.found > MAX_DOCUMENTS {
-                    return self.too_much(span, format!("more than {MAX_DOCUMENTS} documents in one file"));
+                    return self.too_much(
+                        span,
+                        format!("more than {MAX_DOCUMENTS} documents in one file"),
+                    );
                 }
                 true
             }
@@ -245,7 +266,7 @@ impl Builder<'_> {
                 } else {
                     Value::Scalar { text: text.into_owned(), plain }
                 };
-                self.count(span) && self.finished(Node { span, value }, anchor, 1)
+                self.count(span) && self.finished(Node { span, value }, anchor, SCALAR)
             }
             Event::SequenceStart(_, anchor, tag) => {
                 self.tag(tag.as_deref(), span, true);
@@ -261,7 +282,7 @@ impl Builder<'_> {
                 self.problems
                     .error(Rule::Yaml, span, format!("nothing is anchored as &{name} before this"))
                     .help("an alias (*name) repeats an earlier &name of the same document");
-                self.finished(Node { span, value: Value::Null }, 0, 1)
+                self.finished(Node { span, value: Value::Null }, 0, SCALAR)
             }
             _ => true,
         }
@@ -287,6 +308,10 @@ impl Builder<'_> {
         let at = error.marker();
         let span = self.span(Range::empty(*at));
         let info = error.info();
+        if *error.kind() == granit_parser::ErrorKind::RecursionLimitExceeded {
+            self.too_deep(span);
+            return;
+        }
         let problem = self.problems.error(Rule::Yaml, span, format!("not valid YAML: {info}"));
         if info.contains("tab") {
             problem.help("indent with spaces; YAML does not allow tabs there");
@@ -295,6 +320,11 @@ impl Builder<'_> {
 
     fn too_much(&mut self, span: Span, message: String) -> bool {
         self.problems.error(Rule::Limit, span, message).help("split the file");
+        false
+    }
+
+    fn too_deep(&mut self, span: Span) -> bool {
+        self.problems.error(Rule::Limit, span, format!("nested more than {MAX_DEPTH} levels deep"));
         false
     }
 
@@ -320,11 +350,11 @@ impl Builder<'_> {
 
     fn open(&mut self, span: Span, anchor: usize, kind: OpenKind) -> bool {
         if self.document.open.len() >= MAX_DEPTH {
-            return self.too_much(span, format!("nested more than {MAX_DEPTH} levels deep"));
+            return self.too_deep(span);
         }
         let span = Span { length: 1, ..span };
         let before = self.nodes;
-        self.document.open.push(Open { span, anchor, before, kind });
+        self.document.open.push(Open { span, anchor, before, depth: 0, kind });
         self.count(span)
     }
 
@@ -344,8 +374,8 @@ impl Builder<'_> {
                 Value::Map(entries)
             }
         };
-        let size = self.nodes - open.before;
-        self.finished(Node { span, value }, open.anchor, size)
+        let extent = Extent { size: self.nodes - open.before, depth: open.depth + 1 };
+        self.finished(Node { span, value }, open.anchor, extent)
     }
 
     fn refuse_duplicates(&mut self, entries: &[(At<String>, Node)]) {
@@ -353,7 +383,11 @@ impl Builder<'_> {
         for (key, _) in entries {
             if let Some(earlier) = first.get(key.value.as_str()) {
                 self.problems
-                    .error(Rule::Duplicate, key.span, format!("the key `{}` is there twice", key.value))
+                    .error(
+                        Rule::Duplicate,
+                        key.span,
+                        format!("the key `{}` is there twice", key.value),
+                    )
                     .related(*earlier, "first here");
             } else {
                 first.insert(&key.value, key.span);
@@ -362,12 +396,15 @@ impl Builder<'_> {
     }
 
     /// Puts a finished node into what encloses it.
-    fn finished(&mut self, node: Node, anchor: usize, size: usize) -> bool {
+    fn finished(&mut self, node: Node, anchor: usize, extent: Extent) -> bool {
         if anchor != 0 {
-            if !self.copy(node.span, size) {
+            if !self.copy(node.span, extent.size) {
                 return false;
             }
-            self.document.anchors.insert(anchor, (node.clone(), size));
+            self.document.anchors.insert(anchor, (node.clone(), extent));
+        }
+        if let Some(open) = self.document.open.last_mut() {
+            open.depth = open.depth.max(extent.depth);
         }
         match self.document.open.last_mut().map(|open| &mut open.kind) {
             None => self.document.root = Some(node),
@@ -401,15 +438,19 @@ impl Builder<'_> {
     }
 
     fn alias(&mut self, id: usize, span: Span) -> bool {
-        let Some(size) = self.document.anchors.get(&id).map(|(_, size)| *size) else {
+        let Some(extent) = self.document.anchors.get(&id).map(|(_, extent)| *extent) else {
             self.problems.error(Rule::Yaml, span, "an alias inside of what it repeats");
-            return self.finished(Node { span, value: Value::Null }, 0, 1);
+            return self.finished(Node { span, value: Value::Null }, 0, SCALAR);
         };
-        if !self.copy(span, size) {
+        // What an alias repeats nests below where it stands; unbounded depth would exhaust the stack.
+        if self.document.open.len() + extent.depth > MAX_DEPTH {
+            return self.too_deep(span);
+        }
+        if !self.copy(span, extent.size) {
             return false;
         }
         let value = self.document.anchors.get(&id).map_or(Value::Null, |(n, _)| n.value.clone());
-        self.finished(Node { span, value }, 0, size)
+        self.finished(Node { span, value }, 0, extent)
     }
 
     fn copy(&mut self, span: Span, size: usize) -> bool {

@@ -96,13 +96,24 @@ pub enum Target {
 /// been given, when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    queue: SyncSender<Record>,
+    queue: SyncSender<Message>,
     reopen: Arc<AtomicBool>,
     dropped: Counter,
 }
 
+/// What the writer is sent.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are records: a box each would only cost")]
+enum Message {
+    Write(Record),
+    /// Answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
+/// Bytes of lines written in one go.
+const MOST_AT_ONCE: usize = 256 * 1024;
 /// How long a request to reopen may go unseen on an idle proxy.
 const REOPEN_CHECK: Duration = Duration::from_millis(500);
 
@@ -115,9 +126,7 @@ impl AccessLog {
         let sink = match target {
             Target::Off => return Ok(None),
             Target::Stdout => Sink { path: None, out: Box::new(io::stdout()) },
-            Target::File(path) => {
-                Sink { path: Some(path.clone()), out: Box::new(open(path)?) }
-            }
+            Target::File(path) => Sink { path: Some(path.clone()), out: Box::new(open(path)?) },
         };
         let (queue, records) = sync_channel(QUEUE);
         let reopen = Arc::new(AtomicBool::new(false));
@@ -132,8 +141,18 @@ impl AccessLog {
 
     /// Hands a record over; never waits.
     pub fn send(&self, record: Record) {
-        if self.queue.try_send(record).is_err() {
+        if self.queue.try_send(Message::Write(record)).is_err() {
             self.dropped.inc();
+        }
+    }
+
+    /// Waits, no longer than `limit`, until everything handed over before is
+    /// written. Blocks: for the end of the program.
+    pub fn flush(&self, limit: Duration) {
+        let (done, written) = sync_channel(1);
+        // A writer that is gone has nothing left to write.
+        if self.queue.send(Message::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(limit);
         }
     }
 
@@ -188,26 +207,32 @@ struct Sink {
 }
 
 impl Sink {
-    fn write_all(mut self, records: &Receiver<Record>, reopen: &AtomicBool) {
+    fn write_all(mut self, queue: &Receiver<Message>, reopen: &AtomicBool) {
         let mut lines = Vec::with_capacity(4096);
+        let mut waiting = Vec::new();
         loop {
-            match records.recv_timeout(REOPEN_CHECK) {
-                Ok(record) => append(&mut lines, &record),
-                Err(RecvTimeoutError::Timeout) => {}
+            let mut message = match queue.recv_timeout(REOPEN_CHECK) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
+            };
             if reopen.swap(false, Ordering::Relaxed) {
                 self.reopen();
             }
-            while lines.len() < 256 * 1024 {
-                let Ok(record) = records.try_recv() else { break };
-                append(&mut lines, &record);
-            }
-            if !lines.is_empty() {
-                if let Err(error) = self.out.write_all(&lines).and_then(|()| self.out.flush()) {
-                    tracing::warn!(%error, "access log: cannot write, lines are lost");
+            while let Some(next) = message {
+                match next {
+                    Message::Write(record) => append(&mut lines, &record),
+                    Message::Flush(done) => waiting.push(done),
                 }
-                lines.clear();
+                message = if lines.len() < MOST_AT_ONCE { queue.try_recv().ok() } else { None };
+            }
+            if let Err(error) = self.out.write_all(&lines).and_then(|()| self.out.flush()) {
+                tracing::warn!(%error, "access log: cannot write, lines are lost");
+            }
+            lines.clear();
+            for done in waiting.drain(..) {
+                // Whoever asked may have stopped waiting.
+                let _ = done.try_send(());
             }
         }
     }
@@ -246,7 +271,10 @@ fn millis<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_f64(duration.as_micros() as f64 / 1000.0)
 }
 
-fn display<S: Serializer, T: std::fmt::Display>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
+fn display<S: Serializer, T: std::fmt::Display>(
+    value: &Option<T>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => s.collect_str(value),
         None => s.serialize_none(),
@@ -269,7 +297,11 @@ impl std::fmt::Display for Rfc3339 {
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         let (year, month, day) = civil(days);
         let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z", since.subsec_millis())
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z",
+            since.subsec_millis()
+        )
     }
 }
 
@@ -299,10 +331,7 @@ mod tests {
             (4_107_542_399, "2100-02-28T23:59:59.000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(
-                Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(),
-                expected
-            );
+            assert_eq!(Rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), expected);
         }
     }
 

@@ -32,7 +32,9 @@ struct Admin {
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     if !loopback {
-        tracing::warn!("the admin endpoint can be reached from other machines and has no authentication");
+        tracing::warn!(
+            "the admin endpoint can be reached from other machines and has no authentication"
+        );
     }
     let app = app(Admin { control, loopback });
     if let Err(error) = axum::serve(listener, app).await {
@@ -87,7 +89,9 @@ fn allowed(method: &Method, headers: &HeaderMap, uri: &Uri) -> Result<(), &'stat
         (None, Some(Err(_))) => return Err("the Host header is malformed\n"),
     };
     if !is_local(host) {
-        return Err("reach the admin endpoint by its address or as localhost, not by another name\n");
+        return Err(
+            "reach the admin endpoint by its address or as localhost, not by another name\n",
+        );
     }
     if method != Method::GET && method != Method::HEAD {
         let foreign = match text(header::ORIGIN) {

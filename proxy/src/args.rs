@@ -13,7 +13,12 @@ use crate::{access_log::Target, source::SourceConfig};
     SIGHUP or SIGUSR1 reopens the access log.")]
 pub struct Args {
     /// Folder of policy files to obey; changes are picked up as they happen
-    #[arg(long, value_name = "DIR", conflicts_with = "control_plane", required_unless_present = "control_plane")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "control_plane",
+        required_unless_present = "control_plane"
+    )]
     pub policies: Option<PathBuf>,
 
     /// Control plane (any xDS v3 server) to obey, e.g. 127.0.0.1:18000

@@ -96,7 +96,11 @@ impl Control {
         self.world().apply(snapshot.clone())?;
         self.follow_names(&snapshot);
         self.applied.send_modify(|count| *count += 1);
-        tracing::info!(version, took_us = begun.elapsed().as_micros() as u64, "configuration in force");
+        tracing::info!(
+            version,
+            took_us = begun.elapsed().as_micros() as u64,
+            "configuration in force"
+        );
         Ok(())
     }
 

@@ -43,8 +43,7 @@ impl Judge {
             return None;
         }
         self.against += 1;
-        let needed =
-            if self.healthy { terms.unhealthy_threshold } else { terms.healthy_threshold };
+        let needed = if self.healthy { terms.unhealthy_threshold } else { terms.healthy_threshold };
         if self.against < needed {
             return None;
         }
@@ -108,8 +107,8 @@ async fn watch(service: Weak<ServiceLive>, address: SocketAddr, terms: HealthChe
         let Some(endpoint) = state.endpoints.iter().find(|e| e.spec.address == address) else {
             return;
         };
-        let judge = judge
-            .get_or_insert_with(|| Judge::new(endpoint.live.probe_healthy.load(Relaxed)));
+        let judge =
+            judge.get_or_insert_with(|| Judge::new(endpoint.live.probe_healthy.load(Relaxed)));
         let verdict = probe::ask(&state, endpoint, &terms).await;
         note(&state, endpoint, &verdict);
         let changed = match &verdict {

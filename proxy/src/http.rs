@@ -6,7 +6,7 @@
 //! back-pressure. Knows nothing of sockets, accept loops, or where the
 //! configuration comes from.
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -18,11 +18,11 @@ mod deadline;
 mod exchange;
 mod forwarded;
 mod h1;
+mod h1_client;
+mod h1_server;
 mod h2_client;
 mod h2_server;
 mod headers;
-mod h1_client;
-mod h1_server;
 mod message;
 mod mirror;
 mod record;
@@ -118,20 +118,18 @@ impl HttpListener {
 /// `worker` names the pools to use: that of the runtime this is polled on. When
 /// `drain` fires, what is under way is finished and nothing new is taken
 /// (`Connection: close`, `GOAWAY`).
-pub fn serve_connection<I: ClientIo>(
+pub async fn serve_connection<I: ClientIo>(
     io: I,
     wire: Wire,
     listener: Arc<HttpListener>,
     peer: Peer,
     worker: usize,
     drain: drain::Watch,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        let client = message::Client::new(listener, peer, worker, drain);
-        match wire {
-            Wire::Http1 => h1_server::serve(io, client).await,
-            Wire::Http2 => h2_server::serve(io, client).await,
-        }
+) {
+    let client = message::Client::new(listener, peer, worker, drain);
+    match wire {
+        Wire::Http1 => h1_server::serve(io, client).await,
+        Wire::Http2 => h2_server::serve(io, client).await,
     }
 }
 

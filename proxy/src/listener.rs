@@ -6,7 +6,10 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream as StdStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -45,6 +48,7 @@ pub(crate) struct Listening {
     /// Fired when it is removed, or the proxy drains.
     pub(crate) drain: drain::Signal,
     slots: Arc<Semaphore>,
+    open: AtomicU32,
     metrics: ListenerMetrics,
 }
 
@@ -108,6 +112,7 @@ impl Listening {
             chains: ArcSwap::new(chains),
             drain: drain::Signal::new(),
             slots: Arc::new(Semaphore::new(max_connections as usize)),
+            open: AtomicU32::new(0),
             metrics: ListenerMetrics {
                 open: registry().gauge("towpath_connections", &of),
                 accepted: registry().counter("towpath_connections_total", &of),
@@ -125,8 +130,8 @@ impl Listening {
     }
 
     /// Client connections open now.
-    pub(crate) fn open_connections(&self) -> i64 {
-        self.metrics.open.value()
+    pub(crate) fn open_connections(&self) -> u32 {
+        self.open.load(Relaxed)
     }
 }
 
@@ -149,19 +154,43 @@ async fn accept(
             // At the limit nothing is accepted: the kernel's backlog, then the clients, wait.
             let Ok(slot) = listening.slots.clone().acquire_owned().await else { return };
             let Some((tcp, peer)) = next(&listening, &socket).await else { continue };
-            let (worker, load) = workers.least_loaded(here);
-            let held = Held { listening: listening.clone(), worker, _slot: slot, _load: load };
-            if worker == here {
-                tokio::spawn(serve(tcp, peer, held));
-            } else if let Ok(tcp) = tcp.into_std() {
-                // The socket leaves this worker's reactor for the other's.
-                workers.spawn_on(worker, adopt(tcp, peer, held));
-            }
+            hand_over(tcp, peer, slot, &listening, &workers, here);
         }
     };
     tokio::select! {
         () = accepting => {}
         () = draining.drained() => {}
+    }
+    // Those whom the kernel has accepted already would be reset when the socket
+    // closes. Asked without the reactor, which may not have heard of them yet.
+    let Ok(socket) = socket.into_std() else { return };
+    while let Ok(slot) = listening.slots.clone().try_acquire_owned()
+        && let Ok((tcp, peer)) = socket.accept()
+    {
+        if tcp.set_nonblocking(true).is_ok()
+            && let Ok(tcp) = TcpStream::from_std(tcp)
+        {
+            hand_over(tcp, peer, slot, &listening, &workers, here);
+        }
+    }
+}
+
+/// Gives a connection to the worker that has the fewest.
+fn hand_over(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    slot: OwnedSemaphorePermit,
+    listening: &Arc<Listening>,
+    workers: &Workers,
+    here: usize,
+) {
+    let (worker, load) = workers.least_loaded(here);
+    let held = Held { listening: listening.clone(), worker, _slot: slot, _load: load };
+    if worker == here {
+        tokio::spawn(serve(tcp, peer, held));
+    } else if let Ok(tcp) = tcp.into_std() {
+        // The socket leaves this worker's reactor for the other's.
+        workers.spawn_on(worker, adopt(tcp, peer, held));
     }
 }
 
@@ -198,10 +227,7 @@ async fn adopt(tcp: StdStream, peer: SocketAddr, held: Held) {
 }
 
 async fn serve(tcp: TcpStream, peer: SocketAddr, held: Held) {
-    let metrics = &held.listening.metrics;
-    metrics.accepted.inc();
-    metrics.open.inc();
-    let _open = Closing(metrics.open.clone());
+    let _open = Counted::new(held.listening.clone());
     let chains = held.listening.chains.load_full();
     match chains.opening() {
         Opening::Clear(chain) => clear(tcp, BytesMut::new(), chain, peer, None, held).await,
@@ -209,11 +235,22 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, held: Held) {
     }
 }
 
-struct Closing(Gauge);
+/// An open connection, counted until dropped.
+struct Counted(Arc<Listening>);
 
-impl Drop for Closing {
+impl Counted {
+    fn new(listening: Arc<Listening>) -> Self {
+        listening.metrics.accepted.inc();
+        listening.metrics.open.inc();
+        listening.open.fetch_add(1, Relaxed);
+        Self(listening)
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.open.fetch_sub(1, Relaxed);
+        self.0.metrics.open.dec();
     }
 }
 

@@ -15,7 +15,8 @@ static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// When `level` is none.
 pub(crate) fn start(level: &str) -> anyhow::Result<()> {
     let (filter, handle) = reload::Layer::new(parse(level).context("--log-level")?);
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         // Set once: `try_init` succeeds only once in a process.
         let _ = FILTER.set(handle);

@@ -233,12 +233,7 @@ fn series<'a>(
     labels: &[(&str, &str)],
     new: impl FnOnce() -> Series,
 ) -> &'a Series {
-    families
-        .entry(name)
-        .or_default()
-        .series
-        .entry(label_text(labels))
-        .or_insert_with(new)
+    families.entry(name).or_default().series.entry(label_text(labels)).or_insert_with(new)
 }
 
 /// Whether the rendered labels contain this one. Quotes inside values are
@@ -270,10 +265,16 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 
 /// What the names mean.
 const HELP: [(&str, &str); 27] = [
-    ("towpath_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
+    (
+        "towpath_access_log_dropped_total",
+        "Access log lines dropped because the writer could not keep up.",
+    ),
     ("towpath_accept_errors_total", "Connections that could not be accepted."),
     ("towpath_bytes_in_flight", "Body bytes of unfinished exchanges, both ways."),
-    ("towpath_config_rejected_total", "Configurations not applied because something in them is wrong."),
+    (
+        "towpath_config_rejected_total",
+        "Configurations not applied because something in them is wrong.",
+    ),
     ("towpath_config_version_info", "The configuration in use, as a label."),
     ("towpath_connections", "Open client connections."),
     ("towpath_connections_total", "Client connections accepted."),

@@ -110,12 +110,7 @@ pub fn report(service: &ServiceState, endpoint: &EndpointState, outcome: Outcome
     }
 }
 
-fn try_eject(
-    service: &ServiceState,
-    endpoint: &EndpointState,
-    limits: &Outlier,
-    failure: Failure,
-) {
+fn try_eject(service: &ServiceState, endpoint: &EndpointState, limits: &Outlier, failure: Failure) {
     // One decision at a time, or two workers could each eject the other's last usable endpoint.
     static DECIDING: Mutex<()> = Mutex::new(());
     let _deciding = DECIDING.lock().unwrap_or_else(PoisonError::into_inner);

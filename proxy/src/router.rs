@@ -123,17 +123,17 @@ impl Router {
 
     /// The first route of the most specific host that matches.
     pub(crate) fn route(&self, target: &Target<'_>) -> Option<&Arc<CompiledRoute>> {
-        let routes = &self.hosts[self.host(target.host)? as usize];
+        let routes = &self.hosts[self.host(target)? as usize];
         let path = target.path;
         routes.iter().find(|route| route.matches.hold(target, path))
     }
 
-    fn host(&self, host: &str) -> Option<u32> {
+    fn host(&self, target: &Target<'_>) -> Option<u32> {
         if self.exact.is_empty() && self.suffixes.is_empty() {
             return self.any;
         }
         let mut lower = [0; 256];
-        let lower = lower_case(host, &mut lower)?;
+        let lower = lower_case(target.host(), &mut lower)?;
         if let Some(index) = self.exact.get(lower) {
             return Some(*index);
         }
@@ -186,18 +186,9 @@ impl RouteMetrics {
         };
         Self {
             requests: ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].map(class),
-            seconds: registry.histogram(
-                "towpath_request_seconds",
-                &[("route", route)],
-            ),
-            request_bytes: registry.counter(
-                "towpath_request_bytes_total",
-                &of,
-            ),
-            response_bytes: registry.counter(
-                "towpath_response_bytes_total",
-                &of,
-            ),
+            seconds: registry.histogram("towpath_request_seconds", &[("route", route)]),
+            request_bytes: registry.counter("towpath_request_bytes_total", &of),
+            response_bytes: registry.counter("towpath_response_bytes_total", &of),
         }
     }
 

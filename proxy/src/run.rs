@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     net::SocketAddr,
     process::ExitCode,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -58,6 +59,8 @@ impl Drop for Owned {
 
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+/// Time for the last lines of the access log, when the proxy ends.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// How often a drain looks whether it is done.
 const DRAIN_CHECK: Duration = Duration::from_millis(10);
 
@@ -68,7 +71,8 @@ const DRAIN_CHECK: Duration = Duration::from_millis(10);
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.die_with_parent {
         let term = rustix::process::Signal::TERM;
-        rustix::process::set_parent_process_death_signal(Some(term)).context("--die-with-parent")?;
+        rustix::process::set_parent_process_death_signal(Some(term))
+            .context("--die-with-parent")?;
     }
     logging::start(&args.log_level)?;
     raise_file_limit();
@@ -90,7 +94,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = applied.wait_for(|count| *count > 0), if !told => {
                 told = true;
-                println!("ready admin={}", running.admin_addr());
+                // Nobody reading is no reason not to serve.
+                let _ = writeln!(std::io::stdout(), "ready admin={}", running.admin_addr());
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -130,7 +135,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 /// the policies are wrong.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
     let listener = TcpListener::bind(config.admin).await.with_context(|| {
-        format!("cannot listen on the admin address {} (--admin); is another proxy running?", config.admin)
+        format!(
+            "cannot listen on the admin address {} (--admin); is another proxy running?",
+            config.admin
+        )
     })?;
     let admin = listener.local_addr()?;
     let access_log = AccessLog::start(&config.access_log)?;
@@ -228,6 +236,9 @@ impl Running {
         self.tasks.clear();
         self.control.begin_drain();
         self.control.workers.stop();
+        if let Some(log) = &self.control.access_log {
+            log.flush(LAST_LINES);
+        }
     }
 
     /// Reads certificates again whose files changed; done every two seconds anyway.
@@ -250,9 +261,7 @@ fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         // Not being allowed leaves the limit that was.
-        let _ = setrlimit(
-            Resource::Nofile,
-            Rlimit { current: limit.maximum, maximum: limit.maximum },
-        );
+        let _ =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }

@@ -119,7 +119,10 @@ fn start_from(cache: &Cache, control: &Arc<Control>) {
             }
         },
         Err(error) => {
-            tracing::warn!(error = format!("{error:#}"), "the configuration on disk cannot be read, waiting for the control plane");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the configuration on disk cannot be read, waiting for the control plane"
+            );
         }
     }
 }
@@ -132,12 +135,16 @@ async fn note_status(mut status: watch::Receiver<Status>, control: &Control) {
             source.errors = now
                 .error
                 .into_iter()
-                .chain(now.rejected.into_iter().map(|(key, reason)| {
-                    format!("{} `{}`: {reason}", key.kind, key.name)
-                }))
-                .chain(now.waiting_for.into_iter().map(|key| {
-                    format!("{} `{}` has not come yet", key.kind, key.name)
-                }))
+                .chain(
+                    now.rejected
+                        .into_iter()
+                        .map(|(key, reason)| format!("{} `{}`: {reason}", key.kind, key.name)),
+                )
+                .chain(
+                    now.waiting_for
+                        .into_iter()
+                        .map(|key| format!("{} `{}` has not come yet", key.kind, key.name)),
+                )
                 .collect();
         });
         if status.changed().await.is_err() {
@@ -155,7 +162,10 @@ async fn keep_newest(mut newest: watch::Receiver<Option<Arc<Snapshot>>>, cache: 
         let cache = cache.clone();
         let saved = tokio::task::spawn_blocking(move || cache.save(&snapshot)).await;
         if let Ok(Err(error)) = saved {
-            tracing::warn!(error = format!("{error:#}"), "the configuration cannot be kept on disk");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the configuration cannot be kept on disk"
+            );
         }
     }
 }

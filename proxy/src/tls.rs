@@ -24,7 +24,7 @@ use towpath_policies::model::TlsServer;
 
 /// Why certificates cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// The certificate file cannot be used.
     #[error("certificate file {}: {reason}; give a readable PEM file, leaf certificate first", .path.display())]
     Certificate {
@@ -86,12 +86,7 @@ impl ServerTls {
                 .with_cert_resolver(key.clone());
         config.alpn_protocols = spec.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.ticketer = aws_lc_rs::Ticketer::new()?;
-        Ok(Self {
-            spec: spec.clone(),
-            key,
-            stamp: Mutex::new(stamp),
-            settings: Arc::new(config),
-        })
+        Ok(Self { spec: spec.clone(), key, stamp: Mutex::new(stamp), settings: Arc::new(config) })
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use towpath_policies::model::{Endpoint, EndpointSet, Health, Service};
 
 pub mod admission;
+pub(crate) mod coalesce;
 pub mod connect;
 pub(crate) mod h2_pool;
 pub mod io;
@@ -180,16 +181,15 @@ pub fn reconcile(
         .iter()
         .map(|e| match known.get(&e.address) {
             Some(state) if state.spec == *e => (*state).clone(),
-            Some(state) => {
-                Arc::new(EndpointState { spec: e.clone(), live: state.live.clone() })
-            }
+            Some(state) => Arc::new(EndpointState { spec: e.clone(), live: state.live.clone() }),
             None => Arc::new(EndpointState {
                 spec: e.clone(),
                 live: Arc::new(EndpointLive::new(&spec.name, e, workers)),
             }),
         })
         .collect();
-    for gone in known.values().filter(|k| !set.endpoints.iter().any(|e| e.address == k.spec.address))
+    for gone in
+        known.values().filter(|k| !set.endpoints.iter().any(|e| e.address == k.spec.address))
     {
         gone.live.removed.store(true, Relaxed);
         gone.live.pools.clear();
@@ -307,26 +307,12 @@ impl ServiceMetrics {
         let registry = metrics::registry();
         let of = ("service", service);
         Self {
-            retries: crate::http::RetryReason::NAMES.map(|reason| {
-                registry.counter(
-                    "towpath_retries_total",
-                    &[of, ("reason", reason)],
-                )
-            }),
-            budget_exhausted: registry.counter(
-                "towpath_retry_budget_exhausted_total",
-                &[of],
-            ),
-            overflow: admission::Limit::NAMES.map(|limit| {
-                registry.counter(
-                    "towpath_overflow_total",
-                    &[of, ("limit", limit)],
-                )
-            }),
-            mirrors_dropped: registry.counter(
-                "towpath_mirrors_dropped_total",
-                &[of],
-            ),
+            retries: crate::http::RetryReason::NAMES
+                .map(|reason| registry.counter("towpath_retries_total", &[of, ("reason", reason)])),
+            budget_exhausted: registry.counter("towpath_retry_budget_exhausted_total", &[of]),
+            overflow: admission::Limit::NAMES
+                .map(|limit| registry.counter("towpath_overflow_total", &[of, ("limit", limit)])),
+            mirrors_dropped: registry.counter("towpath_mirrors_dropped_total", &[of]),
         }
     }
 }

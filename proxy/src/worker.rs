@@ -49,9 +49,8 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             workers.push(Worker { handle: runtime.handle().clone(), open: Arc::default() });
             let (stop, stopped) = oneshot::channel();
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{index}"))
-                .spawn(move || {
+            let thread =
+                std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                     // An error means the sender is gone, which also means stop.
                     let _ = runtime.block_on(stopped);
                     // Blocking work of others (a DNS look-up) is not waited for.
@@ -105,7 +104,12 @@ impl Workers {
                 thread
             })
             .collect();
+        let this = std::thread::current().id();
         for thread in stopping {
+            // The last owner may be a task on a worker, which cannot wait for itself.
+            if thread.thread().id() == this {
+                continue;
+            }
             if thread.join().is_err() {
                 tracing::error!("a worker thread panicked");
             }

@@ -204,7 +204,11 @@ impl World {
             services.insert(name.clone(), state);
         }
         let old = std::mem::replace(&mut self.services, services);
-        Ok(old.into_iter().filter(|(n, _)| !self.services.contains_key(n)).map(|(_, s)| s).collect())
+        Ok(old
+            .into_iter()
+            .filter(|(n, _)| !self.services.contains_key(n))
+            .map(|(_, s)| s)
+            .collect())
     }
 
     fn reconcile(
@@ -216,7 +220,11 @@ impl World {
         let name = spec.name.clone();
         let workers = self.terms.workers.count();
         let new = upstream::reconcile(Some(old), spec, set, workers).map_err(|e| e.to_string())?;
-        for gone in old.endpoints.iter().filter(|e| !new.endpoints.iter().any(|n| n.spec.name == e.spec.name)) {
+        for gone in old
+            .endpoints
+            .iter()
+            .filter(|e| !new.endpoints.iter().any(|n| n.spec.name == e.spec.name))
+        {
             registry().forget(&[("service", &name), ("endpoint", &gone.spec.name)]);
         }
         Ok(new)

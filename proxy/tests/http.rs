@@ -1,4 +1,10 @@
 //! The HTTP data path against raw clients and raw origins on real sockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    unreachable_pub,
+    reason = "tests, and tables of cases"
+)]
 
 #[path = "http/framing.rs"]
 mod framing;

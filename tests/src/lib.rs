@@ -3,6 +3,7 @@
 //!
 //! Everything started here ends when its value is dropped.
 
+pub mod frames;
 mod git;
 mod origin;
 mod peers;
@@ -15,7 +16,8 @@ pub use origin::Origin;
 pub use peers::{Peer, tool};
 pub use proxy::{Proxy, listener_port, policies};
 pub use raw::{
-    End, RawOrigin, Script, ScriptedOrigin, Seen, StrictOrigin, Then, Wire, digest, echo, panic_text, show,
+    End, RawOrigin, Script, ScriptedOrigin, Seen, StrictOrigin, Then, Wire, digest, echo,
+    panic_text, show,
 };
 
 use std::{future::Future, time::Duration};
@@ -24,7 +26,10 @@ use std::{future::Future, time::Duration};
 ///
 /// # Panics
 /// With `what` when there is none within 30 s.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let mut tick = tokio::time::interval(Duration::from_millis(25));
     for _ in 0..1200 {
         tick.tick().await;
@@ -51,7 +56,10 @@ pub async fn get(address: std::net::SocketAddr, path: &str, host: &str) -> Optio
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut answer)).await.ok()?.ok()?;
+    tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut answer))
+        .await
+        .ok()?
+        .ok()?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;

@@ -44,7 +44,8 @@ impl Proxy {
     pub async fn start(port: u16, policies: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("mesh.yaml"), policies).expect("writable");
-        let source = SourceConfig::Folder { folder: folder.path().to_owned(), node: Default::default() };
+        let source =
+            SourceConfig::Folder { folder: folder.path().to_owned(), node: Default::default() };
         let running = towpath_proxy::start(Config::new(source)).await.expect("the proxy starts");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self { address, running, _folder: folder }

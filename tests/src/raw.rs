@@ -44,7 +44,8 @@ impl Wire {
     /// # Panics
     /// When nobody listens there.
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = timeout(PATIENCE, TcpStream::connect(address)).await.expect("connects in time");
+        let stream =
+            timeout(PATIENCE, TcpStream::connect(address)).await.expect("connects in time");
         Self::new(stream.expect("somebody listens"))
     }
 
@@ -69,12 +70,11 @@ impl Wire {
         sent.expect("the peer takes what is sent").is_ok()
     }
 
-    /// Sends up to `most` zeros, until the peer has taken none for a while; how many went.
-    pub async fn fill(&mut self, most: usize) -> usize {
-        let (zeros, mut sent) = (vec![0; 256 * 1024], 0);
-        while sent < most {
-            let piece = &zeros[..zeros.len().min(most - sent)];
-            match timeout(Duration::from_millis(300), self.stream.write(piece)).await {
+    /// Sends `bytes` until the peer has taken none for a while or is gone; how many went.
+    pub async fn push(&mut self, bytes: &[u8]) -> usize {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match timeout(Duration::from_millis(300), self.stream.write(&bytes[sent..])).await {
                 Ok(Ok(n)) => sent += n,
                 _ => break,
             }
@@ -86,6 +86,15 @@ impl Wire {
     pub async fn finish(&mut self) {
         // Fails only when the peer is gone already, which reading then tells.
         let _ = self.stream.shutdown().await;
+    }
+
+    /// The socket itself.
+    ///
+    /// # Panics
+    /// When something was received that was not taken.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.buffer.is_empty(), "not taken: {}", show(&self.buffer));
+        self.stream
     }
 
     /// Sends RST.
@@ -249,7 +258,8 @@ impl RawOrigin {
     /// # Panics
     /// When nobody does.
     pub async fn accept(&self) -> Wire {
-        let accepted = timeout(PATIENCE, self.listener.accept()).await.expect("a connection in time");
+        let accepted =
+            timeout(PATIENCE, self.listener.accept()).await.expect("a connection in time");
         Wire::new(accepted.expect("accepts").0)
     }
 
@@ -432,7 +442,8 @@ async fn serve_strictly(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) {
 /// Bytes for a person: escaped, and cut when long.
 pub fn show(bytes: &[u8]) -> String {
     let text = bytes[..bytes.len().min(2048)].escape_ascii();
-    let more = if bytes.len() > 2048 { format!("… ({} bytes)", bytes.len()) } else { String::new() };
+    let more =
+        if bytes.len() > 2048 { format!("… ({} bytes)", bytes.len()) } else { String::new() };
     format!("\"{text}\"{more}")
 }
 

@@ -224,7 +224,9 @@ impl<'a> Cursor<'a> {
                 match (self.reading, fields.0.last_mut()) {
                     (Reading::Strict, _) => return invalid("a line that begins with white space"),
                     (Reading::Tolerant, None) if first => {}
-                    (Reading::Tolerant, None) => return invalid("a trailer that begins with white space"),
+                    (Reading::Tolerant, None) => {
+                        return invalid("a trailer that begins with white space");
+                    }
                     (Reading::Tolerant, Some((_, value))) => {
                         *value = format!("{value} {}", value_text(&line)?).trim().to_owned();
                     }
@@ -255,10 +257,15 @@ impl<'a> Cursor<'a> {
             if !(after.is_empty() || after.starts_with(';')) {
                 return invalid("a chunk size followed by something else");
             }
-            if self.reading == Reading::Strict && line.len() != digits && !line[digits..].starts_with(b";") {
+            if self.reading == Reading::Strict
+                && line.len() != digits
+                && !line[digits..].starts_with(b";")
+            {
                 return invalid("white space after a chunk size");
             }
-            if after.bytes().any(|b| (b < b' ' && b != b'\t') || b == 0x7f) {
+            // §7.1.1: an extension is ignored; only CR and LF in it would move the end of the line.
+            let control = after.bytes().any(|b| (b < b' ' && b != b'\t') || b == 0x7f);
+            if control && self.reading == Reading::Strict {
                 return invalid("a control character in a chunk extension");
             }
             if size == 0 {
@@ -306,7 +313,9 @@ fn read_request_head(bytes: &[u8], reading: Reading) -> Read<(Request, usize)> {
             .filter(|w| !w.is_empty())
             .collect(),
     };
-    let [method, target, version] = words[..] else { return invalid("a request line not of three words") };
+    let [method, target, version] = words[..] else {
+        return invalid("a request line not of three words");
+    };
     if method.is_empty() || !method.iter().copied().all(is_token) {
         return invalid("a method that is no token");
     }
@@ -314,7 +323,9 @@ fn read_request_head(bytes: &[u8], reading: Reading) -> Read<(Request, usize)> {
         b"HTTP/1.1" => 1,
         b"HTTP/1.0" => 0,
         // RFC 9110 §2.5: a higher minor version is read as the highest known one.
-        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] if reading == Reading::Tolerant => 1,
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] if reading == Reading::Tolerant => {
+            1
+        }
         _ => return invalid("a version that is not HTTP/1"),
     };
     if target.is_empty() || target.iter().any(|b| !(0x21..0x7f).contains(b)) {
@@ -334,8 +345,15 @@ fn read_request_head(bytes: &[u8], reading: Reading) -> Read<(Request, usize)> {
         [host] if is_host(host) && is_host(authority) => {}
         _ => return invalid("not exactly one valid Host"),
     }
-    let request =
-        Request { method, target, minor, fields, body: Vec::new(), trailers: Fields::default(), last: false };
+    let request = Request {
+        method,
+        target,
+        minor,
+        fields,
+        body: Vec::new(),
+        trailers: Fields::default(),
+        last: false,
+    };
     Ok((request, cursor.at))
 }
 
@@ -346,7 +364,9 @@ fn read_response(bytes: &[u8], method: &str) -> Read<(Response, usize)> {
     }
     let mut cursor = Cursor { bytes, at: head, reading: Reading::Strict };
     match framing(&response.fields, Reading::Strict)? {
-        Framing::Chunked { .. } if response.minor == 0 => return invalid("Transfer-Encoding in HTTP/1.0"),
+        Framing::Chunked { .. } if response.minor == 0 => {
+            return invalid("Transfer-Encoding in HTTP/1.0");
+        }
         Framing::Chunked { .. } => (response.body, response.trailers) = cursor.chunked()?,
         Framing::Length(length) => response.body = cursor.take(length)?.to_vec(),
         Framing::None | Framing::NotChunked => {
@@ -398,7 +418,8 @@ fn framing(fields: &Fields, reading: Reading) -> Read<Framing> {
         .map(|c| c.trim().to_ascii_lowercase())
         .filter(|c| !c.is_empty())
         .collect();
-    let lengths: Vec<&str> = fields.all("content-length").flat_map(|v| v.split(',')).map(str::trim).collect();
+    let lengths: Vec<&str> =
+        fields.all("content-length").flat_map(|v| v.split(',')).map(str::trim).collect();
     if fields.all("transfer-encoding").next().is_some() {
         if reading == Reading::Strict && !lengths.is_empty() {
             return invalid("both Transfer-Encoding and Content-Length");
@@ -407,7 +428,10 @@ fn framing(fields: &Fields, reading: Reading) -> Read<Framing> {
             return invalid("chunked more than once");
         }
         let chunked = codings.last().is_some_and(|c| c == "chunked");
-        if codings.iter().any(|c| !matches!(c.as_str(), "chunked" | "gzip" | "deflate" | "compress")) {
+        if codings
+            .iter()
+            .any(|c| !matches!(c.as_str(), "chunked" | "gzip" | "deflate" | "compress"))
+        {
             return invalid("an unknown transfer coding");
         }
         let with_length = !lengths.is_empty();
@@ -471,11 +495,31 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 2\r\n\r\nab", "bad", "ok 2"),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 3\r\n\r\nab", "bad", "bad"),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +2\r\n\r\nab", "bad", "bad"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\nab\r\n0\r\n\r\n", "ok 2", "ok 2"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n", "bad", "bad"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n", "bad", "bad"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", "bad", "bad"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", "bad", "ok 2"),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=\"y\"\r\nab\r\n0\r\n\r\n",
+                "ok 2",
+                "ok 2",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n",
+                "bad",
+                "bad",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
+                "bad",
+                "bad",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+                "bad",
+                "bad",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+                "bad",
+                "ok 2",
+            ),
         ];
         for (bytes, strict, tolerant) in cases {
             for (reading, expected) in [(Reading::Strict, strict), (Reading::Tolerant, tolerant)] {
@@ -498,11 +542,20 @@ mod tests {
             Parsed::Message(message, _) => Some((message.body.len(), message.until_close)),
             _ => None,
         };
-        assert_eq!(length("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nabX", "GET"), Some((2, false)));
-        assert_eq!(length("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nX", "HEAD"), Some((0, false)));
+        assert_eq!(
+            length("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nabX", "GET"),
+            Some((2, false))
+        );
+        assert_eq!(
+            length("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nX", "HEAD"),
+            Some((0, false))
+        );
         assert_eq!(length("HTTP/1.1 204 No\r\n\r\nX", "GET"), Some((0, false)));
         assert_eq!(length("HTTP/1.1 200 OK\r\n\r\nabc", "GET"), Some((3, true)));
         assert_eq!(length("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na", "GET"), None);
-        assert_eq!(length("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n", "GET"), None);
+        assert_eq!(
+            length("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n", "GET"),
+            None
+        );
     }
 }

@@ -30,8 +30,10 @@ async fn serves_the_quickstart(api_type: &str) {
     let bootstrap = folder.path().join("envoy.yaml");
     std::fs::write(&bootstrap, bootstrap_text(api_type, plane.xds_addr)).expect("writable");
     let base_id = port.to_string();
-    let arguments = ["-c", bootstrap.to_str().expect("utf-8"), "--base-id", &base_id, "--concurrency", "1"];
-    let _envoy = Peer::start(&tool("envoy/bin/envoy"), &[&arguments[..], &["-l", "error"]].concat(), &[]);
+    let arguments =
+        ["-c", bootstrap.to_str().expect("utf-8"), "--base-id", &base_id, "--concurrency", "1"];
+    let _envoy =
+        Peer::start(&tool("envoy/bin/envoy"), &[&arguments[..], &["-l", "error"]].concat(), &[]);
     let envoy = SocketAddr::from(([127, 0, 0, 1], port));
 
     let answer = eventually("Envoy serves the first origin", || async {
@@ -51,7 +53,8 @@ async fn serves_the_quickstart(api_type: &str) {
 
     // A broken commit harms nothing, and the status says where it is wrong.
     let broken = quickstart(port, first.address, first.address).replace("    port:", "    prot:");
-    let broken_line = 1 + broken.lines().position(|l| l.contains("prot:")).expect("it is there") as u32;
+    let broken_line =
+        1 + broken.lines().position(|l| l.contains("prot:")).expect("it is there") as u32;
     repository.commit("mesh.yaml", &broken);
     plane.refresh().await;
     let status = plane.status();

@@ -43,7 +43,7 @@ pub struct Options {
 /// Where a client stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// Whether a stream to the server stands and has been answered.
+    /// Whether a stream to the server stands.
     pub connected: bool,
     /// Version of the snapshot in use.
     pub version: Option<String>,

@@ -32,6 +32,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 const MAX_REASON_BYTES: usize = 4_096;
 /// Most resources named in one rejection.
 const MAX_REASONS: usize = 256;
+/// Among `node.client_features`. See [`keeps_endpoints`].
+const KEEPS_ENDPOINTS: &str = "towpath.dev/keeps-endpoints";
 /// Prefix of `control_plane.identifier` when it carries a snapshot's version.
 const IDENTIFIER: &str = "towpath ";
 
@@ -434,11 +436,18 @@ pub(crate) fn node_to_pb(node: &Node) -> core::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
         user_agent_name: "towpath".to_owned(),
+        client_features: vec![KEEPS_ENDPOINTS.to_owned()],
         user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
             env!("CARGO_PKG_VERSION").to_owned(),
         )),
         ..Default::default()
     }
+}
+
+/// Whether a client says that a changed service does without its endpoint
+/// set being sent again.
+pub(crate) fn keeps_endpoints(node: &core::Node) -> bool {
+    node.client_features.iter().any(|feature| feature == KEEPS_ENDPOINTS)
 }
 
 /// The domain form of a client's name; overlong names are cut.

@@ -43,7 +43,7 @@ fn state_of_the_world_converges_through_faults() {
     }
 }
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 const STEPS: usize = 150;
 const WARM_WAIT: Duration = Duration::from_secs(15);
 const KINDS: [ResourceKind; 4] = [
@@ -155,7 +155,6 @@ impl Simulation {
         assert_eq!(got.routes, expected.routes);
         assert_eq!(got.services, expected.services);
         assert_eq!(got.endpoints, expected.endpoints);
-        assert_eq!(got.version, expected.version);
         for kind in KINDS {
             let held: Vec<String> = self.client.held(kind).into_keys().collect();
             assert_eq!(held, names(&expected, kind), "held {kind}s");
@@ -181,11 +180,13 @@ impl Simulation {
 
     fn connect(&mut self) {
         let mut server = Stream::new(self.flavour, self.cache.clone());
+        server.set_keeps_endpoints(true);
         server.update(&self.world);
         self.streams.insert(self.next_stream, Link::new(server));
         self.speaking = Some(self.next_stream);
         self.next_stream += 1;
         self.client.connected();
+        self.client.established();
     }
 
     /// The client notices at once; the server may go on for a while with what
@@ -346,7 +347,8 @@ impl Link {
             news |= !again;
         }
         if whole {
-            let sent: BTreeSet<&String> = response.resources.iter().map(|item| &item.name).collect();
+            let sent: BTreeSet<&String> =
+                response.resources.iter().map(|item| &item.name).collect();
             let before = self.told.len();
             self.told.retain(|(k, name), _| *k != kind || sent.contains(name));
             news |= self.told.len() < before || response.resources.is_empty();

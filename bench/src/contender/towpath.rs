@@ -74,3 +74,21 @@ spec:
         route_version = if setup == Setup::Tcp { "v1alpha2" } else { "v1" },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policies_of_every_setup_are_valid() {
+        let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        let ports = Ports { listen: at(8080), metrics: at(8081), origin: at(9000) };
+        let setups =
+            [Setup::H1Small, Setup::H1Bulk, Setup::H2Small, Setup::Grpc, Setup::H2Bulk, Setup::Tcp];
+        for setup in setups {
+            let files = [("bench.yaml".into(), documents(setup, ports))];
+            let mesh = towpath_policies::load(files, "bench".to_owned());
+            assert!(mesh.is_ok(), "{setup:?}: {:?}", mesh.err());
+        }
+    }
+}

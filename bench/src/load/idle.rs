@@ -14,6 +14,7 @@ pub const IDLE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Session {
     connections: Vec<Connection>,
+    body: usize,
 }
 
 impl Session {
@@ -22,16 +23,16 @@ impl Session {
     ///
     /// # Errors
     /// If one is refused, or its request is answered wrong.
-    pub async fn connect(target: SocketAddr, count: usize) -> anyhow::Result<Self> {
+    pub async fn connect(target: SocketAddr, count: usize, body: usize) -> anyhow::Result<Self> {
         let request = request();
         let mut connections = Vec::with_capacity(count);
         for nth in 0..count {
             let mut connection = Connection::open(target).await?;
-            let exchange = connection.exchange(&request).await;
+            let exchange = connection.exchange(&request, body).await;
             exchange.with_context(|| format!("on connection {nth} of {count}"))?;
             connections.push(connection);
         }
-        Ok(Self { connections })
+        Ok(Self { connections, body })
     }
 
     /// Stays idle `count` times [`IDLE`].
@@ -48,7 +49,10 @@ impl Session {
     pub async fn use_again(&mut self) -> anyhow::Result<()> {
         let request = request();
         for connection in &mut self.connections {
-            connection.exchange(&request).await.context("on a connection that was idle")?;
+            connection
+                .exchange(&request, self.body)
+                .await
+                .context("on a connection that was idle")?;
         }
         Ok(())
     }

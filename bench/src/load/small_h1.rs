@@ -9,7 +9,6 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{AUTHORITY, Outcome, Tickets};
-use crate::origin::SMALL_BODY;
 use crate::wire::{ReadBuffer, h1, unexpected, write_all};
 
 const BUFFER: usize = 16 * 1024;
@@ -18,6 +17,7 @@ const BUFFER: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Session {
     connections: Vec<Connection>,
+    body: usize,
 }
 
 /// One keep-alive connection.
@@ -28,12 +28,16 @@ pub(super) struct Connection {
 }
 
 impl Session {
-    /// Opens `connections` connections.
+    /// Opens `connections` connections for requests whose answers have `body` bytes.
     ///
     /// # Errors
     /// If one is refused.
-    pub async fn connect(target: SocketAddr, connections: usize) -> anyhow::Result<Self> {
-        let mut session = Self { connections: Vec::with_capacity(connections) };
+    pub async fn connect(
+        target: SocketAddr,
+        connections: usize,
+        body: usize,
+    ) -> anyhow::Result<Self> {
+        let mut session = Self { connections: Vec::with_capacity(connections), body };
         for _ in 0..connections {
             session.connections.push(Connection::open(target).await?);
         }
@@ -46,14 +50,14 @@ impl Session {
     /// The first wrong answer.
     pub async fn run(&mut self, count: u64) -> anyhow::Result<Outcome> {
         let tickets = Tickets::new(count);
-        let request = request();
+        let (request, body) = (request(), self.body);
         let mut tasks = JoinSet::new();
         for mut connection in self.connections.drain(..) {
             let (tickets, request) = (tickets.clone(), request.clone());
             tasks.spawn(async move {
                 while tickets.take() {
                     let start = Instant::now();
-                    connection.exchange(&request).await?;
+                    connection.exchange(&request, body).await?;
                     tickets.record(start.elapsed());
                 }
                 Ok::<_, io::Error>(connection)
@@ -62,7 +66,7 @@ impl Session {
         while let Some(done) = tasks.join_next().await {
             self.connections.push(done?.context("small HTTP/1.1 request")?);
         }
-        Ok(tickets.outcome(SMALL_BODY as u64))
+        Ok(tickets.outcome(self.body as u64))
     }
 }
 
@@ -75,18 +79,18 @@ impl Connection {
         Ok(Self { stream, buffer: ReadBuffer::new(BUFFER) })
     }
 
-    /// Sends a request and takes its whole answer.
-    pub(super) async fn exchange(&mut self, request: &[u8]) -> io::Result<()> {
+    /// Sends a request and takes its whole answer, whose body must have `body` bytes.
+    pub(super) async fn exchange(&mut self, request: &[u8], body: usize) -> io::Result<()> {
         write_all(&self.stream, request).await?;
         loop {
             if self.buffer.fill(&self.stream).await? == 0 {
                 return Err(unexpected("the proxy closed a keep-alive connection mid-exchange"));
             }
             let Some(head) = h1::response(self.buffer.filled())? else { continue };
-            if head.status != 200 || head.content_length != SMALL_BODY as u64 {
+            if head.status != 200 || head.content_length != body as u64 {
                 return Err(unexpected(format!("a wrong answer: {head:?}")));
             }
-            let whole = head.length + SMALL_BODY;
+            let whole = head.length + body;
             match self.buffer.filled().len() {
                 have if have < whole => {}
                 have if have == whole => {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{AUTHORITY, Outcome, Tickets};
-use crate::origin::{GRPC_MESSAGE, SMALL_BODY};
+use crate::origin::GRPC_MESSAGE;
 use crate::wire::h2::{self, Frame, HeaderBlock, kind, setting};
 use crate::wire::{ReadBuffer, unexpected, write_all};
 
@@ -28,9 +28,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// A request without a body, answered by the small response.
+    /// A request without a body, answered by the small response of `body` bytes.
     #[must_use]
-    pub fn small() -> Self {
+    pub fn small(body: usize) -> Self {
         // :method GET, :scheme http by the static table.
         let head = HeaderBlock::new(&[2, 6]).with(&[
             (4, "", "/small"),
@@ -40,7 +40,7 @@ impl Call {
             (0, "x-batch", "lineitem-000017"),
             (0, "authorization", "Bearer 0123456789abcdef0123456789abcdef"),
         ]);
-        Self { head, message: None, answer_bytes: SMALL_BODY, trailers: false }
+        Self { head, message: None, answer_bytes: body, trailers: false }
     }
 
     /// A gRPC unary call.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::{GRPC_MESSAGE, SMALL_BODY, Seen};
+use super::{GRPC_MESSAGE, Seen};
 use crate::wire::h2::{self, Frame, HeaderBlock, kind, setting};
 use crate::wire::{ReadBuffer, write_all};
 
@@ -21,15 +21,20 @@ const WINDOW_STEP: u32 = 4 << 20;
 const MAX_WAITING: usize = 4096;
 
 /// Serves a connection on which every request gets the small response.
-pub(super) async fn serve_small(stream: TcpStream, seen: Arc<Seen>) -> Result<(), String> {
+pub(super) async fn serve_small(
+    stream: TcpStream,
+    seen: Arc<Seen>,
+    body: usize,
+) -> Result<(), String> {
+    let length = body.to_string();
     let head = HeaderBlock::new(&[8]).with(&[
         (0, "server", "origin"),
         (0, "date", "Fri, 20 Nov 2026 12:00:00 GMT"),
         (0, "content-type", "application/json"),
         (0, "cache-control", "no-store"),
-        (0, "content-length", "1024"),
+        (0, "content-length", length.as_str()),
     ]);
-    let answer = Answer { head, body: vec![b'x'; SMALL_BODY], trailers: None };
+    let answer = Answer { head, body: vec![b'x'; body], trailers: None };
     Connection::new(answer, &seen).run(&stream).await
 }
 

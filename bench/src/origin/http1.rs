@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::{SMALL_BODY, Seen, down_bytes};
+use super::{Seen, down_bytes};
 use crate::pattern::{self, Verifier};
 use crate::wire::{ReadBuffer, h1, write_all};
 
@@ -24,8 +24,12 @@ enum Task {
 ///
 /// A proxy may drop an idle connection at any time, so socket errors are no complaint; broken
 /// content is.
-pub(super) async fn serve(stream: TcpStream, seen: Arc<Seen>) -> Result<(), String> {
-    let small = small_response();
+pub(super) async fn serve(
+    stream: TcpStream,
+    seen: Arc<Seen>,
+    small_body: usize,
+) -> Result<(), String> {
+    let small = response("200 OK", "application/json", &vec![b'x'; small_body]);
     let mut buffer = ReadBuffer::new(BUFFER);
     loop {
         let (task, consumed) = match h1::request(buffer.filled()) {
@@ -65,10 +69,6 @@ fn task_of(head: &h1::RequestHead<'_>) -> Task {
         "/up" => Task::Up(head.content_length),
         path => down_bytes(path).map_or(Task::Unknown, Task::Down),
     }
-}
-
-fn small_response() -> Vec<u8> {
-    response("200 OK", "application/json", &[b'x'; SMALL_BODY])
 }
 
 fn response(status: &str, content_type: &str, body: &[u8]) -> Vec<u8> {

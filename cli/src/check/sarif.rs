@@ -33,7 +33,6 @@ pub(super) fn document(report: &Report, root: &Root) -> anyhow::Result<String> {
 fn rule(rule: Rule) -> Value {
     json!({
         "id": rule.id(),
-        "name": rule.id(),
         "shortDescription": { "text": rule.summary() },
         "fullDescription": { "text": rule.summary() },
         "defaultConfiguration": {

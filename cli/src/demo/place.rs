@@ -14,8 +14,8 @@ pub(super) struct Region {
     pub(super) longitude: f64,
     /// Round trip from the gateway in milliseconds.
     pub(super) delay_ms: u64,
-    /// MiB a second of a worker without and with an accelerator.
-    pub(super) rate_mib: [f64; 2],
+    /// How fast its workers are, compared to others. Those with an accelerator are twice as fast.
+    pub(super) speed: f64,
     /// Vendor and model of the accelerator.
     pub(super) gpu: (&'static str, &'static str),
 }
@@ -27,7 +27,7 @@ pub(super) const REGIONS: [Region; 3] = [
         latitude: 39.0,
         longitude: -77.5,
         delay_ms: 4,
-        rate_mib: [8.0, 16.0],
+        speed: 1.1,
         gpu: ("amd", "MI300X"),
     },
     Region {
@@ -35,7 +35,7 @@ pub(super) const REGIONS: [Region; 3] = [
         latitude: 53.3,
         longitude: -6.3,
         delay_ms: 24,
-        rate_mib: [7.0, 14.0],
+        speed: 1.0,
         gpu: ("nvidia", "H200"),
     },
     Region {
@@ -43,7 +43,7 @@ pub(super) const REGIONS: [Region; 3] = [
         latitude: 19.1,
         longitude: 72.9,
         delay_ms: 60,
-        rate_mib: [6.0, 12.0],
+        speed: 0.9,
         gpu: ("amd", "MI325X"),
     },
 ];
@@ -66,11 +66,21 @@ pub(super) struct Node {
     pub(super) app: SocketAddr,
 }
 
-/// All addresses of the stage.
+/// All addresses of the stage, and speeds.
 #[derive(Debug)]
 pub(super) struct Places {
     pub(super) nodes: Vec<Node>,
     pub(super) gateway: SocketAddr,
+    pub(super) capacity: Capacity,
+}
+
+/// What the workers are made to be capable of, so that a slow one is felt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capacity {
+    /// MiB a second of all workers together.
+    pub(super) mib: f64,
+    /// Milliseconds that a worker spends on a batch of any size.
+    pub(super) batch_ms: u64,
 }
 
 impl Node {
@@ -79,9 +89,9 @@ impl Node {
         format!("worker-{}", self.name)
     }
 
-    /// MiB a second.
-    pub(super) fn rate_mib(&self) -> f64 {
-        self.region.rate_mib[usize::from(self.gpu)]
+    /// How fast it is, compared to others.
+    pub(super) fn speed(&self) -> f64 {
+        self.region.speed * if self.gpu { 2.0 } else { 1.0 }
     }
 }
 
@@ -90,7 +100,7 @@ impl Places {
     ///
     /// # Errors
     /// When there are none.
-    pub(super) fn find() -> io::Result<Self> {
+    pub(super) fn find(capacity: Capacity) -> io::Result<Self> {
         let mut ports = Ports::default();
         let mut nodes = Vec::new();
         for region in &REGIONS {
@@ -104,7 +114,12 @@ impl Places {
                 });
             }
         }
-        Ok(Self { nodes, gateway: ports.free()? })
+        Ok(Self { nodes, gateway: ports.free()?, capacity })
+    }
+
+    /// MiB a second of one worker.
+    pub(super) fn rate_mib(&self, node: &Node) -> f64 {
+        self.capacity.mib * node.speed() / self.nodes.iter().map(Node::speed).sum::<f64>()
     }
 }
 
@@ -139,11 +154,13 @@ mod tests {
 
     #[test]
     fn every_place_has_its_own_port() {
-        let places = Places::find().unwrap();
+        let places = Places::find(Capacity { mib: 90.0, batch_ms: 1 }).unwrap();
         let mut ports: BTreeSet<u16> =
             places.nodes.iter().flat_map(|node| [node.address.port(), node.app.port()]).collect();
         ports.insert(places.gateway.port());
         assert_eq!((places.nodes.len(), ports.len()), (6, 13));
+        let rates: f64 = places.nodes.iter().map(|node| places.rate_mib(node)).sum();
+        assert!((rates - 90.0).abs() < 1e-9);
         assert!(REGIONS.iter().any(|region| region.name == FAVOURED));
     }
 }

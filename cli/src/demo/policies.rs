@@ -217,10 +217,11 @@ Try the weights in `mesh/routes.yaml`.
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::place::Capacity;
 
     #[test]
     fn the_files_hold_what_the_story_changes() {
-        let places = Places::find().unwrap();
+        let places = Places::find(Capacity { mib: 90.0, batch_ms: 1 }).unwrap();
         let files = files(&places);
         let text = |path| &files.iter().find(|file| file.path == path).unwrap().text;
         assert_eq!(text(TRANSFER).matches(TYPO.0).count(), 1);

@@ -109,7 +109,10 @@ impl Report<'_> {
             line("failures that clients saw", count(self.counts.failures)),
             line(
                 "batches loaded by an earlier try",
-                format!("{} (its answer was lost; loaded once)", self.counts.already),
+                match self.counts.already {
+                    0 => "0".to_owned(),
+                    some => format!("{some} (whose answer was lost; loaded once)"),
+                },
             ),
             line(
                 "carried",
@@ -218,6 +221,7 @@ impl Report<'_> {
             "picks_by_endpoint": by("towpath_picks_total", "endpoint"),
             "picks_percent_before_shift": self.chronicle.before.regions,
             "picks_percent_after_shift": self.chronicle.after.regions,
+            "traffic_shifted": self.chronicle.shifted(),
             "batches_by_region": self.details.regions,
             "protocols": self.protocols(),
             "uploads": self.uploads(),

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -102,7 +103,9 @@ impl Repository {
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_EDITOR", "true")
-            .env("LC_ALL", "C");
+            .env("LC_ALL", "C")
+            // Ctrl-C in a terminal is for the demo alone
+            .process_group(0);
         let output = command.output().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => anyhow::anyhow!(
                 "the program `git` is not installed: the demo keeps its policies in a real \

@@ -37,6 +37,8 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// Orders at scale 1, and line items of an order on average.
 const ORDERS: f64 = 1_500_000.0;
 const ITEMS_PER_ORDER: f64 = 4.0;
+/// Text of all rows at scale 1.
+const BYTES: f64 = 0.9e9;
 
 /// What comments are cut from. `dbgen` cuts them from 300 MiB of text, which
 /// would cost that much memory and two seconds; all other columns are as its own.
@@ -117,6 +119,17 @@ impl Cargo {
         (ORDERS * self.scale * (1.0 + ITEMS_PER_ORDER * small_parts)) as u64
     }
 
+    /// Rows of a small batch on average: some thousand batches, or some hundred of little data.
+    fn mean_rows(&self) -> u64 {
+        let rows = self.small_rows();
+        (rows / 6500).clamp(60, 4000).min((rows / 400).max(8))
+    }
+
+    /// Expected number of small batches.
+    pub(super) fn small_batches(&self) -> u64 {
+        self.small_rows() / self.mean_rows()
+    }
+
     /// Expected rows altogether.
     pub(super) fn rows(&self) -> u64 {
         (ORDERS * self.scale * (1.0 + ITEMS_PER_ORDER)) as u64
@@ -136,6 +149,11 @@ impl Cargo {
             self.scale, part, parts, words, &COMMENTS,
         )
         .iter()
+    }
+
+    /// Expected size of the text in bytes.
+    pub(super) fn bytes(&self) -> f64 {
+        BYTES * self.scale
     }
 
     /// Makes every row once and notes what is true of them.
@@ -162,7 +180,7 @@ impl Cargo {
         let mut items = (first_small..=PARTS).flat_map(|part| self.items(part, PARTS)).peekable();
         let mut orders = (1..=PARTS).flat_map(|part| self.orders(part, PARTS)).peekable();
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let mean = (self.small_rows() / 4000).clamp(110, 4000) as usize;
+        let mean = self.mean_rows() as usize;
         for number in 0_u64.. {
             let rows = random.usize(mean / 4..=mean * 7 / 4);
             let orders_now = match (items.peek(), orders.peek()) {

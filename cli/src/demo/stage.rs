@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     admin::{self, Metrics},
-    place::{Node, Places},
+    place::{Capacity, Node, Places},
     policies,
     process::Fleet,
     repository::{BRANCH, Commit, Repository},
@@ -42,12 +42,12 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Makes folders and finds ports below `folder`; starts nothing.
-    pub(super) fn new(folder: &Path) -> anyhow::Result<Self> {
+    /// Makes folders below `folder` and finds ports; starts nothing.
+    pub(super) fn new(folder: &Path, capacity: Capacity) -> anyhow::Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Ok(Self {
             folder: folder.to_owned(),
-            places: Places::find().context("finding free ports on loopback")?,
+            places: Places::find(capacity).context("finding free ports on loopback")?,
             fleet: Fleet::new(&folder.join("logs"))?,
             repository: Repository::create(folder.join("policies"))?,
             store: Store::open(folder.join("loaded"))?,
@@ -88,7 +88,8 @@ impl Stage {
             ("--name", node.name.clone()),
             ("--region", node.region.name.to_owned()),
             ("--delay-ms", node.region.delay_ms.to_string()),
-            ("--rate-mib", node.rate_mib().to_string()),
+            ("--batch-ms", self.places.capacity.batch_ms.to_string()),
+            ("--rate-mib", self.places.rate_mib(node).to_string()),
         ] {
             args.extend([flag.to_owned(), value]);
         }

@@ -67,7 +67,7 @@ fn two_commits_are_compared_by_what_they_come_to() {
 fn a_folder_and_a_commit_can_be_compared() {
     let dir = repository();
     let folder = dir.path().join("mesh");
-    let args = args(dir.path(), "HEAD", folder.to_str().unwrap(), Some("mesh"));
+    let args = args(dir.path(), "HEAD", folder.to_str().unwrap(), Some("./mesh/"));
     let (old, new) = (mesh(&args, &args.old).unwrap(), mesh(&args, &args.new).unwrap());
     assert_eq!(text(&diff(&old, &new)), "no difference\n");
 }

@@ -143,6 +143,7 @@ impl Worker {
         let name = request.uri().path().trim_start_matches(INGEST_PREFIX);
         let table = Table::named(name).ok_or_else(|| Refusal::NoTable(name.to_owned()))?;
         let batch = parameter(request.uri().query(), "batch").ok_or(Refusal::NoBatch)?.to_owned();
+        self.harness.begin().await;
         let mut intake = Intake::new(self, table);
         let mut body = request.into_body();
         while let Some(piece) = next_piece(&mut body).await? {
@@ -163,6 +164,7 @@ impl Worker {
                     None => {
                         let table = Table::named(&message.table)
                             .ok_or_else(|| Refusal::NoTable(message.table.clone()))?;
+                        self.harness.begin().await;
                         (Intake::new(self, table), message.batch)
                     }
                 };

@@ -109,7 +109,7 @@ async fn a_name_that_never_answers_delays_a_mesh_for_a_moment_only() {
     let started = Instant::now();
     let view = fixture.publish(mesh()).await;
     assert_eq!(started.elapsed(), FIRST_ANSWERS);
-    assert_eq!(ports(&view), [0_u16; 0]);
+    assert!(view.borrow().endpoints.is_empty(), "a proxy keeps what it has");
     let mut told = fixture.shared.subscribe();
     told.wait_for(|t| t.status().counters.dns_failures == 1).await.unwrap();
     let error = fixture.status().names[0].error.clone();

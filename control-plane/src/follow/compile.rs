@@ -10,6 +10,8 @@ use crate::{source::Revision, status::Finding};
 /// Warnings kept of one version.
 const WARNINGS_KEPT: usize = 100;
 
+const NO_FILES: &str = "there are no policy files (*.yaml, *.yml) here; to serve nothing on purpose, keep one without documents";
+
 /// A version that is fit to be served.
 pub(super) struct Compiled {
     pub(super) mesh: Mesh,
@@ -29,6 +31,10 @@ pub(super) async fn compile(revision: &Revision) -> Result<Compiled, Refusal> {
     };
     if let Some(why) = &revision.unfit {
         return Err(whole(why.clone()));
+    }
+    if revision.files.is_empty() {
+        // Far more often a wrong folder than the wish to end all traffic.
+        return Err(whole(NO_FILES.to_owned()));
     }
     let (files, version) = (revision.files.clone(), revision.version.clone());
     let checked = tokio::task::spawn_blocking(move || towpath_policies::check(files, version));

@@ -2,8 +2,10 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use notify::{RecursiveMode, Watcher as _};
@@ -14,6 +16,10 @@ use super::{Look, Revision, SourceError};
 
 /// Reads of a folder whose files come and go meanwhile, before that is an error.
 const ATTEMPTS: usize = 3;
+/// How long a folder must stay the same to be taken as it is.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Reads of a folder that does not stay the same, before that is an error.
+const MAX_READS: usize = 100;
 
 /// What is worth watching between two polls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +33,9 @@ pub(crate) enum Watched {
 /// A running watch; ends when dropped.
 pub(crate) struct Watch {
     _watcher: notify::RecommendedWatcher,
-    pub(crate) watched: Watched,
+    watched: Watched,
+    /// Device and inode: another folder may come to stand at the same path.
+    identity: Option<(u64, u64)>,
 }
 
 impl Watch {
@@ -50,26 +58,54 @@ impl Watch {
                 watcher.watch(&git_dir.join("refs"), RecursiveMode::Recursive)?;
             }
         }
-        Ok(Self { _watcher: watcher, watched })
+        let identity = watched.identity();
+        Ok(Self { _watcher: watcher, watched, identity })
+    }
+
+    /// Whether this watches what is to be watched, as it is now.
+    pub(crate) fn is_of(&self, watched: &Watched) -> bool {
+        self.watched == *watched && self.identity == watched.identity()
+    }
+}
+
+impl Watched {
+    fn identity(&self) -> Option<(u64, u64)> {
+        let (Self::Files(path) | Self::Refs(path)) = self;
+        std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
     }
 }
 
 /// Reads the folder; its version is a digest of the paths and contents.
+///
+/// What is new is read again until it stays the same for a moment: a file that
+/// an editor has emptied and not yet written would be a valid one.
 pub(crate) async fn look(folder: PathBuf, last: Option<&str>) -> Result<Look, SourceError> {
-    let at = folder.clone();
-    let read = tokio::task::spawn_blocking(move || read(&folder)).await;
-    let files = match read {
-        Ok(files) => files?,
-        Err(stopped) => {
-            return Err(SourceError::io("the reading task ended", &at, io::Error::other(stopped)));
+    let mut before = None;
+    for _ in 0..MAX_READS {
+        let files = read_off_runtime(folder.clone()).await?;
+        let version = folder::digest(&files);
+        if last == Some(version.as_str()) {
+            return Ok(Look::Unchanged);
         }
-    };
-    let version = folder::digest(&files);
-    if last == Some(version.as_str()) {
-        return Ok(Look::Unchanged);
+        if before.as_ref() == Some(&version) {
+            let (warnings, unfit) = (Vec::new(), None);
+            let (commit, branch) = (None, None);
+            return Ok(Look::Changed(Revision { version, commit, branch, files, warnings, unfit }));
+        }
+        before = Some(version);
+        tokio::time::sleep(SETTLE).await;
     }
-    let (warnings, unfit) = (Vec::new(), None);
-    Ok(Look::Changed(Revision { version, commit: None, branch: None, files, warnings, unfit }))
+    Err(SourceError::Restless(folder))
+}
+
+async fn read_off_runtime(folder: PathBuf) -> Result<Files, SourceError> {
+    let at = folder.clone();
+    match tokio::task::spawn_blocking(move || read(&folder)).await {
+        Ok(files) => files,
+        Err(stopped) => {
+            Err(SourceError::io("the reading task ended", &at, io::Error::other(stopped)))
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<Files, SourceError> {
@@ -86,7 +122,7 @@ fn read(path: &Path) -> Result<Files, SourceError> {
             {
                 attempt += 1;
             }
-            Err(source) => return Err(SourceError::Folder { at: path.to_owned(), source }),
+            Err(cause) => return Err(SourceError::Folder { at: path.to_owned(), cause }),
         }
     }
 }

@@ -106,7 +106,27 @@ impl Local<'_> {
 }
 
 impl Remote<'_> {
+    /// A mirror that an ended process left locked or half-written is made anew, once.
     pub(super) async fn look(
+        &self,
+        sub: Option<&Path>,
+        last: Option<&str>,
+    ) -> Result<Look, SourceError> {
+        let fresh = !self.mirror.join("HEAD").is_file();
+        if fresh {
+            self.make_mirror().await?;
+        }
+        match self.look_by_mirror(sub, last).await {
+            Err(SourceError::Git { detail, .. }) if !fresh => {
+                tracing::warn!(mirror = %self.mirror.display(), %detail, "the mirror is made anew");
+                self.make_mirror().await?;
+                self.look_by_mirror(sub, last).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn look_by_mirror(
         &self,
         sub: Option<&Path>,
         last: Option<&str>,
@@ -129,7 +149,7 @@ impl Remote<'_> {
 
     async fn head(&self) -> Result<Head, SourceError> {
         let wanted = self.branch.map_or_else(|| "HEAD".to_owned(), full_name);
-        let call = self.network("ls-remote").args(["--symref", "--end-of-options"]);
+        let call = self.network("ls-remote").await.args(["--symref", "--end-of-options"]);
         let call = call.arg(self.url.secret()).arg(&wanted);
         let listing = call.text().await.map_err(|e| self.explain(e))?;
         let Some(commit) = Head::commit(&listing, &wanted) else {
@@ -144,41 +164,27 @@ impl Remote<'_> {
 
     async fn missing(&self) -> SourceError {
         let Some(branch) = self.branch else { return SourceError::Empty { at: self.at() } };
-        let call = self.network("ls-remote").args(["--heads", "--end-of-options"]);
+        let call = self.network("ls-remote").await.args(["--heads", "--end-of-options"]);
         let listing = call.arg(self.url.secret()).text().await.unwrap_or_default();
         let names = listing.lines().filter_map(|line| Some(line.split_once('\t')?.1));
         let known = nearest(branch, names);
         SourceError::BranchMissing { at: self.at(), branch: branch.to_owned(), known }
     }
 
-    /// Brings the tip into the mirror. A mirror that an ended process left
-    /// locked or half-written is made anew, once.
+    /// Brings the tip into the mirror.
     async fn fetch(&self, name: &str) -> Result<(), SourceError> {
-        let fresh = !self.mirror.join("HEAD").is_file();
-        if fresh {
-            self.make_mirror().await?;
-        }
-        match self.try_fetch(name).await {
-            Err(SourceError::Git { detail, .. }) if !fresh => {
-                tracing::warn!(mirror = %self.mirror.display(), %detail, "mirror is made anew");
-                self.make_mirror().await?;
-                self.try_fetch(name).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn try_fetch(&self, name: &str) -> Result<(), SourceError> {
         let refspec = format!("+{name}:{FOLLOWED}");
-        let fetch = |depth: Option<&str>| {
-            let call =
-                self.network("fetch").args(["--quiet", "--no-tags", "--no-write-fetch-head"]);
+        let fetch = async |depth: Option<&str>| {
+            let call = self.network("fetch").await;
+            let call = call.args(["--quiet", "--no-tags", "--no-write-fetch-head"]);
             let call = call.args(["--no-recurse-submodules", "--force"]).args(depth);
-            call.arg("--end-of-options").arg(self.url.secret()).arg(&refspec).text()
+            call.arg("--end-of-options").arg(self.url.secret()).arg(&refspec).text().await
         };
         let outcome = match fetch(Some("--depth=1")).await {
             // A repository behind a plain file server has no protocol to ask for less.
-            Err(Failure::Exit { stderr, .. }) if stderr.contains("shallow") => fetch(None).await,
+            Err(Failure::Exit { stderr, .. }) if stderr.contains("shallow capabilities") => {
+                fetch(None).await
+            }
             outcome => outcome,
         };
         outcome.map(drop).map_err(|e| self.explain(e))
@@ -197,15 +203,20 @@ impl Remote<'_> {
         call.arg(self.mirror).text().await.map(drop).map_err(|e| self.explain(e))
     }
 
-    fn network(&self, command: &str) -> Call {
-        let call = Call::new(REMOTE_TIMEOUT, SMALL_OUTPUT);
-        let call = if self.mirror.join("HEAD").is_file() {
-            call.arg("--git-dir").arg(self.mirror)
+    /// By the mirror's configuration, never that of a repository we happen to stand in.
+    async fn network(&self, command: &str) -> Call {
+        let call = Call::new(REMOTE_TIMEOUT, SMALL_OUTPUT).arg("--git-dir").arg(self.mirror);
+        let call = if self.url.is_ssh() && !self.chooses_ssh_command().await {
+            call.without_ssh_prompts()
         } else {
             call
         };
-        let call = if self.url.is_ssh() { call.without_ssh_prompts() } else { call };
         call.arg(command)
+    }
+
+    /// Whether the user's git configuration names an ssh command, which ours would displace.
+    async fn chooses_ssh_command(&self) -> bool {
+        self.call().args(["config", "--get", "core.sshCommand"]).text().await.is_ok()
     }
 
     fn call(&self) -> Call {

@@ -142,6 +142,11 @@ impl RemoteUrl {
         &self.0
     }
 
+    /// Whether it carries a password (or a token).
+    pub fn holds_password(&self) -> bool {
+        self.user_info().is_some()
+    }
+
     /// Takes the credentials of this address out of a text that may quote it.
     pub(crate) fn redact(&self, text: &str) -> String {
         match self.user_info() {
@@ -281,6 +286,7 @@ mod tests {
             panic!("a URL")
         };
         assert_eq!(url.to_string(), "https://example.com/p.git");
+        assert!(url.holds_password());
         assert!(!format!("{url:?}").contains("s3cret"));
         assert_eq!(
             url.redact("fatal: 'https://me:s3cret@example.com/p.git' not found"),
@@ -290,5 +296,6 @@ mod tests {
             panic!("a URL")
         };
         assert_eq!(ssh.to_string(), "ssh://git@example.com/p.git");
+        assert!(!ssh.holds_password());
     }
 }

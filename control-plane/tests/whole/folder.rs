@@ -51,3 +51,28 @@ async fn a_folder_that_goes_and_comes_back_is_told() {
     fs::rename(outside.path().join("away"), &folder).unwrap();
     assert_eq!(running.refresh().await.outcome, Outcome::Unchanged);
 }
+
+#[tokio::test]
+async fn a_folder_that_was_replaced_is_watched_anew() {
+    let outside = folder_of(&[("old/a.yaml", &policies(9000)), ("new/a.yaml", &policies(9001))]);
+    let at = |name: &str| outside.path().join(name);
+    symlink("old", at("current")).unwrap();
+    let running = started(spec(at("current").to_str().unwrap())).await;
+    symlink("new", at("next")).unwrap();
+    fs::rename(at("next"), at("current")).unwrap();
+    assert_eq!(running.refresh().await.outcome, Outcome::Applied);
+    let second = running.status().current.unwrap().version;
+    fs::write(at("new/a.yaml"), policies(9002)).unwrap();
+    when(&running, |status| served(status) != Some(&second)).await;
+}
+
+#[tokio::test]
+async fn an_emptied_folder_is_taken_for_a_mistake() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let running = started(spec(folder.path().to_str().unwrap())).await;
+    fs::remove_file(folder.path().join("a.yaml")).unwrap();
+    let status = when(&running, |status| status.rejected.is_some()).await;
+    assert!(status.ready && status.current.unwrap().services == 1);
+    let message = &status.rejected.unwrap().diagnostics[0].message;
+    assert!(message.contains("no policy files"), "{message}");
+}

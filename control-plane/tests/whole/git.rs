@@ -55,6 +55,23 @@ async fn going_back_to_the_served_commit_clears_the_rejection() {
 }
 
 #[tokio::test]
+async fn a_repository_that_is_being_replaced_is_not_taken_for_a_plain_folder() {
+    let repository = Repository::new();
+    let good = repository.commit_policies(&policies(9000));
+    let running = started(local(&repository)).await;
+    let (dot_git, aside) = (repository.path().join(".git"), repository.path().join("aside"));
+    std::fs::rename(&dot_git, &aside).unwrap();
+    repository.write("policies.yaml", policies(9001));
+    let refreshed = running.refresh().await;
+    assert_eq!((refreshed.outcome, refreshed.version), (Outcome::Failed, Some(good.clone())));
+    let error = refreshed.error.unwrap();
+    assert!(error.contains("was a Git repository"), "{error}");
+    std::fs::rename(&aside, &dot_git).unwrap();
+    assert_eq!(running.refresh().await.outcome, Outcome::Unchanged);
+    assert_eq!(served(&running.status()), Some(good.as_str()));
+}
+
+#[tokio::test]
 async fn commits_are_found_without_being_asked_for() {
     let repository = Repository::new();
     repository.commit_policies(&policies(9000));

@@ -1,5 +1,9 @@
 //! A repository behind a URL.
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 use towpath_control_plane::{Outcome, source::SourceSpec, start};
 
 use crate::support::*;
@@ -94,4 +98,34 @@ async fn a_repository_that_is_away_is_told_and_tried_again() {
     assert_eq!(running.refresh().await.outcome, Outcome::Unchanged);
     let source = running.status().source;
     assert_eq!((source.failures, source.error), (0, None));
+}
+
+/// A server that lets nobody in; its `host:port`.
+async fn closed_door() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+                Content-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_closed_door_is_told_without_a_prompt_and_without_the_password() {
+    let door = closed_door().await;
+    for user in ["", "me:s3cret@"] {
+        let running = started(spec(&format!("http://{user}{door}/policies.git"))).await;
+        let status = running.status();
+        let error = status.source.error.clone().unwrap();
+        assert!(error.contains("access denied") && error.contains("git ls-remote"), "{error}");
+        assert_eq!(status.source.location, format!("http://{door}/policies.git"));
+        assert!(!serde_json::to_string(&status).unwrap().contains("s3cret"));
+        running.shutdown().await;
+    }
 }

@@ -99,10 +99,26 @@ pub(crate) fn compile(
 /// Whether exactly the member that `type` names is given.
 fn well_formed(filter: &HttpFilter, problems: &mut Problems) -> bool {
     let members = [
-        (FilterType::RequestHeaderModifier, "requestHeaderModifier", filter.request_header_modifier.as_ref().map(|m| m.span)),
-        (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.as_ref().map(|m| m.span)),
-        (FilterType::RequestMirror, "requestMirror", filter.request_mirror.as_ref().map(|m| m.span)),
-        (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.as_ref().map(|m| m.span)),
+        (
+            FilterType::RequestHeaderModifier,
+            "requestHeaderModifier",
+            filter.request_header_modifier.as_ref().map(|m| m.span),
+        ),
+        (
+            FilterType::ResponseHeaderModifier,
+            "responseHeaderModifier",
+            filter.response_header_modifier.as_ref().map(|m| m.span),
+        ),
+        (
+            FilterType::RequestMirror,
+            "requestMirror",
+            filter.request_mirror.as_ref().map(|m| m.span),
+        ),
+        (
+            FilterType::RequestRedirect,
+            "requestRedirect",
+            filter.request_redirect.as_ref().map(|m| m.span),
+        ),
         (FilterType::UrlRewrite, "urlRewrite", filter.url_rewrite.as_ref().map(|m| m.span)),
     ];
     let mut good = true;
@@ -129,13 +145,18 @@ fn well_formed(filter: &HttpFilter, problems: &mut Problems) -> bool {
 
 fn allowed(filter: &HttpFilter, place: Place, problems: &mut Problems) -> bool {
     let kind = filter.kind.value;
-    let header = matches!(kind, FilterType::RequestHeaderModifier | FilterType::ResponseHeaderModifier);
+    let header =
+        matches!(kind, FilterType::RequestHeaderModifier | FilterType::ResponseHeaderModifier);
     let help = match place {
         Place::HttpRule => return true,
         Place::Backend if header => return true,
-        Place::Backend => "a backendRef may have RequestHeaderModifier and ResponseHeaderModifier; put the others on the rule",
+        Place::Backend => {
+            "a backendRef may have RequestHeaderModifier and ResponseHeaderModifier; put the others on the rule"
+        }
         Place::GrpcRule if header || kind == FilterType::RequestMirror => return true,
-        Place::GrpcRule => "a GRPCRoute may have RequestHeaderModifier, ResponseHeaderModifier and RequestMirror",
+        Place::GrpcRule => {
+            "a GRPCRoute may have RequestHeaderModifier, ResponseHeaderModifier and RequestMirror"
+        }
     };
     problems
         .error(Rule::Unsupported, filter.kind.span, "this filter is not supported here")
@@ -146,11 +167,22 @@ fn allowed(filter: &HttpFilter, place: Place, problems: &mut Problems) -> bool {
 /// Fields that belong to a connection or frame a message (RFC 9110 section
 /// 7.6.1, RFC 9112 section 6): editing them would break the exchange.
 const FRAMING: [&str; 9] = [
-    "connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade", "http2-settings",
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
 ];
 
-fn header_edit(modifier: &At<HeaderModifier>, request: bool, problems: &mut Problems) -> HeaderEdit {
+fn header_edit(
+    modifier: &At<HeaderModifier>,
+    request: bool,
+    problems: &mut Problems,
+) -> HeaderEdit {
     let mut edit = HeaderEdit::default();
     let mut seen: Vec<(String, Span)> = Vec::new();
     let mut name = |written: &At<crate::document::value::HeaderName>, problems: &mut Problems| {
@@ -165,7 +197,11 @@ fn header_edit(modifier: &At<HeaderModifier>, request: bool, problems: &mut Prob
         }
         if let Some((_, first)) = seen.iter().find(|(earlier, _)| *earlier == name) {
             problems
-                .error(Rule::Duplicate, written.span, format!("the header {} is there twice", ticked(&name)))
+                .error(
+                    Rule::Duplicate,
+                    written.span,
+                    format!("the header {} is there twice", ticked(&name)),
+                )
                 .related(*first, "first here");
         }
         seen.push((name.clone(), written.span));
@@ -196,7 +232,11 @@ fn mirror(
     let share = match (&written.percent, &written.fraction) {
         (Some(percent), Some(fraction)) => {
             problems
-                .error(Rule::Conflict, fraction.span, "only one of `percent`, `fraction` may be given")
+                .error(
+                    Rule::Conflict,
+                    fraction.span,
+                    "only one of `percent`, `fraction` may be given",
+                )
                 .related(percent.span, "the other");
             return None;
         }
@@ -227,7 +267,8 @@ fn mirror(
 }
 
 fn redirect(written: &RequestRedirect, filters: &mut Filters, problems: &mut Problems) -> Redirect {
-    let path = written.path.as_ref().and_then(|p| path_rewrite(p, &mut filters.replaces_prefix, problems));
+    let path =
+        written.path.as_ref().and_then(|p| path_rewrite(p, &mut filters.replaces_prefix, problems));
     let status = written.status_code.as_ref().map_or(302, |s| ***s);
     if !matches!(status, 301 | 302 | 303 | 307 | 308) {
         let span = written.status_code.as_ref().map_or(written.span, |s| s.span);

@@ -8,19 +8,18 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use crate::{
     diagnostic::Rule,
     document::{
-        Documents, Object,
+        Documents, Kind, Object,
         gateway::{GatewayListener, GatewaySpec, ListenerProtocol, TlsMode},
         read::ticked,
     },
-    model::{
-        Bind, Chain, ChainKind, Listener, NodeSelector, TcpForward, TlsServer,
-    },
+    model::{Bind, Chain, ChainKind, Listener, NodeSelector, TcpForward, TlsServer},
     problem::{Problems, Span},
 };
 
 use self::{attach::Plan, settings::Settings};
 use super::{
     Output,
+    index::Index,
     policies::Policies,
     routes::PreparedRoute,
     streams::PreparedStream,
@@ -35,17 +34,22 @@ pub(crate) struct Routes<'a, 'd> {
 
 pub(crate) fn compile(
     documents: &Documents,
+    index: &Index<'_>,
     routes: &Routes<'_, '_>,
     policies: &Policies<'_>,
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
     let mut sockets: Vec<(NodeSelector, SocketAddr, Span)> = Vec::new();
-    for gateway in &documents.gateways {
+    for gateway in documents.gateways.iter().filter(|g| index.is_first(Kind::Gateway, g)) {
         let class = &gateway.spec.class;
         if class.value != "towpath" {
             problems
-                .warning(Rule::NoEffect, class.span, format!("a Gateway of class {} is passed over", ticked(class)))
+                .warning(
+                    Rule::NoEffect,
+                    class.span,
+                    format!("a Gateway of class {} is passed over", ticked(class)),
+                )
                 .help("Towpath serves gatewayClassName: towpath");
             continue;
         }
@@ -90,12 +94,18 @@ fn claim_socket(
 ) {
     let meets = |other: &SocketAddr| {
         other.port() == address.port()
-            && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+            && (other.ip() == address.ip()
+                || other.ip().is_unspecified()
+                || address.ip().is_unspecified())
     };
     let taken = sockets.iter().find(|(other, socket, _)| other == nodes && meets(socket));
     if let Some((_, _, first)) = taken {
         problems
-            .error(Rule::Conflict, span, format!("port {} is taken by another Gateway of the same proxies", address.port()))
+            .error(
+                Rule::Conflict,
+                span,
+                format!("port {} is taken by another Gateway of the same proxies", address.port()),
+            )
             .related(*first, "taken here")
             .help("use another port, or select other proxies by the annotation towpath.dev/nodes");
     }
@@ -148,13 +158,15 @@ impl Port<'_, '_, '_> {
     fn chains(&mut self, group: &[&Plan<'_>], problems: &mut Problems) -> Vec<Chain> {
         if group[0].written.protocol.value == ListenerProtocol::Http {
             // Told apart by the Host header: one chain, one table.
-            let sections = group.iter().map(|plan| self.section(&self.name.clone(), plan)).collect();
+            let sections =
+                group.iter().map(|plan| self.section(&self.name.clone(), plan)).collect();
             let table = table::build(&self.name, sections, problems);
             let span = group[0].table_span();
             self.output.route_table(table, span, problems);
             return vec![self.http_chain(&self.name, Vec::new(), None)];
         }
-        let https = group.iter().filter(|p| p.written.protocol.value == ListenerProtocol::Https).count();
+        let https =
+            group.iter().filter(|p| p.written.protocol.value == ListenerProtocol::Https).count();
         let mut chains = Vec::new();
         for plan in group {
             if plan.written.protocol.value != ListenerProtocol::Https {
@@ -203,13 +215,10 @@ impl Port<'_, '_, '_> {
             let backends = attached.route.backends.clone();
             let services: Vec<_> = backends.iter().map(|b| b.service.as_str()).collect();
             let idle_timeout = self.policies.tcp_idle(&services, Some((&id, &plan.written.name)));
-            let server_names = if plan.written.protocol.value == ListenerProtocol::Tcp {
-                Vec::new()
-            } else if attached.hosts.iter().any(|host| host == "*") {
-                Vec::new()
-            } else {
-                attached.hosts.clone()
-            };
+            // Any host takes what no other chain's server names take.
+            let tcp = plan.written.protocol.value == ListenerProtocol::Tcp;
+            let any = tcp || attached.hosts.iter().any(|host| host == "*");
+            let server_names = if any { Vec::new() } else { attached.hosts.clone() };
             let kind = ChainKind::Tcp(TcpForward { backends, idle_timeout });
             Chain { server_names, tls: tls.clone(), kind }
         };
@@ -241,7 +250,11 @@ fn server_name_conflicts(group: &[&Plan<'_>], problems: &mut Problems) {
     let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
     let mut claim = |name, span, problems: &mut Problems| {
         if let Some(first) = seen.get(name) {
-            let of = if name == "*" { "every server name".to_owned() } else { format!("the server name {name}") };
+            let of = if name == "*" {
+                "every server name".to_owned()
+            } else {
+                format!("the server name {name}")
+            };
             problems
                 .error(Rule::Conflict, span, format!("{of} of this port is taken"))
                 .related(*first, "taken here");

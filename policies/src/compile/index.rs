@@ -37,7 +37,8 @@ impl<'d> Index<'d> {
         index.all(Kind::BalancerPolicy, &documents.balancer_policies, problems);
         index.all(Kind::BreakerPolicy, &documents.breaker_policies, problems);
         for service in &documents.services {
-            let protocol = service.spec.protocol.as_ref().map_or(ServiceProtocol::Follow, |p| p.value);
+            let protocol =
+                service.spec.protocol.as_ref().map_or(ServiceProtocol::Follow, |p| p.value);
             index.protocols.insert(service.id(), protocol);
         }
         index.sections();
@@ -49,7 +50,11 @@ impl<'d> Index<'d> {
             let id = object.id();
             if let Some(first) = self.names.get(&(kind, id.clone())) {
                 problems
-                    .error(Rule::Duplicate, object.span, format!("there are two {} `{id}`", kind.name()))
+                    .error(
+                        Rule::Duplicate,
+                        object.span,
+                        format!("there are two {} `{id}`", kind.name()),
+                    )
                     .related(*first, "first here")
                     .help("rename or remove one of them");
             } else {
@@ -74,6 +79,11 @@ impl<'d> Index<'d> {
                 self.sections.insert((Kind::GrpcRoute, route.id(), name.to_string()));
             }
         }
+    }
+
+    /// Whether an object is the first of its name; the others have been told of and count for nothing.
+    pub(crate) fn is_first<S>(&self, kind: Kind, object: &Object<S>) -> bool {
+        self.names.get(&(kind, object.id())) == Some(&object.span)
     }
 
     /// Follows a reference; tells when nothing has the name. `None` also when
@@ -138,7 +148,11 @@ impl<'d> Index<'d> {
         let kind = reference.kind.as_ref().filter(|k| k.value != Kind::Service.name());
         if let Some(wrong) = group.or(kind) {
             problems
-                .error(Rule::InvalidValue, wrong.span, format!("{} cannot be a backend", ticked(wrong)))
+                .error(
+                    Rule::InvalidValue,
+                    wrong.span,
+                    format!("{} cannot be a backend", ticked(wrong)),
+                )
                 .help("a backend is a Service of towpath.dev; leave group and kind out");
             return None;
         }
@@ -180,7 +194,11 @@ impl<'d> Index<'d> {
         match group {
             Some(group) if group.value != found.group() => {
                 problems
-                    .error(Rule::InvalidValue, group.span, format!("{} has no {}", ticked(group), found.name()))
+                    .error(
+                        Rule::InvalidValue,
+                        group.span,
+                        format!("{} has no {}", ticked(group), found.name()),
+                    )
                     .help(format!("{} is of {}", found.name(), found.group()));
                 None
             }

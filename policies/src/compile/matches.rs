@@ -132,10 +132,7 @@ fn value(
     }
 }
 
-fn headers(
-    written: &[HeaderMatch],
-    problems: &mut Problems,
-) -> Option<Vec<(String, ValueMatch)>> {
+fn headers(written: &[HeaderMatch], problems: &mut Problems) -> Option<Vec<(String, ValueMatch)>> {
     let mut found: Vec<(String, ValueMatch)> = Vec::new();
     let mut whole = true;
     for header in written {
@@ -189,7 +186,8 @@ fn grpc_path(written: &GrpcMethodMatch, problems: &mut Problems) -> Option<PathM
             text.as_ref().map_or_else(|| "[^/]+".to_owned(), |t| format!("(?:{})", t.value))
         };
         // Each alone first, so that an error points at the one that is wrong.
-        let whole = [&service, &method].into_iter().flatten().all(|t| pattern(t, problems).is_some());
+        let whole =
+            [&service, &method].into_iter().flatten().all(|t| pattern(t, problems).is_some());
         let at = service.as_ref().or(method.as_ref()).map_or(written.span, |t| t.span);
         let text = At { value: format!("/{}/{}", part(&service), part(&method)), span: at };
         return if whole { pattern(&text, problems).map(PathMatch::Regex) } else { None };

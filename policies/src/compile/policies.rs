@@ -54,7 +54,11 @@ const DEFAULT_IDLE: Duration = Duration::from_secs(300);
 pub(crate) const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
 
 impl<'d> Policies<'d> {
-    pub(crate) fn new(documents: &'d Documents, index: &Index<'_>, problems: &mut Problems) -> Self {
+    pub(crate) fn new(
+        documents: &'d Documents,
+        index: &Index<'_>,
+        problems: &mut Problems,
+    ) -> Self {
         let anywhere = [Kind::Service, Kind::HttpRoute, Kind::GrpcRoute, Kind::Gateway];
         let transfer = &documents.transfer_policies;
         let balancer = &documents.balancer_policies;
@@ -142,7 +146,9 @@ fn attach<'d, S>(
             );
             let Some(kind) = kind else { continue };
             let namespace = namespace_of(reference.namespace.as_ref(), &policy.namespace);
-            let Some(id) = index.follow(kind, namespace, &reference.name, problems) else { continue };
+            let Some(id) = index.follow(kind, namespace, &reference.name, problems) else {
+                continue;
+            };
             if let Some(section) = &reference.section_name {
                 if kind == Kind::Service {
                     let message = "a Service has no sections";
@@ -177,7 +183,11 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
         && request.limit().is_some_and(|limit| per_try.0 > limit)
     {
         problems
-            .error(Rule::InvalidValue, per_try.span, "one try may not take longer than the whole request")
+            .error(
+                Rule::InvalidValue,
+                per_try.span,
+                "one try may not take longer than the whole request",
+            )
             .related(request.span, "the whole request")
             .help("perTry must be at most request");
     }
@@ -228,10 +238,14 @@ fn check_retry(retry: &TransferRetry, on_service: bool, problems: &mut Problems)
 struct Levels<'a>(Vec<(&'a Object<TransferPolicySpec>, &'a Target)>);
 
 impl Levels<'_> {
-    fn pick<T>(&self, field: impl Fn(&TransferPolicySpec) -> Option<(T, Span)>) -> Option<(T, Origin)> {
+    fn pick<T>(
+        &self,
+        field: impl Fn(&TransferPolicySpec) -> Option<(T, Span)>,
+    ) -> Option<(T, Origin)> {
         self.0.iter().find_map(|(policy, target)| {
             let (value, span) = field(&policy.spec)?;
-            let of = format!("TransferPolicy {} on {} {}", policy.id(), target.kind.name(), target.id);
+            let of =
+                format!("TransferPolicy {} on {} {}", policy.id(), target.kind.name(), target.id);
             Some((value, Origin::Written(span, of)))
         })
     }
@@ -250,8 +264,7 @@ impl Levels<'_> {
         let timeout = written.map(|t| (t.limit(), inline(t.span))).or_else(|| {
             self.pick(|s| s.timeouts.as_ref()?.request.as_ref().map(|t| (t.limit(), t.span)))
         });
-        let idle =
-            self.pick(|s| s.timeouts.as_ref()?.idle.as_ref().map(|t| (t.limit(), t.span)));
+        let idle = self.pick(|s| s.timeouts.as_ref()?.idle.as_ref().map(|t| (t.limit(), t.span)));
         let (timeout, origin) = split(timeout);
         note("timeout", origin);
         let (idle, origin) = split(idle);
@@ -294,9 +307,8 @@ impl Levels<'_> {
         note("per-try timeout", origin);
 
         let base = written.and_then(|r| r.backoff.as_ref()).map(|b| (b.0, inline(b.span)));
-        let base = base.or_else(|| {
-            self.retry(|r| r.backoff.as_ref()?.base.as_ref().map(|b| (b.0, b.span)))
-        });
+        let base = base
+            .or_else(|| self.retry(|r| r.backoff.as_ref()?.base.as_ref().map(|b| (b.0, b.span))));
         let (base, origin) = split(base);
         note("retry backoff", origin);
         let base = base.unwrap_or(default.backoff_base);
@@ -334,7 +346,8 @@ impl Levels<'_> {
             let codes = r.grpc_status_codes.as_ref()?;
             Some((codes.iter().map(|c| ***c).collect::<Vec<u32>>(), codes.span))
         });
-        let origin = [on.as_ref().map(|o| &o.1), codes.as_ref().map(|c| &c.1), grpc.as_ref().map(|g| &g.1)];
+        let origin =
+            [on.as_ref().map(|o| &o.1), codes.as_ref().map(|c| &c.1), grpc.as_ref().map(|g| &g.1)];
         let origin = origin.into_iter().flatten().next()?.clone();
         let on = on.map_or_else(
             || {

@@ -46,9 +46,10 @@ pub(crate) fn prepare<'d>(
     problems: &mut Problems,
 ) -> Vec<PreparedRoute<'d>> {
     let mut routes = Vec::new();
-    for route in &documents.http_routes {
+    for route in documents.http_routes.iter().filter(|r| index.is_first(Kind::HttpRoute, r)) {
         let spec = &route.spec;
-        let mut prepared = bare(Kind::HttpRoute, route, &spec.parent_refs, &spec.hostnames, index, problems);
+        let mut prepared =
+            bare(Kind::HttpRoute, route, &spec.parent_refs, &spec.hostnames, index, problems);
         for (order, rule) in spec.rules.iter().enumerate() {
             let home = Home { id: &prepared.id, namespace: &route.namespace, order };
             prepared.rules.extend(rules::http(rule, home, index, problems));
@@ -57,9 +58,10 @@ pub(crate) fn prepare<'d>(
         rule_names(spec.rules.iter().filter_map(|r| r.name.as_ref()), problems);
         routes.push(prepared);
     }
-    for route in &documents.grpc_routes {
+    for route in documents.grpc_routes.iter().filter(|r| index.is_first(Kind::GrpcRoute, r)) {
         let spec = &route.spec;
-        let mut prepared = bare(Kind::GrpcRoute, route, &spec.parent_refs, &spec.hostnames, index, problems);
+        let mut prepared =
+            bare(Kind::GrpcRoute, route, &spec.parent_refs, &spec.hostnames, index, problems);
         for (order, rule) in spec.rules.iter().enumerate() {
             let home = Home { id: &prepared.id, namespace: &route.namespace, order };
             prepared.rules.extend(rules::grpc(rule, home, index, problems));
@@ -150,16 +152,13 @@ pub(crate) fn parent_refs<'d, S>(
         let namespace = namespace_of(parent.namespace.as_ref(), &route.namespace);
         let Some(id) = index.follow(found, namespace, &parent.name, problems) else { continue };
         let section = parent.section_name.as_ref();
-        if let Some(section) = section {
-            if found == Kind::Service {
-                problems
-                    .error(Rule::InvalidValue, section.span, "a Service has no sections")
-                    .help("leave sectionName out");
-                continue;
-            }
-            if !index.section(found, &id, section, problems) {
-                continue;
-            }
+        if found == Kind::Service && !fits_service(parent, &id, &parents, problems) {
+            continue;
+        }
+        if let Some(section) = section
+            && !index.section(found, &id, section, problems)
+        {
+            continue;
         }
         let port = parent.port.as_ref();
         parents.push(Parent { kind: found, id, section, port, span: parent.name.span });
@@ -167,10 +166,42 @@ pub(crate) fn parent_refs<'d, S>(
     parents
 }
 
+/// Whether a reference to a Service says nothing that only a Gateway has, and
+/// is the only one to it.
+fn fits_service(
+    written: &ParentRef,
+    id: &str,
+    earlier: &[Parent<'_>],
+    problems: &mut Problems,
+) -> bool {
+    let before = problems.errors();
+    if let Some(section) = &written.section_name {
+        problems
+            .error(Rule::InvalidValue, section.span, "a Service has no sections")
+            .help("leave sectionName out");
+    }
+    if let Some(port) = &written.port {
+        problems
+            .error(Rule::InvalidValue, port.span, "a Service has no listening port")
+            .help("leave port out");
+    }
+    if let Some(first) = earlier.iter().find(|p| p.kind == Kind::Service && p.id == id) {
+        problems
+            .error(
+                Rule::Duplicate,
+                written.name.span,
+                "the route is attached to this Service twice",
+            )
+            .related(first.span, "first here");
+    }
+    problems.errors() == before
+}
+
 /// An API listener and a route table for every service that speaks HTTP: the
 /// routes that are attached to it, or one that sends everything to it.
 pub(crate) fn compile_mesh(
     documents: &Documents,
+    index: &Index<'_>,
     routes: &[PreparedRoute<'_>],
     policies: &Policies<'_>,
     output: &mut Output<'_>,
@@ -183,13 +214,17 @@ pub(crate) fn compile_mesh(
             Some((route, parent.span))
         })
     };
-    for service in &documents.services {
+    for service in documents.services.iter().filter(|s| index.is_first(Kind::Service, s)) {
         let id = service.id();
         let tcp = service.spec.protocol.as_ref().is_some_and(|p| p.value == ServiceProtocol::Tcp);
         if tcp {
             for (_, span) in mesh_routes(&id) {
                 problems
-                    .error(Rule::InvalidValue, span, format!("the Service `{id}` speaks TCP, which has no requests to route"))
+                    .error(
+                        Rule::InvalidValue,
+                        span,
+                        format!("the Service `{id}` speaks TCP, which has no requests to route"),
+                    )
                     .help("set its protocol to HTTP, HTTP2, GRPC or FOLLOW");
             }
             continue;

@@ -7,9 +7,7 @@ use crate::{
         Kind,
         own::ServiceProtocol,
         read::{invalid, ticked},
-        route::{
-            GrpcRule, HttpBackendRef, HttpFilter, HttpRetry, HttpRule, HttpTimeouts,
-        },
+        route::{GrpcRule, HttpBackendRef, HttpFilter, HttpRetry, HttpRule, HttpTimeouts},
     },
     model::{
         Action, DirectResponse, Forward, HeaderEdit, HostRewrite, Mirror, PathMatch, PathRewrite,
@@ -226,7 +224,11 @@ fn check_timeouts(timeouts: &HttpTimeouts, problems: &mut Problems) {
     let (Some(request), Some(one)) = (&timeouts.request, &timeouts.backend_request) else { return };
     if request.limit().is_some_and(|limit| one.0 > limit) {
         problems
-            .error(Rule::InvalidValue, one.span, "one try may not take longer than the whole request")
+            .error(
+                Rule::InvalidValue,
+                one.span,
+                "one try may not take longer than the whole request",
+            )
             .related(request.span, "the whole request")
             .help("backendRequest must be at most request");
     }
@@ -266,7 +268,7 @@ fn outcome(
             .help("add backendRefs");
         return Outcome::Respond(server_error("the route has no backend"));
     }
-    if sum == 0 {
+    if sum == 0 && backends.len() == parts.backends.len() {
         let span = parts.backends[0].weight.as_ref().map_or(parts.span, |w| w.span);
         problems
             .warning(Rule::NoEffect, span, "the weights add up to 0, so the rule answers 500")
@@ -308,7 +310,8 @@ fn backend(
     };
     if let Some(why) = wrong {
         let message = format!("the Service {} speaks {why}", ticked(&written.name));
-        let help = if grpc { "set its protocol to GRPC" } else { "use a TCPRoute, or set its protocol" };
+        let help =
+            if grpc { "set its protocol to GRPC" } else { "use a TCPRoute, or set its protocol" };
         invalid(written.name.span, message, help, problems);
         return None;
     }

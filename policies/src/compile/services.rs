@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, time::Duration};
 use crate::{
     diagnostic::Rule,
     document::{
-        Documents, Object,
+        Documents, Kind, Object,
         own::{
             BalancerKind, BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
             OutlierSpec, ServiceProtocol, ServiceSpec, SidecarSpec,
@@ -23,6 +23,7 @@ use crate::{
 
 use super::{
     Output,
+    index::Index,
     origin::{Origin, Origins},
     policies::Policies,
     rules::{PreparedRule, backend_to},
@@ -34,12 +35,13 @@ type Sockets = HashMap<(String, SocketAddr), Span>;
 
 pub(crate) fn compile(
     documents: &Documents,
+    index: &Index<'_>,
     policies: &Policies<'_>,
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
     let mut sockets = Sockets::new();
-    for object in &documents.services {
+    for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         let (set, span) = endpoints(object, problems);
         output.endpoints(set, span, problems);
@@ -70,7 +72,8 @@ fn service(
     service.connect_timeout = time(spec.connect_timeout.as_ref(), service.connect_timeout);
     origins.push(("connect timeout", or_default(spec.connect_timeout.as_ref().map(|t| t.span))));
     service.pool_idle_timeout = time(spec.pool_idle_timeout.as_ref(), service.pool_idle_timeout);
-    origins.push(("pool idle timeout", or_default(spec.pool_idle_timeout.as_ref().map(|t| t.span))));
+    origins
+        .push(("pool idle timeout", or_default(spec.pool_idle_timeout.as_ref().map(|t| t.span))));
     service.discovery = discovery(spec, problems);
     service.tls = spec.tls.as_ref().map(|tls| UpstreamTls {
         server_name: tls.server_name.to_string(),
@@ -86,9 +89,12 @@ fn service(
         BalancerKind::RoundRobin => Balancer::RoundRobin,
         BalancerKind::Random => Balancer::Random,
     });
-    origins.push(("balancer", balancer.map_or(Origin::Default, |p| {
-        Origin::Written(p.spec.policy.span, format!("BalancerPolicy {}", p.id()))
-    })));
+    origins.push((
+        "balancer",
+        balancer.map_or(Origin::Default, |p| {
+            Origin::Written(p.spec.policy.span, format!("BalancerPolicy {}", p.id()))
+        }),
+    ));
     breaker(&mut service, policies.breaker(&id), &mut origins, problems);
     let transfer = policies.service_transfer(&id);
     let budget = transfer.and_then(|p| p.spec.retry.as_ref()?.budget.as_ref().map(|b| (p, b)));
@@ -97,9 +103,12 @@ fn service(
         percent: budget.percent.as_ref().map_or(default.percent, |p| ***p),
         min_concurrent: budget.min_concurrent.as_ref().map_or(default.min_concurrent, |m| ***m),
     });
-    origins.push(("retry budget", budget.map_or(Origin::Default, |(p, b)| {
-        Origin::Written(b.span, format!("TransferPolicy {}", p.id()))
-    })));
+    origins.push((
+        "retry budget",
+        budget.map_or(Origin::Default, |(p, b)| {
+            Origin::Written(b.span, format!("TransferPolicy {}", p.id()))
+        }),
+    ));
     output.note_service(&id, origins);
     service
 }
@@ -136,7 +145,11 @@ fn discovery(spec: &ServiceSpec, problems: &mut Problems) -> Discovery {
     }
 }
 
-fn health_check(written: &HealthCheckSpec, spec: &ServiceSpec, problems: &mut Problems) -> HealthCheck {
+fn health_check(
+    written: &HealthCheckSpec,
+    spec: &ServiceSpec,
+    problems: &mut Problems,
+) -> HealthCheck {
     let probe = if let Some(http) = &written.http {
         HealthProbe::Http {
             path: http.path.as_ref().map_or_else(|| "/".to_owned(), |p| p.to_string()),
@@ -172,7 +185,8 @@ fn breaker(
     problems: &mut Problems,
 ) {
     let of = |span| {
-        policy.map_or(Origin::Default, |p| Origin::Written(span, format!("BreakerPolicy {}", p.id())))
+        policy
+            .map_or(Origin::Default, |p| Origin::Written(span, format!("BreakerPolicy {}", p.id())))
     };
     let spec = policy.map(|p| &p.spec);
     let limits = |written: Option<&LimitsSpec>| {
@@ -185,7 +199,8 @@ fn breaker(
     };
     let whole = spec.and_then(|s| s.service.as_ref());
     let each = spec.and_then(|s| s.endpoint.as_ref());
-    for limit in [whole, each].into_iter().flatten().filter_map(|l| l.max_bytes_in_flight.as_ref()) {
+    for limit in [whole, each].into_iter().flatten().filter_map(|l| l.max_bytes_in_flight.as_ref())
+    {
         if limit.0 == 0 {
             invalid(limit.span, "0 bytes would refuse every body", "at least 1", problems);
         }
@@ -208,13 +223,20 @@ fn outlier(written: Option<&OutlierSpec>, problems: &mut Problems) -> Option<Out
             || spec.max_ejected_percent.is_some();
         if others {
             problems
-                .warning(Rule::NoEffect, off.span, "ejection is off, so the other values have no effect")
+                .warning(
+                    Rule::NoEffect,
+                    off.span,
+                    "ejection is off, so the other values have no effect",
+                )
                 .help("remove them, or `off`");
         }
         return None;
     }
     let outlier = Outlier {
-        consecutive_failures: count(spec.consecutive_failures.as_ref(), default.consecutive_failures),
+        consecutive_failures: count(
+            spec.consecutive_failures.as_ref(),
+            default.consecutive_failures,
+        ),
         base_ejection: time(spec.base_ejection.as_ref(), default.base_ejection),
         max_ejection: time(spec.max_ejection.as_ref(), default.max_ejection),
         max_ejected_percent: spec
@@ -223,7 +245,11 @@ fn outlier(written: Option<&OutlierSpec>, problems: &mut Problems) -> Option<Out
             .map_or(default.max_ejected_percent, |p| ***p),
     };
     if outlier.max_ejection < outlier.base_ejection {
-        let span = spec.max_ejection.as_ref().or(spec.base_ejection.as_ref()).map_or(spec.span, |t| t.span);
+        let span = spec
+            .max_ejection
+            .as_ref()
+            .or(spec.base_ejection.as_ref())
+            .map_or(spec.span, |t| t.span);
         let help = "maxEjection (default 5m) must be at least baseEjection (default 30s)";
         invalid(span, "the longest ejection is shorter than the first", help, problems);
     }
@@ -260,13 +286,18 @@ fn endpoints(object: &Object<ServiceSpec>, problems: &mut Problems) -> (Endpoint
         endpoints.push(endpoint(written, name));
     }
     if endpoints.is_empty() && object.spec.endpoints.is_some() {
-        problems.warning(Rule::NoEffect, span, "the Service has no endpoint; every request will fail");
+        problems.warning(
+            Rule::NoEffect,
+            span,
+            "the Service has no endpoint; every request will fail",
+        );
     }
     (EndpointSet { service: object.id(), endpoints }, span)
 }
 
 fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
-    let text = |text: &Option<At<String>>| text.as_ref().map(|t| t.value.clone()).unwrap_or_default();
+    let text =
+        |text: &Option<At<String>>| text.as_ref().map(|t| t.value.clone()).unwrap_or_default();
     Endpoint {
         name,
         address: written.address.value,
@@ -275,10 +306,10 @@ fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
             zone: text(&l.zone),
             sub_zone: text(&l.sub_zone),
         }),
-        coordinates: written.coordinates.as_ref().map(|c| Coordinates {
-            latitude: c.latitude.0,
-            longitude: c.longitude.0,
-        }),
+        coordinates: written
+            .coordinates
+            .as_ref()
+            .map(|c| Coordinates { latitude: c.latitude.0, longitude: c.longitude.0 }),
         weight: written.weight.as_ref().map_or(100, |w| ***w),
         priority: written.priority.as_ref().map_or(0, |p| ***p),
         health: Health::Unknown,
@@ -364,12 +395,21 @@ impl Inbound<'_> {
         output.route_table(table, self.sidecar.span, problems);
     }
 
-    fn check(&self, object: &Object<ServiceSpec>, sockets: &mut Sockets, problems: &mut Problems) -> bool {
+    fn check(
+        &self,
+        object: &Object<ServiceSpec>,
+        sockets: &mut Sockets,
+        problems: &mut Problems,
+    ) -> bool {
         let before = problems.errors();
         let address = self.endpoint.address.value;
         if self.sidecar.app.value == address {
             problems
-                .error(Rule::Conflict, self.sidecar.app.span, "the app has the sidecar's own address")
+                .error(
+                    Rule::Conflict,
+                    self.sidecar.app.span,
+                    "the app has the sidecar's own address",
+                )
                 .related(self.endpoint.address.span, "the sidecar listens here")
                 .help("let the app listen elsewhere, e.g. on 127.0.0.1");
         }
@@ -381,7 +421,8 @@ impl Inbound<'_> {
         }
         let key = (self.sidecar.node.to_string(), address);
         if let Some(first) = sockets.insert(key, self.endpoint.address.span) {
-            let message = format!("the node {} listens on this address already", ticked(&self.sidecar.node));
+            let message =
+                format!("the node {} listens on this address already", ticked(&self.sidecar.node));
             problems
                 .error(Rule::Conflict, self.endpoint.address.span, message)
                 .related(first, "first here");

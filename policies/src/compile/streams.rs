@@ -33,13 +33,13 @@ pub(crate) fn prepare<'d>(
     problems: &mut Problems,
 ) -> Vec<PreparedStream<'d>> {
     let mut streams = Vec::new();
-    for route in &documents.tcp_routes {
+    for route in documents.tcp_routes.iter().filter(|r| index.is_first(Kind::TcpRoute, r)) {
         let spec = &route.spec;
         let parents = parent_refs(Kind::TcpRoute, route, &spec.parent_refs, index, problems);
         let backends = backends(route, &spec.rules, index, problems);
         streams.extend(stream(Kind::TcpRoute, route, parents, &[], backends));
     }
-    for route in &documents.tls_routes {
+    for route in documents.tls_routes.iter().filter(|r| index.is_first(Kind::TlsRoute, r)) {
         let spec = &route.spec;
         let parents = parent_refs(Kind::TlsRoute, route, &spec.parent_refs, index, problems);
         let backends = backends(route, &spec.rules, index, problems);
@@ -81,7 +81,11 @@ fn backends<S>(
     if sum == 0 && problems.errors() == before && backends.len() == written.len() {
         let span = written[0].weight.as_ref().map_or(written[0].span, |w| w.span);
         problems
-            .error(Rule::InvalidValue, span, "the weights add up to 0: no connection could be served")
+            .error(
+                Rule::InvalidValue,
+                span,
+                "the weights add up to 0: no connection could be served",
+            )
             .help("give a backend a weight above 0");
     }
     (problems.errors() == before && sum > 0).then_some(backends)

@@ -36,6 +36,10 @@ impl HostedRule {
     }
 }
 
+/// Most routes of one table. Every host repeats the routes of wider hosts, so a
+/// few documents can come to very many.
+const MAX_ROUTES: usize = 100_000;
+
 /// Builds the table of all sections that share a port.
 pub(crate) fn build(name: &str, sections: Vec<Section>, problems: &mut Problems) -> RouteTable {
     let mut domains = BTreeSet::new();
@@ -44,7 +48,9 @@ pub(crate) fn build(name: &str, sections: Vec<Section>, problems: &mut Problems)
         domains.extend(section.rules.iter().map(|rule| rule.host.as_str()));
     }
     let mut hosts: Vec<(Vec<usize>, VirtualHost)> = Vec::new();
+    let mut told = HashSet::new();
     let mut alike: BTreeMap<(usize, Vec<(usize, usize)>), usize> = BTreeMap::new();
+    let mut total = 0;
     for domain in domains {
         let owner = sections
             .iter()
@@ -53,13 +59,24 @@ pub(crate) fn build(name: &str, sections: Vec<Section>, problems: &mut Problems)
             .max_by_key(|(_, section)| specificity(&section.host));
         let Some((owner, section)) = owner else { continue };
         let sorted = sort(section, domain);
-        conflicts(section, &sorted, problems);
-        let shadows = sections.iter().enumerate().any(|(other, s)| other != owner && covers(&s.host, domain));
+        total += sorted.len();
+        if total > MAX_ROUTES {
+            let (index, route) = sorted[0];
+            let span = section.rules[index].routes[route].1;
+            problems
+                .error(Rule::Limit, span, format!("{name} comes to more than {MAX_ROUTES} routes"))
+                .help("every host repeats the routes of wider hosts; use fewer hosts or rules");
+            break;
+        }
+        conflicts(section, &sorted, &mut told, problems);
+        let shadows =
+            sections.iter().enumerate().any(|(other, s)| other != owner && covers(&s.host, domain));
         if sorted.is_empty() && !shadows {
             continue;
         }
         let at = *alike.entry((owner, sorted.clone())).or_insert_with(|| {
-            let routes = sorted.iter().map(|(rule, route)| section.rules[*rule].routes[*route].0.clone());
+            let routes =
+                sorted.iter().map(|(rule, route)| section.rules[*rule].routes[*route].0.clone());
             let routes = routes.collect();
             let host = VirtualHost { name: domain.to_owned(), domains: Vec::new(), routes };
             hosts.push((Vec::new(), host));
@@ -95,7 +112,12 @@ fn sort(section: &Section, domain: &str) -> Vec<(usize, usize)> {
 }
 
 /// Tells of routes that can never be reached because an equal one comes first.
-fn conflicts(section: &Section, sorted: &[(usize, usize)], problems: &mut Problems) {
+fn conflicts(
+    section: &Section,
+    sorted: &[(usize, usize)],
+    told: &mut HashSet<(Span, Span)>,
+    problems: &mut Problems,
+) {
     let mut seen: HashMap<(&str, String), (usize, usize)> = HashMap::new();
     for (index, route) in sorted {
         let rule = &section.rules[*index];
@@ -106,9 +128,16 @@ fn conflicts(section: &Section, sorted: &[(usize, usize)], problems: &mut Proble
             continue;
         };
         let (first, first_span) = &section.rules[*first_rule].routes[*first_route];
+        if !told.insert((*first_span, *span)) {
+            continue;
+        }
         let on = if rule.host == "*" { String::new() } else { format!(" on {}", rule.host) };
         problems
-            .error(Rule::Conflict, *span, format!("{} already takes these requests{on}", first.name))
+            .error(
+                Rule::Conflict,
+                *span,
+                format!("{} already takes these requests{on}", first.name),
+            )
             .related(*first_span, "the same match")
             .help("only the first would ever be used; change or remove one");
     }
@@ -120,7 +149,8 @@ pub(crate) fn covers(wide: &str, narrow: &str) -> bool {
         return true;
     }
     // `*.example.com` covers `a.example.com`, `a.b.example.com` and `*.a.example.com`.
-    let (Some(suffix), inner) = (wide.strip_prefix('*'), narrow.strip_prefix('*').unwrap_or(narrow))
+    let (Some(suffix), inner) =
+        (wide.strip_prefix('*'), narrow.strip_prefix('*').unwrap_or(narrow))
     else {
         return false;
     };

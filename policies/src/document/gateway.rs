@@ -1,7 +1,7 @@
 //! `Gateway` (gateway.networking.k8s.io/v1).
 
 use super::{
-    read::{Anything, AtLeastOne, choice, object},
+    read::{Anything, AtLeastOne, Texts, choice, object},
     value::{FilePath, Hostname, Name, Port},
 };
 use crate::problem::At;
@@ -146,9 +146,9 @@ object! {
         /// Default `default`.
         "namespace" => namespace: Option<At<Name>>,
         /// Notes for tools; those that start with `towpath.dev/` are read here.
-        "annotations" => annotations: std::collections::BTreeMap<String, At<String>>,
+        "annotations" => annotations: Texts,
         /// Not used.
-        "labels" => labels: std::collections::BTreeMap<String, At<String>>,
+        "labels" => labels: Texts,
         /// Not used; there so that what a cluster returns can be read.
         "creationTimestamp" => creation_timestamp: Option<Anything>,
         /// Not used.

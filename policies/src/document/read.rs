@@ -34,7 +34,11 @@ pub(crate) struct Definitions(BTreeMap<&'static str, Json>);
 
 impl Definitions {
     /// A reference to the schema called `name`, made by `make` when it is new.
-    pub(crate) fn refer(&mut self, name: &'static str, make: impl FnOnce(&mut Self) -> Json) -> Json {
+    pub(crate) fn refer(
+        &mut self,
+        name: &'static str,
+        make: impl FnOnce(&mut Self) -> Json,
+    ) -> Json {
         if !self.0.contains_key(name) {
             // Holds the place, so that a type that contains itself ends.
             self.0.insert(name, Json::Null);
@@ -51,7 +55,6 @@ impl Definitions {
 
 /// The fields of an object type.
 pub(crate) struct Shape {
-    pub(crate) name: &'static str,
     pub(crate) doc: &'static [&'static str],
     pub(crate) fields: &'static [Field],
     /// Fields that others know and we do not obey, and what to do instead.
@@ -105,9 +108,10 @@ impl Shape {
         problems: &mut Problems,
     ) -> Option<Entries<'n>> {
         let Entries { entries, .. } = self.open_lenient(node, problems)?;
+        let mut misspelt = Vec::new();
         for (key, _) in entries {
             if !self.fields.iter().any(|f| f.key == key.value) && key.value != "<<" {
-                self.unknown(key, problems);
+                misspelt.extend(self.unknown(key, problems));
             }
         }
         let given = |key: &&&str| {
@@ -116,19 +120,21 @@ impl Shape {
         for group in self.exactly_one {
             let choice = group.join("`, `");
             match group.iter().filter(given).collect::<Vec<_>>()[..] {
+                [] if group.iter().any(|key| misspelt.contains(key)) => {}
                 [] => {
                     let message = format!("one of `{choice}` is missing");
                     problems.error(Rule::MissingField, node.span, message);
                 }
                 [_] => {}
                 [_, second, ..] => {
-                    let span = entries.iter().find(|(k, _)| k.value == **second).map(|(k, _)| k.span);
+                    let span =
+                        entries.iter().find(|(k, _)| k.value == **second).map(|(k, _)| k.span);
                     let message = format!("only one of `{choice}` may be given");
                     problems.error(Rule::Conflict, span.unwrap_or(node.span), message);
                 }
             }
         }
-        Some(Entries { node, entries })
+        Some(Entries { node, entries, misspelt })
     }
 
     /// Only looks that `node` is an object, and not at its fields.
@@ -138,27 +144,28 @@ impl Shape {
         problems: &mut Problems,
     ) -> Option<Entries<'n>> {
         let Value::Map(entries) = &node.value else {
-            wrong_type(node, "an object", problems)
-                .help(format!("fields: {}", self.field_list()));
+            wrong_type(node, "an object", problems).help(format!("fields: {}", self.field_list()));
             return None;
         };
-        Some(Entries { node, entries })
+        Some(Entries { node, entries, misspelt: Vec::new() })
     }
 
-    fn unknown(&self, key: &At<String>, problems: &mut Problems) {
+    /// Tells of an unknown field; returns the field that was probably meant.
+    fn unknown(&self, key: &At<String>, problems: &mut Problems) -> Option<&'static str> {
         if let Some((_, instead)) = self.unsupported.iter().find(|(name, _)| *name == key.value) {
             problems
                 .error(Rule::Unsupported, key.span, format!("`{}` is not supported yet", key.value))
                 .help(*instead);
-            return;
+            return None;
         }
-        let known = self.fields.iter().map(|f| f.key);
-        let help = match nearest(&key.value, known) {
+        let near = nearest(&key.value, self.fields.iter().map(|f| f.key));
+        let help = match near {
             Some(near) => format!("did you mean `{near}`? fields: {}", self.field_list()),
             None => format!("fields: {}", self.field_list()),
         };
         let message = format!("unknown field {}", ticked(&key.value));
         problems.error(Rule::UnknownField, key.span, message).help(help);
+        near
     }
 
     fn field_list(&self) -> String {
@@ -170,6 +177,8 @@ impl Shape {
 pub(crate) struct Entries<'n> {
     node: &'n Node,
     entries: &'n [(At<String>, Node)],
+    /// Fields that were probably meant by unknown ones: missing them is no second problem.
+    misspelt: Vec<&'static str>,
 }
 
 impl Entries<'_> {
@@ -179,6 +188,7 @@ impl Entries<'_> {
         match given {
             Some((_, node)) if !matches!(node.value, Value::Null) => T::read(node, problems),
             _ if !T::REQUIRED => T::absent(),
+            None if self.misspelt.contains(&field.key) => None,
             _ => {
                 let span = given.map_or(self.node.span, |(key, _)| key.span);
                 let message = match given {
@@ -305,8 +315,10 @@ impl Read for Anything {
     }
 }
 
-/// Text by text, e.g. labels.
-impl Read for BTreeMap<String, At<String>> {
+/// Text by text, e.g. labels; each with the place of its key.
+pub(crate) type Texts = BTreeMap<String, (Span, At<String>)>;
+
+impl Read for Texts {
     const REQUIRED: bool = false;
 
     fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
@@ -318,7 +330,7 @@ impl Read for BTreeMap<String, At<String>> {
         for (key, value) in entries {
             match (At::<String>::read(value, problems), &mut all) {
                 (Some(text), Some(map)) => {
-                    map.insert(key.value.clone(), text);
+                    map.insert(key.value.clone(), (key.span, text));
                 }
                 (None, _) => all = None,
                 (Some(_), None) => {}
@@ -368,7 +380,6 @@ macro_rules! object {
 
         impl $name {
             pub(crate) const SHAPE: $crate::document::read::Shape = $crate::document::read::Shape {
-                name: stringify!($name),
                 doc: &[$($doc),*],
                 fields: &[$( $crate::document::read::Field {
                     key: $key,
@@ -436,14 +447,13 @@ macro_rules! choice {
                 definitions: &mut $crate::document::read::Definitions,
             ) -> serde_json::Value {
                 definitions.refer(stringify!($name), |_| {
-                    let words: Vec<serde_json::Value> = vec![$( serde_json::json!({
-                        "const": $word,
-                        "description": $crate::document::read::join(&[$($word_doc),*]),
-                    }) ),*];
                     serde_json::json!({
                         "type": "string",
                         "description": $crate::document::read::join(&[$($doc),*]),
-                        "oneOf": words,
+                        "enum": [$($word),*],
+                        "markdownEnumDescriptions": [
+                            $($crate::document::read::join(&[$($word_doc),*])),*
+                        ],
                     })
                 })
             }

@@ -103,7 +103,10 @@ fn bounds(min: u32, max: u32) -> String {
 }
 
 /// The number, `Some(None)` when it does not fit at all.
-#[expect(clippy::option_option, reason = "not a number, and a number too large, are told differently")]
+#[expect(
+    clippy::option_option,
+    reason = "not a number, and a number too large, are told differently"
+)]
 fn whole_number(node: &Node, problems: &mut Problems) -> Option<Option<i64>> {
     let Value::Scalar { text, plain } = &node.value else {
         wrong_type(node, "a whole number", problems);
@@ -259,6 +262,8 @@ pub(crate) fn parse_time(text: &str) -> Option<Duration> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bytes(pub(crate) u64);
 
+/// Sizes travel to proxies as doubles, which hold every whole number up to here.
+const MAX_BYTES: u64 = 1 << 53;
 const BYTES_HELP: &str = "bytes like 65536, 64KiB or 10MB (B, kB, MB, GB, TB, KiB, MiB, GiB, TiB)";
 
 impl Read for Bytes {
@@ -267,12 +272,20 @@ impl Read for Bytes {
             wrong_type(node, "a size in bytes", problems).help(BYTES_HELP);
             return None;
         };
-        let size = parse_bytes(text).map(Self);
-        if size.is_none() {
-            let message = format!("{} is not a size in bytes", ticked(text));
-            invalid(node.span, message, BYTES_HELP, problems);
+        match parse_bytes(text) {
+            Some(size) if size <= MAX_BYTES => Some(Self(size)),
+            Some(_) => {
+                let message = format!("{} is too large a size", ticked(text));
+                let help = format!("at most {MAX_BYTES} bytes (8192 TiB)");
+                invalid(node.span, message, help, problems);
+                None
+            }
+            None => {
+                let message = format!("{} is not a size in bytes", ticked(text));
+                invalid(node.span, message, BYTES_HELP, problems);
+                None
+            }
         }
-        size
     }
 
     fn schema(definitions: &mut Definitions) -> Json {
@@ -280,7 +293,7 @@ impl Read for Bytes {
             json!({
                 "description": BYTES_HELP,
                 "oneOf": [
-                    { "type": "integer", "minimum": 0 },
+                    { "type": "integer", "minimum": 0, "maximum": MAX_BYTES },
                     { "type": "string", "pattern": "^[0-9]+ ?([kMGT]?B|[KMGT]iB)?$" },
                 ],
             })
@@ -405,7 +418,7 @@ text!(
     /// Path of a URL, without query.
     UrlPath,
     "^/[^?#\\s]*$",
-    |text| check_path(text),
+    check_path,
     "a path that starts with / and has no ?, # or blanks, at most 1024 bytes"
 );
 text!(
@@ -477,7 +490,9 @@ impl Read for SocketAddr {
         };
         let why = match text.parse::<Self>() {
             Ok(address) if address.port() == 0 => "has port 0",
-            Ok(address) if address.ip().is_unspecified() => "is every address, not one that can be reached",
+            Ok(address) if address.ip().is_unspecified() => {
+                "is every address, not one that can be reached"
+            }
             Ok(address) if address.ip().is_multicast() => "is a multicast address",
             Ok(address) => return Some(address),
             Err(_) => "is not an address",

@@ -99,10 +99,13 @@ impl Pattern {
         if text.len() > Self::MAX_BYTES {
             return Err(format!("longer than {} bytes", Self::MAX_BYTES));
         }
-        let compiled = regex::RegexBuilder::new(&format!("^(?:{text})$"))
-            .size_limit(1 << 20)
-            .build()
-            .map_err(|e| e.to_string())?;
+        let compile = |text: &str| {
+            let built = regex::RegexBuilder::new(text).size_limit(1 << 20).build();
+            built.map_err(|e| e.to_string())
+        };
+        // By itself first: `a)|(?:b` is no expression, and would be one between the anchors.
+        compile(text)?;
+        let compiled = compile(&format!("^(?:{text})$"))?;
         Ok(Self { text: text.to_owned(), compiled })
     }
 
@@ -304,5 +307,20 @@ impl Default for RetryPolicy {
             replay_limit_bytes: 64 * 1024,
             with_idempotency_key: true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[test]
+    fn a_pattern_cannot_leave_its_anchors() {
+        for text in ["/admin)|(?:/pub", ")|(", "a)(?:b"] {
+            assert!(Pattern::new(text).is_err(), "{text}");
+        }
+        let either = Pattern::new("/admin|/pub").unwrap();
+        assert!(either.is_match("/admin") && either.is_match("/pub"));
+        assert!(!either.is_match("/public") && !either.is_match("/x/pub"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -39,7 +39,10 @@ use crate::{
 /// What a try came to.
 enum Tried1 {
     Answered(Upstream, ResponseHead, bool),
-    Failed { reason: RetryReason, reply: Reply },
+    Failed {
+        reason: RetryReason,
+        reply: Reply,
+    },
     /// A pooled connection had been closed by the endpoint before it saw the request.
     Stale,
 }
@@ -65,8 +68,7 @@ impl<D: Downstream> Exchange<'_, D> {
             if !fresh {
                 self.record.attempts += 1;
             }
-            self.limits.of_try =
-                policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
+            self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
             let outcome = self.try_once(&service, &endpoint, fresh).await?;
             let (reason, reply, answer) = match outcome {
                 Tried1::Stale => {
@@ -157,7 +159,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 match pooled {
                     Some(connection) => self.on_http1(connection, true),
                     None => {
-                        let connect = connect_http1(service, endpoint);
+                        // Rare and large, so on the heap: the exchange's own state stays small.
+                        let connect = Box::pin(connect_http1(service, endpoint));
                         match self.while_waiting(connect).await? {
                             Ok(Ok(connection)) => self.on_http1(connection, false),
                             Ok(Err(error)) => return Ok(failed_connect(service, endpoint, &error)),
@@ -212,24 +215,23 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Result<Ready, Expired>, Stop> {
         let worker = self.client.worker;
         let scheme = service.connector.scheme();
-        let mut request = h2_client::request(&self.head, &self.head.authority, &scheme);
+        let mut request = Some(h2_client::request(&self.head, &self.head.authority, &scheme));
         let end = self.head.length.is_empty();
         loop {
-            match endpoint.live.open_stream(worker, request, end) {
-                Ok(Ok(opened)) => {
+            match endpoint.live.open_stream(worker, &mut request, end) {
+                Some(Ok(opened)) => {
                     let up = Upstream::Http2(Http2::new(opened, self.head.method.clone()));
                     return Ok(Ok(Ok(up)));
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     return Ok(Ok(Err(ConnectError::Handshake(error.to_string()))));
                 }
-                Err(unsent) => request = unsent,
+                None => {}
             }
-            let connect = async {
-                let _waiting =
-                    service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
+            let connect = Box::pin(async {
+                let _waiting = service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
                 h2_pool::connect_shared(service, endpoint, worker).await
-            };
+            });
             match self.while_waiting(connect).await? {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Ok(Ok(Err(error))),
@@ -241,13 +243,12 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Waits for `work`, unless the client goes or time runs out.
     async fn while_waiting<T>(
         &mut self,
-        work: impl Future<Output = T>,
+        mut work: impl Future<Output = T> + Unpin,
     ) -> Result<Result<T, Expired>, Stop> {
-        let mut work = pin!(work);
         // The request body is left where it is until there is somewhere to send it.
         let body = std::mem::replace(&mut self.upload, Upload::Stopped);
         let done = poll_fn(|cx| {
-            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
                 return Poll::Ready(Ok(done));
             }
             self.poll_cut_waiting(cx)
@@ -277,7 +278,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(());
         }
         self.limits.of_try = None;
-        match self.while_waiting(tokio::time::sleep(wait)).await? {
+        match self.while_waiting(Box::pin(tokio::time::sleep(wait))).await? {
             Ok(()) => Ok(()),
             Err(Expired::Idle) => Err(Stop::Reply(Reply::IDLE)),
             Err(_) => Err(Stop::Reply(Reply::TIMEOUT)),
@@ -293,12 +294,15 @@ impl<D: Downstream> Exchange<'_, D> {
                     Poll::Pending => break,
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(Cut::Endpoint(broken))),
                     Poll::Ready(Ok(Answer::Final(head))) => return Poll::Ready(Ok((head, false))),
-                    Poll::Ready(Ok(Answer::Switched(head))) => return Poll::Ready(Ok((head, true))),
+                    Poll::Ready(Ok(Answer::Switched(head))) => {
+                        return Poll::Ready(Ok((head, true)));
+                    }
                     Poll::Ready(Ok(Answer::Interim(interim))) => {
                         self.moved = true;
                         let is_continue = interim.status == http::StatusCode::CONTINUE;
                         // Nobody waits for a 100 that was not asked for, or once the body flows.
-                        if !is_continue || (self.head.expects_continue && !self.replay.has_begun()) {
+                        if !is_continue || (self.head.expects_continue && !self.replay.has_begun())
+                        {
                             self.down.inform(interim);
                         }
                     }
@@ -365,7 +369,11 @@ async fn connect_http1(
     Ok(pool::Http1 { io, guard })
 }
 
-fn failed_connect(service: &ServiceState, endpoint: &EndpointState, error: &ConnectError) -> Tried1 {
+fn failed_connect(
+    service: &ServiceState,
+    endpoint: &EndpointState,
+    error: &ConnectError,
+) -> Tried1 {
     tracing::debug!(endpoint = %endpoint.spec.address, %error, "no connection");
     if let ConnectError::Full(limit) = error {
         return Tried1::Failed { reason: RetryReason::Refused, reply: Reply::overflow(*limit) };
@@ -393,4 +401,3 @@ fn retry_after(head: &ResponseHead) -> Option<Duration> {
     let value = head.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     value.trim().parse().ok().map(Duration::from_secs)
 }
-

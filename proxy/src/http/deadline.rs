@@ -135,3 +135,6 @@ pub(super) fn grpc_timeout_value(left: Duration) -> Option<HeaderValue> {
     };
     HeaderValue::from_str(&format!("{amount}{unit}")).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,18 @@
 //! One request, from its head to its record: routed, tried, answered.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 
 use super::{
     deadline::{Expired, Limits, Timer, grpc_timeout},
-    headers::{host_of, with_path},
+    headers::with_path,
     keeps_claims,
     message::{Broken, Client, Length, RequestHead, ResponseHead},
     mirror,
@@ -55,15 +60,15 @@ pub(super) enum Stop {
 }
 
 /// Serves one request on `down`. What it leaves unsaid, `down` knows how to end.
-pub(super) async fn run<D: Downstream>(
-    client: &Client,
-    down: &mut D,
-    timer: &mut Timer,
+///
+/// Not an `async fn`, so that the head is held once and not twice.
+pub(super) fn run<'a, D: Downstream>(
+    client: &'a Client,
+    down: &'a mut D,
+    timer: &'a mut Timer,
     head: RequestHead,
     start: Instant,
-) {
-    let record = Recorder::new(client, &head, start);
-    let grpc = is_grpc(&head.headers);
+) -> impl Future<Output = ()> + Send + 'a {
     let mut exchange = Exchange {
         client,
         down,
@@ -74,22 +79,35 @@ pub(super) async fn run<D: Downstream>(
         moved: false,
         starved: false,
         ticket: None,
-        grpc,
+        grpc: is_grpc(&head.headers),
         half_closed: false,
         response_length: Length::None,
-        record,
+        record: Recorder::new(client, &head, start),
         head,
     };
-    if let Err(stop) = exchange.serve(start).await {
-        exchange.stop(stop).await;
+    async move {
+        if let Err(stop) = exchange.serve(start).await {
+            exchange.stop(stop).await;
+        }
     }
+}
+
+/// As [`run`], for a task that owns its side of the exchange.
+pub(super) async fn run_owned<D: Downstream + 'static>(
+    client: Arc<Client>,
+    mut down: D,
+    head: RequestHead,
+    start: Instant,
+) {
+    let mut timer = Timer::default();
+    run(&client, &mut down, &mut timer, head, start).await;
 }
 
 impl<D: Downstream> Exchange<'_, D> {
     async fn serve(&mut self, start: Instant) -> Result<(), Stop> {
         let route = {
             let target = Target {
-                host: host_of(&self.head.authority),
+                authority: &self.head.authority,
                 path: self.head.path(),
                 query: self.head.target.query(),
                 method: &self.head.method,
@@ -153,7 +171,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Ok(()) => self.complete(up, mirrors),
             Err(cut) => {
                 // What came before the break is passed on as far as it goes at once.
-                poll_fn(|cx| Poll::Ready(drop(self.down.poll_flush(cx)))).await;
+                let _ = poll_fn(|cx| Poll::Ready(self.down.poll_flush(cx).is_ready())).await;
                 self.cut(&cut);
             }
         }
@@ -177,10 +195,10 @@ impl<D: Downstream> Exchange<'_, D> {
             head.headers.append(header::VIA, via.clone());
         }
         if let Some(host) = backend.host.as_ref().or(forward.host.as_ref()) {
-            if keeps_claims(self.client.listener.options.forwarded) {
-                if let Ok(original) = HeaderValue::from_str(head.authority.as_str()) {
-                    head.headers.entry(X_FORWARDED_HOST).or_insert(original);
-                }
+            if keeps_claims(self.client.listener.options.forwarded)
+                && let Ok(original) = HeaderValue::from_str(head.authority.as_str())
+            {
+                head.headers.entry(X_FORWARDED_HOST).or_insert(original);
             }
             head.authority = host.clone();
         }
@@ -216,11 +234,9 @@ impl<D: Downstream> Exchange<'_, D> {
 
     fn complete(&mut self, up: Upstream, mirrors: mirror::Drawn<'_>) {
         self.report_answer();
-        if let Some(ticket) = self.ticket.take() {
-            if let Upstream::Http1(h1) = up {
-                let idle = ticket.service.spec.pool_idle_timeout;
-                h1.finish(&ticket.endpoint.live, self.client.worker, idle);
-            }
+        if let (Some(ticket), Upstream::Http1(h1)) = (self.ticket.take(), up) {
+            let idle = ticket.service.spec.pool_idle_timeout;
+            h1.finish(&ticket.endpoint.live, self.client.worker, idle);
         }
         if !mirrors.is_empty() {
             mirror::send(mirrors, &self.head, &self.replay, self.client.worker);
@@ -236,7 +252,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 ("idle_timeout", None, Broken::Reset(h2::Reason::CANCEL))
             }
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
-            Cut::Expired(_) => ("timeout", Some(Failure::Timeout), Broken::Reset(h2::Reason::CANCEL)),
+            Cut::Expired(_) => {
+                ("timeout", Some(Failure::Timeout), Broken::Reset(h2::Reason::CANCEL))
+            }
         };
         self.record.reason = Some(reason);
         if let (Some(failure), Some(ticket)) = (failure, &self.ticket) {
@@ -248,10 +266,9 @@ impl<D: Downstream> Exchange<'_, D> {
     fn report_answer(&self) {
         let Some(ticket) = &self.ticket else { return };
         // UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS say what a 5xx says.
-        let failed = self.record.status >= 500
-            || matches!(self.record.grpc_status, Some(2 | 13 | 14 | 15));
-        let outcome =
-            if failed { Outcome::Failure(Failure::Status) } else { Outcome::Success };
+        let failed =
+            self.record.status >= 500 || matches!(self.record.grpc_status, Some(2 | 13 | 14 | 15));
+        let outcome = if failed { Outcome::Failure(Failure::Status) } else { Outcome::Success };
         outlier::report(&ticket.service, &ticket.endpoint, outcome);
     }
 
@@ -305,8 +322,10 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn redirect(&self, redirect: &Redirect) -> Result<ResponseHead, Stop> {
-        let scheme = redirect.scheme.as_deref().unwrap_or({
-            if self.client.peer.tls.is_some() { "https" } else { "http" }
+        let scheme = redirect.scheme.as_deref().unwrap_or(if self.client.peer.tls.is_some() {
+            "https"
+        } else {
+            "http"
         });
         let authority = &self.head.authority;
         let host = redirect.host.as_deref().unwrap_or(authority.host());

@@ -39,7 +39,12 @@ const MAX_INTERIMS: u8 = 32;
 
 impl Http1 {
     /// Puts a request's head on a connection; its body follows.
-    pub(super) fn new(connection: pool::Http1, reused: bool, head: &RequestHead, host: &Authority) -> Self {
+    pub(super) fn new(
+        connection: pool::Http1,
+        reused: bool,
+        head: &RequestHead,
+        host: &Authority,
+    ) -> Self {
         let mut conn = Conn::new(connection.io);
         let writer = &mut conn.writer;
         writer.request_line(&head.method, head.target.as_str());
@@ -131,7 +136,10 @@ impl Http1 {
             if self.interims > MAX_INTERIMS {
                 return Err(Broken::Malformed("too many interim responses"));
             }
-            return Ok(Answer::Interim(Interim { status: frame.status, headers: frame.fields.map }));
+            return Ok(Answer::Interim(Interim {
+                status: frame.status,
+                headers: frame.fields.map,
+            }));
         }
         let options = &frame.fields.options;
         let persists = if frame.http10 { options.keep_alive } else { !options.close };

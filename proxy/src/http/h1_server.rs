@@ -24,6 +24,7 @@ use super::{
 };
 
 /// What comes next on a connection.
+#[expect(clippy::large_enum_variant, reason = "nearly always the large one, and short-lived")]
 enum Next {
     Request(RequestFrame),
     Bad(BadHead),

@@ -92,7 +92,8 @@ impl Http2 {
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Broken::of_h2(&error))),
                 Poll::Ready(None) => self.interims = false,
-                Poll::Pending => {}
+                // Nothing came at all, and whoever polls will be woken when something does.
+                Poll::Pending => return Poll::Pending,
             }
         }
         let response = ready!(Pin::new(&mut self.response).poll(cx));
@@ -121,7 +122,10 @@ impl Http2 {
 }
 
 /// Ready when the peer's windows let at least a byte through.
-pub(super) fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+pub(super) fn poll_room(
+    send: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Broken>> {
     send.reserve_capacity(ROOM);
     while send.capacity() == 0 {
         match ready!(send.poll_capacity(cx)) {

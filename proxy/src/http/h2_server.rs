@@ -25,9 +25,14 @@ use super::{
     relay::{Downstream, Gone},
     reply::Reply,
 };
-use crate::upstream::h2_pool::{
-    CONNECTION_WINDOW, DATA_FRAME_BUDGET, FRAME, SEND_BUFFER, STREAM_WINDOW,
+use crate::upstream::{
+    coalesce::{Coalescing, Flusher, coalescing},
+    h2_pool::{CONNECTION_WINDOW, DATA_FRAME_BUDGET, SEND_BUFFER, STREAM_WINDOW},
 };
+
+/// Largest frame taken from a client, in bytes: the least there is (RFC 9113 §4.2), so that one
+/// client's frame never holds up its other streams for long.
+const LISTENER_FRAME: u32 = 16 * 1024;
 
 /// One stream.
 struct Stream {
@@ -41,33 +46,41 @@ struct Stream {
 pub(super) async fn serve<I: ClientIo>(io: I, client: Client) {
     let client = Arc::new(client);
     let options = &client.listener.options;
+    let (io, flusher) = coalescing(io);
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
+        .max_frame_size(LISTENER_FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(options.max_concurrent_streams)
         .max_header_list_size(options.max_head_bytes)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .handshake(io);
+    let mut handshake = pin!(handshake);
+    let handshake = poll_fn(|cx| flusher.drive(cx, |cx| handshake.as_mut().poll(cx)));
     let Ok(Ok(connection)) = timeout(options.head_timeout, handshake).await else { return };
-    accept(connection, &client).await;
+    accept(connection, &flusher, &client).await;
+    // A peer that reads no more must not hold the socket.
+    let _ = timeout(options.head_timeout, flusher.finish()).await;
 }
 
 /// Takes streams until the connection ends, is idle for too long, or drains.
-async fn accept<I: ClientIo>(mut connection: Connection<I, Bytes>, client: &Arc<Client>) {
+async fn accept<I: ClientIo>(
+    mut connection: Connection<Coalescing<I>, Bytes>,
+    flusher: &Flusher<I>,
+    client: &Arc<Client>,
+) {
     let idle = client.listener.options.idle_timeout;
     let mut drained = pin!(client.drain.drained());
     let mut ending = false;
     let mut timer = Timer::default();
     let mut active = Instant::now();
-    poll_fn(|cx| {
+    let mut step = |cx: &mut Context<'_>| {
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, responder)))) => {
                     active = Instant::now();
-                    // Ends with its stream, which ends with this connection at the latest.
-                    tokio::spawn(one(client.clone(), request, responder, active));
+                    begin(client, request, responder, active);
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, peer = %client.peer.addr, "HTTP/2 connection broke");
@@ -94,12 +107,13 @@ async fn accept<I: ClientIo>(mut connection: Connection<I, Bytes>, client: &Arc<
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    })
-    .await;
+    };
+    poll_fn(|cx| flusher.drive(cx, &mut step)).await;
 }
 
-async fn one(
-    client: Arc<Client>,
+/// Checks a request and starts its exchange in a task of its own.
+fn begin(
+    client: &Arc<Client>,
     request: Request<RecvStream>,
     responder: SendResponse<Bytes>,
     start: Instant,
@@ -113,16 +127,17 @@ async fn one(
         ended: false,
     };
     if parts.headers.len() > client.listener.options.max_headers as usize {
-        return stream.refuse(&client, Reply::HEAD_TOO_LARGE);
+        return stream.refuse(client, Reply::HEAD_TOO_LARGE);
     }
     match headers::from_h2(parts, stream.receive.is_end_stream()) {
         Ok(head) => {
-            let mut timer = Timer::default();
-            exchange::run(&client, &mut stream, &mut timer, head, start).await;
+            // Ends with its stream, which ends with its connection at the latest.
+            // Boxed by hand: the runtime moves an unboxed one about four times.
+            tokio::spawn(Box::pin(exchange::run_owned(client.clone(), stream, head, start)));
         }
-        Err(Refusal::Reply(reply)) => stream.refuse(&client, reply),
+        Err(Refusal::Reply(reply)) => stream.refuse(client, reply),
         Err(Refusal::Reset) => {
-            record::reset(&client);
+            record::reset(client);
             stream.responder.send_reset(Reason::PROTOCOL_ERROR);
         }
     }

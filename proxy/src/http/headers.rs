@@ -13,22 +13,19 @@ use super::{
     message::{Length, RequestHead, ResponseHead},
     reply::Reply,
 };
-use crate::{
-    router::path,
-    upstream::connect::Wire,
-};
+use crate::{router::path, upstream::connect::Wire};
 
 /// A request as HTTP/1.1 delivered it.
 pub(super) fn from_h1(frame: RequestFrame, peer: &Peer) -> Result<RequestHead, Reply> {
-    let RequestFrame { method, uri, http10, fields, framing } = frame;
+    let RequestFrame { method, uri, http10, mut fields, framing } = frame;
     if method == Method::CONNECT {
         return Err(Reply::CONNECT);
     }
     let parts = uri.into_parts();
-    let host = fields.host;
+    let host = fields.host.take();
     // RFC 9112 §3.2: exactly one Host in HTTP/1.1, also beside an absolute target, which wins (§3.2.2).
     let authority = match (parts.authority, host) {
-        (_, None) if !http10 => return Err(Reply::bad_request("HTTP/1.1 requires a Host header")),
+        (_, None) if !http10 => return Err(Reply::bad_request("a Host header is required")),
         (Some(authority), Some(host)) => {
             authority_of(host)?;
             authority
@@ -41,8 +38,14 @@ pub(super) fn from_h1(frame: RequestFrame, peer: &Peer) -> Result<RequestHead, R
     if authority.as_str().contains('@') {
         return Err(Reply::bad_request("the host contains user information"));
     }
+    if !has_valid_port(&authority) {
+        return Err(Reply::bad_request("the port is not a number"));
+    }
     let target = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
     let target = target_of(target, &method)?;
+    if !count_forwards(&method, &mut fields.map) {
+        return Err(Reply::MAX_FORWARDS);
+    }
     let upgrade = fields
         .upgrade
         .filter(|u| fields.options.upgrade && !u.as_bytes().eq_ignore_ascii_case(b"h2c"));
@@ -64,7 +67,31 @@ pub(super) fn from_h1(frame: RequestFrame, peer: &Peer) -> Result<RequestHead, R
 }
 
 fn authority_of(host: Bytes) -> Result<Authority, Reply> {
-    Authority::from_maybe_shared(host).map_err(|_| Reply::bad_request("the Host is not valid"))
+    let authority = Authority::from_maybe_shared(host);
+    authority.ok().filter(has_valid_port).ok_or(Reply::bad_request("the Host is not valid"))
+}
+
+/// `uri-host [ ":" port ]`, and a port is digits (RFC 3986 §3.2.3).
+fn has_valid_port(authority: &Authority) -> bool {
+    let text = authority.as_str();
+    let after_host = match text.rfind(']') {
+        Some(end) => &text[end + 1..],
+        None => text.find(':').map_or("", |at| &text[at..]),
+    };
+    match after_host.strip_prefix(':') {
+        None => after_host.is_empty(),
+        Some(port) => port.is_empty() || port.parse::<u16>().is_ok_and(|_| !port.starts_with('+')),
+    }
+}
+
+/// Counts `Max-Forwards` down (RFC 9110 §7.6.2). False when the request may go no further.
+fn count_forwards(method: &Method, headers: &mut HeaderMap) -> bool {
+    if method != Method::OPTIONS && method != Method::TRACE {
+        return true;
+    }
+    let Some(left) = headers.get(header::MAX_FORWARDS).and_then(digits) else { return true };
+    headers.insert(header::MAX_FORWARDS, left.saturating_sub(1).into());
+    left > 0
 }
 
 /// Checks and normalises the path.
@@ -72,7 +99,11 @@ fn target_of(target: PathAndQuery, method: &Method) -> Result<PathAndQuery, Repl
     let path = target.path();
     if path == "*" {
         let allowed = method == Method::OPTIONS && target.query().is_none();
-        return if allowed { Ok(target) } else { Err(Reply::bad_request("`*` is for OPTIONS only")) };
+        return if allowed {
+            Ok(target)
+        } else {
+            Err(Reply::bad_request("`*` is for OPTIONS only"))
+        };
     }
     if !path.starts_with('/') {
         return Err(Reply::bad_request("the path does not begin with a slash"));
@@ -105,7 +136,8 @@ pub(super) enum Refusal {
 pub(super) fn from_h2(parts: http::request::Parts, end: bool) -> Result<RequestHead, Refusal> {
     let http::request::Parts { method, uri, mut headers, .. } = parts;
     let uri = uri.into_parts();
-    let hosts = headers.get_all(header::HOST).iter().count();
+    let found = Found::look(&headers).ok_or(Refusal::Reset)?;
+    let hosts = found.hosts;
     if method == Method::CONNECT {
         return Err(if uri.authority.is_some() {
             Refusal::Reply(Reply::CONNECT)
@@ -131,23 +163,26 @@ pub(super) fn from_h2(parts: http::request::Parts, end: bool) -> Result<RequestH
             return Err(Refusal::Reply(Reply::bad_request("the request names no host")));
         }
     };
-    if authority.as_str().contains('@') {
+    if authority.as_str().contains('@') || !has_valid_port(&authority) {
         return Err(Refusal::Reset);
     }
     let target = uri.path_and_query.ok_or(Refusal::Reset)?;
     let target = target_of(target, &method).map_err(Refusal::Reply)?;
-    let length = content_length(&headers).map_err(|()| Refusal::Reset)?;
-    let te_trailers = headers.remove(header::TE).is_some();
-    let expects_continue = headers
-        .remove(header::EXPECT)
-        .is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if !count_forwards(&method, &mut headers) {
+        return Err(Refusal::Reply(Reply::MAX_FORWARDS));
+    }
+    let te_trailers = found.te && headers.remove(header::TE).is_some();
+    let expects_continue = found.expect
+        && headers
+            .remove(header::EXPECT)
+            .is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     Ok(RequestHead {
         received: Wire::Http2,
         method,
         authority,
         target,
         headers,
-        length: match length {
+        length: match found.length {
             _ if end => Length::None,
             Some(bytes) => Length::Known(bytes),
             None => Length::Unknown,
@@ -158,14 +193,49 @@ pub(super) fn from_h2(parts: http::request::Parts, end: bool) -> Result<RequestH
     })
 }
 
+/// What one look at all fields finds.
+#[derive(Default)]
+struct Found {
+    hosts: usize,
+    length: Option<u64>,
+    te: bool,
+    expect: bool,
+}
+
+impl Found {
+    /// `None` when a length is malformed or given twice.
+    fn look(headers: &HeaderMap) -> Option<Self> {
+        let mut found = Self::default();
+        for (name, value) in headers {
+            match *name {
+                header::HOST => found.hosts += 1,
+                header::TE => found.te = true,
+                header::EXPECT => found.expect = true,
+                header::CONTENT_LENGTH if found.length.is_some() => return None,
+                header::CONTENT_LENGTH => found.length = Some(digits(value)?),
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+}
+
+fn digits(value: &HeaderValue) -> Option<u64> {
+    let text = value.to_str().ok()?;
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
 /// The one `Content-Length`, if there is any.
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
     let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() || !value.as_bytes().iter().all(u8::is_ascii_digit) {
+    if values.next().is_some() {
         return Err(());
     }
-    value.to_str().map_err(drop)?.parse().map(Some).map_err(drop)
+    digits(value).map(Some).ok_or(())
 }
 
 /// A final response as HTTP/1.1 delivered it.
@@ -236,9 +306,4 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     if let Ok(value) = HeaderValue::from_maybe_shared(joined.freeze()) {
         headers.insert(header::COOKIE, value);
     }
-}
-
-/// Host without port, brackets of IPv6 kept.
-pub(super) fn host_of(authority: &Authority) -> &str {
-    authority.host().strip_suffix('.').unwrap_or(authority.host())
 }

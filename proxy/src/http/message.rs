@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, uri::{Authority, PathAndQuery}};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    uri::{Authority, PathAndQuery},
+};
 
 use super::{HttpListener, Peer, forwarded::Forwarding};
 use crate::{drain, router::Router, upstream::connect::Wire};

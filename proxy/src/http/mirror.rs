@@ -137,11 +137,11 @@ async fn exchange(
         }
         Wire::Http2 => {
             let scheme = service.connector.scheme();
-            let mut request = h2_client::request(&head, &head.authority, &scheme);
+            let mut request = Some(h2_client::request(&head, &head.authority, &scheme));
             let opened = loop {
-                match endpoint.live.open_stream(worker, request, head.length.is_empty()) {
-                    Ok(opened) => break opened.ok()?,
-                    Err(unsent) => request = unsent,
+                let empty = head.length.is_empty();
+                if let Some(opened) = endpoint.live.open_stream(worker, &mut request, empty) {
+                    break opened.ok()?;
                 }
                 h2_pool::connect_shared(&service, &endpoint, worker).await.ok()?;
             };

@@ -108,3 +108,6 @@ impl Replay {
         Some((&self.kept, end.as_ref()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,7 @@ macro_rules! replies {
 
 replies! {
     CONNECT = METHOD_NOT_ALLOWED, "connect", "This is no forward proxy: CONNECT is not served here.";
+    MAX_FORWARDS = OK, "max_forwards", "Max-Forwards is used up: this proxy is the last to get the request.";
     NO_ROUTE = NOT_FOUND, "no_route", "No route matches this host, path, method and headers.";
     NO_SERVICE = SERVICE_UNAVAILABLE, "no_service", "The service this route names is not configured on this proxy.";
     NO_ENDPOINT = SERVICE_UNAVAILABLE, "no_healthy_endpoint", "No endpoint of the service may be used now.";
@@ -69,7 +70,9 @@ impl Reply {
     pub(super) fn into_message(self, grpc: bool) -> (ResponseHead, Bytes) {
         let mut headers = HeaderMap::with_capacity(6);
         headers.insert(REASON, HeaderValue::from_static(self.reason));
-        if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now())) {
+        if let Ok(date) =
+            HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now()))
+        {
             headers.insert(header::DATE, date);
         }
         if grpc {

@@ -106,3 +106,6 @@ fn covers(condition: &RetryCondition, reason: RetryReason) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

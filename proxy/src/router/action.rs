@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, uri::Authority};
-use towpath_policies::model::{
-    self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route,
-};
+use towpath_policies::model::{self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route};
 
 use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
 use crate::upstream::ServiceLive;

@@ -2,19 +2,26 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method, header, uri::Authority};
 use towpath_policies::model::{PathMatch, RouteMatch, ValueMatch};
 
 /// What of a request routes can look at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
-    /// Without port, in any case.
-    pub(crate) host: &'a str,
+    pub(crate) authority: &'a Authority,
     /// Normalised, without query.
     pub(crate) path: &'a str,
     pub(crate) query: Option<&'a str>,
     pub(crate) method: &'a Method,
     pub(crate) headers: &'a HeaderMap,
+}
+
+impl<'a> Target<'a> {
+    /// Host without port and final dot, in any case; brackets of IPv6 kept.
+    pub(crate) fn host(&self) -> &'a str {
+        let host = self.authority.host();
+        host.strip_suffix('.').unwrap_or(host)
+    }
 }
 
 #[derive(Debug)]
@@ -82,7 +89,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 fn header_holds(target: &Target<'_>, name: &HeaderName, condition: &ValueMatch) -> bool {
     if name == header::HOST {
-        return value_holds(condition, target.host.as_bytes());
+        return value_holds(condition, target.host().as_bytes());
     }
     let mut values = target.headers.get_all(name).iter();
     let Some(first) = values.next() else { return false };

@@ -61,7 +61,7 @@ async fn follow(folder: &Path, node: &Node, control: &Arc<Control>, changed: &No
         let outcome = match load(folder).await {
             Ok(mesh) if mesh.version == control.view().snapshot.version => Ok(()),
             Ok(mesh) => put_in_force(control, &mesh, node),
-            Err(error) => Err(vec![format!("{error:#}")]),
+            Err(error) => Err(format!("{error:#}").lines().map(str::to_owned).collect()),
         };
         if let Err(errors) = &outcome {
             for error in errors {
@@ -103,9 +103,8 @@ async fn load(folder: &Path) -> anyhow::Result<Mesh> {
 fn read(folder: &Path) -> anyhow::Result<Mesh> {
     let files = towpath_policies::folder::read(folder)?;
     let version = towpath_policies::folder::digest(&files);
-    towpath_policies::load(files, version).map_err(|report| {
-        anyhow!("the policies in {} have mistakes:\n{report}", folder.display())
-    })
+    towpath_policies::load(files, version)
+        .map_err(|report| anyhow!("the policies in {} have mistakes:\n{report}", folder.display()))
 }
 
 /// Asks the system to tell of changes; polling does where it cannot.
@@ -150,7 +149,8 @@ fn mix(path: &Path, depth: usize, hasher: &mut DefaultHasher) {
     let mut entries: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     entries.sort_unstable();
     for entry in entries {
-        let hidden = entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let hidden =
+            entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if depth < MAX_DEPTH && !hidden {
             mix(&entry, depth + 1, hasher);
         }

@@ -122,8 +122,7 @@ impl ServiceState {
         let breaker = &self.spec.breaker;
         let service = self.live.connections.fetch_add(1, Relaxed);
         let of_endpoint = endpoint.live.connections.fetch_add(1, Relaxed);
-        let guard =
-            ConnectionGuard { service: self.live.clone(), endpoint: endpoint.live.clone() };
+        let guard = ConnectionGuard { service: self.live.clone(), endpoint: endpoint.live.clone() };
         let full = |limit: Option<u32>, before: u32| limit.is_some_and(|l| before >= l);
         if full(breaker.service.max_connections, service)
             || full(breaker.endpoint.max_connections, of_endpoint)

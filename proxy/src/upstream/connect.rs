@@ -129,8 +129,7 @@ impl Connector {
             Some(Wire::Http2) => &tls.http2,
             None => &tls.opaque,
         };
-        let stream =
-            connector.connect(tls.name.clone(), tcp).await.map_err(ConnectError::Tls)?;
+        let stream = connector.connect(tls.name.clone(), tcp).await.map_err(ConnectError::Tls)?;
         if wire == Some(Wire::Http2) && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(ConnectError::Alpn);
         }

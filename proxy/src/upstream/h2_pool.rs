@@ -2,6 +2,8 @@
 //! another is made when all are full.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 
 use super::{
     EndpointLive, EndpointState, ServiceState,
+    coalesce::coalescing,
     connect::{ConnectError, Connector, Wire},
     now_ms,
 };
@@ -66,16 +69,14 @@ const MAX_STREAMS: u32 = 1024;
 pub(crate) const DATA_FRAME_BUDGET: usize = 256 << 20;
 
 impl EndpointLive {
-    /// Sends a request head on a connection that has room for another stream.
-    ///
-    /// # Errors
-    /// The request itself, when no connection has room.
+    /// Takes and sends a request head on a connection that has room for another
+    /// stream; `None`, and the request left where it is, when none has.
     pub(crate) fn open_stream(
         &self,
         worker: usize,
-        request: Request<()>,
+        request: &mut Option<Request<()>>,
         end_of_stream: bool,
-    ) -> Result<Result<Opened, h2::Error>, Request<()>> {
+    ) -> Option<Result<Opened, h2::Error>> {
         let mut pool = self.pools.lock(worker);
         let mut context = Context::from_waker(Waker::noop());
         let mut at = 0;
@@ -86,7 +87,9 @@ impl EndpointLive {
                     continue;
                 }
                 match shared.send.poll_ready(&mut context) {
-                    Poll::Ready(Ok(())) => return Ok(shared.open(request, end_of_stream)),
+                    Poll::Ready(Ok(())) => {
+                        return request.take().map(|r| shared.open(r, end_of_stream));
+                    }
                     Poll::Pending => {
                         at += 1;
                         continue;
@@ -96,7 +99,7 @@ impl EndpointLive {
             }
             pool.shared.swap_remove(at);
         }
-        Err(request)
+        None
     }
 }
 
@@ -171,6 +174,7 @@ async fn add_connection(
 ) -> Result<(), ConnectError> {
     let limit = service.spec.connect_timeout;
     let (io, guard) = Connector::connect(service, endpoint, Some(Wire::Http2)).await?;
+    let (io, flusher) = coalescing(io);
     let handshake = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -180,7 +184,9 @@ async fn add_connection(
         .enable_push(false)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .handshake(io);
-    let (send, connection) = tokio::time::timeout(limit, handshake)
+    let mut handshake = std::pin::pin!(handshake);
+    let handshake = poll_fn(|cx| flusher.drive(cx, |cx| handshake.as_mut().poll(cx)));
+    let (send, mut connection) = tokio::time::timeout(limit, handshake)
         .await
         .map_err(|_| ConnectError::Timeout(limit))?
         .map_err(|e| ConnectError::Handshake(e.to_string()))?;
@@ -190,10 +196,14 @@ async fn add_connection(
     // Ends by itself when the last handle and the last stream are gone.
     tokio::spawn(async move {
         let _guard = guard;
-        if let Err(error) = connection.await {
+        let driver = poll_fn(|cx| flusher.drive(cx, |cx| Pin::new(&mut connection).poll(cx)));
+        if let Err(error) = driver.await {
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
         driven.closed.store(true, Relaxed);
+        drop(connection);
+        // A peer that reads no more must not hold the socket.
+        let _ = tokio::time::timeout(limit, flusher.finish()).await;
     });
     let mut pool = endpoint.live.pools.lock(worker);
     if !endpoint.live.removed.load(Relaxed) {

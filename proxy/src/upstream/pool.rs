@@ -6,9 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, sleep};
 
-use super::{
-    EndpointLive, admission::ConnectionGuard, h2_pool::Shared, io::UpstreamIo, now_ms,
-};
+use super::{EndpointLive, admission::ConnectionGuard, h2_pool::Shared, io::UpstreamIo, now_ms};
 
 /// The pools of one endpoint, by worker.
 #[derive(Debug)]

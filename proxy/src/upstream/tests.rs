@@ -1,0 +1,202 @@
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use towpath_policies::model::{
+    Balancer, BudgetShare, Endpoint, EndpointSet, Health, Protocol, Service,
+};
+
+use super::{
+    ServiceState,
+    admission::{Limit, Ticket},
+    now_ms,
+    pick::{NoPick, Tried, pick},
+    reconcile,
+};
+
+fn endpoints(count: u16) -> Vec<Endpoint> {
+    (1..=count).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect()
+}
+
+fn set(endpoints: Vec<Endpoint>) -> EndpointSet {
+    EndpointSet { service: "s".into(), endpoints }
+}
+
+fn state(endpoints: Vec<Endpoint>, change: impl FnOnce(&mut Service)) -> Arc<ServiceState> {
+    let mut service = Service::new("s", Protocol::Http1);
+    change(&mut service);
+    reconcile(None, Arc::new(service), &set(endpoints), 2).unwrap()
+}
+
+/// How often each of `count` endpoints (by port) is picked in `times` picks.
+fn tally(state: &ServiceState, times: usize) -> Vec<usize> {
+    let mut picked = vec![0; state.endpoints.len()];
+    for _ in 0..times {
+        let port = pick(state, &Tried::default(), now_ms(), 0).unwrap().spec.address.port();
+        picked[usize::from(port) - 1] += 1;
+    }
+    picked
+}
+
+#[test]
+fn the_fewest_bytes_in_flight_in_proportion_to_weight_wins() {
+    for (bytes, weights, expected) in [
+        ([10, 5, 20], [100, 100, 100], 2),
+        ([10, 5, 20], [100, 10, 100], 1),
+        ([0, 0, 1], [1, 1, 1_000_000], 0),
+        ([5, 5, 5], [100, 100, 300], 3),
+    ] {
+        let mut list = endpoints(3);
+        list.iter_mut().zip(weights).for_each(|(e, w)| e.weight = w);
+        let state = state(list, |_| {});
+        for (endpoint, bytes) in state.endpoints.iter().zip(bytes) {
+            endpoint.live.bytes_in_flight.store(bytes, Relaxed);
+        }
+        let picked = tally(&state, 50);
+        if expected == 0 {
+            assert_eq!(picked[2], 0, "{picked:?}");
+        } else {
+            assert_eq!(picked[expected - 1], 50, "{bytes:?} {weights:?}: {picked:?}");
+        }
+    }
+}
+
+#[test]
+fn equal_bytes_are_told_apart_by_requests_and_equal_endpoints_by_chance() {
+    let state = state(endpoints(4), |_| {});
+    assert!(tally(&state, 400).iter().all(|n| *n > 40));
+    for endpoint in &state.endpoints[..3] {
+        endpoint.live.requests.store(2, Relaxed);
+    }
+    assert_eq!(tally(&state, 20), [0, 0, 0, 20]);
+}
+
+#[test]
+fn of_many_endpoints_a_loaded_one_is_picked_seldom() {
+    for balancer in [Balancer::BytesInFlight, Balancer::LeastRequest] {
+        let state = state(endpoints(10), |s| s.balancer = balancer);
+        state.endpoints[0].live.requests.store(1000, Relaxed);
+        state.endpoints[0].live.bytes_in_flight.store(1 << 30, Relaxed);
+        let picked = tally(&state, 1000);
+        assert_eq!(picked[0], 0, "two different ones are drawn: {picked:?}");
+        assert!(picked[1..].iter().all(|n| *n > 30), "{picked:?}");
+    }
+}
+
+#[test]
+fn turns_are_taken_in_order_and_by_weight() {
+    let state = state(endpoints(3), |s| s.balancer = Balancer::RoundRobin);
+    assert_eq!(tally(&state, 9), [3, 3, 3]);
+    let mut list = endpoints(2);
+    list[1].weight = 300;
+    for balancer in [Balancer::RoundRobin, Balancer::Random] {
+        let state = self::state(list.clone(), |s| s.balancer = balancer);
+        let picked = tally(&state, 4000);
+        assert!((800..1200).contains(&picked[0]), "{balancer:?}: {picked:?}");
+    }
+}
+
+#[test]
+fn a_higher_priority_is_used_only_when_no_lower_one_can_be() {
+    let mut list = endpoints(4);
+    list[2].priority = 1;
+    list[3].priority = 7;
+    let state = state(list, |_| {});
+    let used = |expected: [bool; 4]| {
+        let picked = tally(&state, 60);
+        assert_eq!(picked.iter().map(|n| *n > 0).collect::<Vec<_>>(), expected);
+    };
+    used([true, true, false, false]);
+    state.endpoints[0].live.probe_healthy.store(false, Relaxed);
+    used([false, true, false, false]);
+    state.endpoints[1].live.ejected_until_ms.store(u64::MAX, Relaxed);
+    used([false, false, true, false]);
+    state.endpoints[2].live.probe_healthy.store(false, Relaxed);
+    used([false, false, false, true]);
+    // Nothing is left by local judgement, so local judgement is overruled.
+    state.endpoints[3].live.probe_healthy.store(false, Relaxed);
+    used([true, true, false, false]);
+}
+
+#[test]
+fn what_the_control_plane_calls_unhealthy_or_draining_is_never_picked() {
+    let mut list = endpoints(3);
+    list[0].health = Health::Unhealthy;
+    list[1].health = Health::Draining;
+    assert_eq!(tally(&state(list.clone(), |_| {}), 20), [0, 0, 20]);
+    list.truncate(2);
+    let state = state(list, |_| {});
+    let none = pick(&state, &Tried::default(), now_ms(), 0).unwrap_err();
+    assert_eq!(none, NoPick::NoneHealthy);
+}
+
+#[test]
+fn an_endpoint_that_was_tried_comes_last() {
+    let state = state(endpoints(3), |_| {});
+    let mut tried = Tried::default();
+    let mut ports = Vec::new();
+    for _ in 0..3 {
+        let picked = pick(&state, &tried, now_ms(), 0).unwrap();
+        ports.push(picked.spec.address.port());
+        tried.add(picked);
+    }
+    ports.sort_unstable();
+    assert_eq!(ports, [1, 2, 3]);
+    assert!(pick(&state, &tried, now_ms(), 0).is_ok(), "when all were tried, any will do");
+}
+
+#[test]
+fn a_full_endpoint_is_passed_over_and_all_full_is_an_overflow() {
+    let state = state(endpoints(2), |s| {
+        s.breaker.endpoint.max_requests = Some(1);
+        s.breaker.endpoint.max_bytes_in_flight = Some(100);
+    });
+    let first = Ticket::new(state.clone(), state.endpoints[0].clone(), 0);
+    assert_eq!(tally(&state, 10), [0, 10]);
+    let mut second = Ticket::new(state.clone(), state.endpoints[1].clone(), 0);
+    let full = pick(&state, &Tried::default(), now_ms(), 0).unwrap_err();
+    assert_eq!(full, NoPick::Full(Limit::Requests));
+    drop(first);
+    // A transfer larger than the limit may pass alone, and nothing beside it.
+    assert!(pick(&state, &Tried::default(), now_ms(), 500).is_ok());
+    second.add_bytes(7);
+    drop(second);
+    assert_eq!(state.live.bytes_in_flight.load(Relaxed), 0);
+    let held = Ticket::new(state.clone(), state.endpoints[0].clone(), 60);
+    state.endpoints[0].live.requests.store(0, Relaxed);
+    assert_eq!(
+        state.endpoints[0].live.has_room(&state.spec.breaker.endpoint, 60),
+        Err(Limit::Bytes)
+    );
+    assert_eq!(state.endpoints[0].live.has_room(&state.spec.breaker.endpoint, 40), Ok(()));
+    state.endpoints[0].live.requests.store(1, Relaxed);
+    drop(held);
+}
+
+#[test]
+fn the_retry_budget_is_a_share_of_what_is_active_with_a_floor() {
+    let state = state(endpoints(1), |s| {
+        s.retry_budget = BudgetShare { percent: 20, min_concurrent: 1 };
+    });
+    let one = state.retry().unwrap();
+    assert!(state.retry().is_none());
+    state.live.requests.store(10, Relaxed);
+    let two = state.retry().unwrap();
+    assert!(state.retry().is_none());
+    drop((one, two));
+    assert_eq!(state.live.retries.load(Relaxed), 0);
+}
+
+#[test]
+fn what_is_alive_survives_a_change_by_address() {
+    let old = state(endpoints(3), |_| {});
+    old.endpoints[0].live.consecutive_failures.store(3, Relaxed);
+    old.endpoints[1].live.bytes_in_flight.store(9, Relaxed);
+    let mut list = endpoints(2);
+    list[1].weight = 7;
+    let new = reconcile(Some(&old), old.spec.clone(), &set(list), 2).unwrap();
+    assert!(Arc::ptr_eq(&old.endpoints[0], &new.endpoints[0]), "unchanged ones are the same");
+    assert_eq!(new.endpoints[1].spec.weight, 7);
+    assert!(Arc::ptr_eq(&old.endpoints[1].live, &new.endpoints[1].live));
+    assert!(old.endpoints[2].live.removed.load(Relaxed));
+    assert!(Arc::ptr_eq(&old.live, &new.live));
+    assert!(Arc::ptr_eq(&new, &old.live.current.load_full().unwrap()));
+}

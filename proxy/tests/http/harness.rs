@@ -63,7 +63,10 @@ impl Setup {
                 mirrors: Vec::new(),
                 timeout: None,
                 idle_timeout: Some(Duration::from_secs(300)),
-                retry: RetryPolicy { backoff_base: Duration::from_millis(1), ..RetryPolicy::default() },
+                retry: RetryPolicy {
+                    backoff_base: Duration::from_millis(1),
+                    ..RetryPolicy::default()
+                },
             },
             options: HttpOptions::default(),
         }
@@ -127,7 +130,11 @@ async fn accept(socket: TcpListener, listener: Arc<HttpListener>, drain: drain::
         let (listener, drain) = (listener.clone(), drain.clone());
         tokio::spawn(async move {
             let mut start = [0; 4];
-            while io.peek(&mut start).await.is_ok_and(|n| n > 0 && n < 4 && b"PRI ".starts_with(&start[..n])) {
+            while io
+                .peek(&mut start)
+                .await
+                .is_ok_and(|n| n > 0 && n < 4 && b"PRI ".starts_with(&start[..n]))
+            {
                 tokio::task::yield_now().await;
             }
             let wire = if &start == b"PRI " { Wire::Http2 } else { Wire::Http1 };

@@ -12,7 +12,11 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 #[tokio::test]
 async fn an_answer_cut_short_never_ends_cleanly() {
     for (answer, version, starts) in [
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", "1.1", "HTTP/1.1 200"),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            "1.1",
+            "HTTP/1.1 200",
+        ),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n8\r\nhalf", "1.1", "HTTP/1.1 200"),
         ("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf", "1.1", "HTTP/1.1 200"),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", "1.0", ""),
@@ -31,7 +35,9 @@ async fn an_answer_cut_short_never_ends_cleanly() {
         if version == "1.0" {
             assert!(!clean, "only a reset tells an HTTP/1.0 client: {reply}");
         }
-        if let Some(body) = reply.split("\r\n\r\n").nth(1).filter(|_| reply.contains("content-length: 8")) {
+        if let Some(body) =
+            reply.split("\r\n\r\n").nth(1).filter(|_| reply.contains("content-length: 8"))
+        {
             assert!(body.len() < 8, "{reply}");
         }
     }
@@ -88,9 +94,6 @@ async fn the_origin_decides_when_an_expecting_client_continues() {
 
 #[tokio::test]
 async fn a_final_answer_before_the_body_is_asked_for_ends_the_connection() {
-    let (addr, requests) = answering("").await;
-    let _ = requests;
-    let _ = addr;
     let (addr, _) = origin(|mut io, _| async move {
         Input::default().until(&mut io, "\r\n\r\n").await.unwrap();
         io.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n").await.unwrap();
@@ -99,12 +102,12 @@ async fn a_final_answer_before_the_body_is_asked_for_ends_the_connection() {
     })
     .await;
     let proxy = Setup::to(addr).start().await;
-    let reply = soon(proxy.talk(
-        "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
-    ));
     let mut io = proxy.connect().await;
-    drop(reply);
-    io.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").await.unwrap();
+    io.write_all(
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
+    )
+    .await
+    .unwrap();
     let head = soon(Input::default().until(&mut io, "\r\n\r\n")).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 413 ") && head.contains("connection: close"), "{head}");
     // What the client sends now is part of the body or of nothing, never a request.
@@ -119,14 +122,18 @@ async fn an_early_answer_arrives_while_the_upload_still_runs() {
         let mut input = Input::default();
         input.until(&mut io, "\r\n\r\n").await.unwrap();
         input.exactly(&mut io, 10).await.unwrap();
-        io.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nearly\r\n").await.unwrap();
+        io.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nearly\r\n")
+            .await
+            .unwrap();
         input.exactly(&mut io, 10).await.unwrap();
         io.write_all(b"4\r\nlate\r\n0\r\n\r\n").await.unwrap();
     })
     .await;
     let proxy = Setup::to(addr).start().await;
     let mut io = proxy.connect().await;
-    io.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n0123456789").await.unwrap();
+    io.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n0123456789")
+        .await
+        .unwrap();
     let mut input = Input::default();
     soon(input.until(&mut io, "early\r\n")).await.unwrap();
     io.write_all(b"0123456789").await.unwrap();
@@ -140,9 +147,11 @@ async fn a_large_body_passes_whole_both_ways() {
         let mut input = Input::default();
         let body = input.message(&mut io).await.unwrap();
         let body = body.split_once("\r\n\r\n").unwrap().1;
-        io.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())
-            .await
-            .unwrap();
+        io.write_all(
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes(),
+        )
+        .await
+        .unwrap();
     })
     .await;
     let proxy = Setup::to(addr).start().await;
@@ -197,7 +206,9 @@ async fn a_client_that_leaves_in_its_body_cancels_the_origins_work() {
     .await;
     let proxy = Setup::to(addr).start().await;
     let mut io = proxy.connect().await;
-    io.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
+    io.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        .await
+        .unwrap();
     drop(io);
     let sent = soon(seen.recv()).await.unwrap();
     assert!(!sent.ends_with("0\r\n\r\n"), "{sent}");
@@ -238,9 +249,11 @@ async fn an_upgraded_connection_is_a_tunnel_with_half_close() {
     .await;
     let proxy = Setup::to(addr).start().await;
     let mut io = proxy.connect().await;
-    io.write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nping")
-        .await
-        .unwrap();
+    io.write_all(
+        b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nping",
+    )
+    .await
+    .unwrap();
     let mut input = Input::default();
     let head = soon(input.until(&mut io, "hello")).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
@@ -304,8 +317,10 @@ async fn an_exchange_in_which_nothing_moves_is_ended() {
         let _ = io.read(&mut [0; 1]).await;
     })
     .await;
-    let proxy =
-        Setup::to(addr).with(|s| s.forward.idle_timeout = Some(Duration::from_secs(3))).start().await;
+    let proxy = Setup::to(addr)
+        .with(|s| s.forward.idle_timeout = Some(Duration::from_secs(3)))
+        .start()
+        .await;
     let reply = proxy.talk("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(reply.ends_with("\r\n\r\nhalf"), "{reply}");
 }

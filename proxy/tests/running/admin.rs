@@ -19,15 +19,15 @@ async fn readiness_follows_the_configuration_and_the_drain() {
 
 #[tokio::test]
 async fn what_is_in_force_can_be_looked_at() {
-    let world = World::default().service("etl", Protocol::Tcp, &[local(9)]).tcp("in", "etl");
+    let world = World::default().service("etl", Protocol::Tcp, &[local(9)]).tcp("seen", "etl");
     let proxy = proxy_with(world).await;
     let dump = admin_json(&proxy, "/config_dump").await;
     assert_eq!(dump["version"], "v1");
     assert_eq!(dump["source"]["kind"], "manual");
     assert_eq!(dump["snapshot"]["services"]["etl"]["name"], "etl");
     let listeners = admin_json(&proxy, "/listeners").await;
-    assert_eq!(listeners[0]["name"], "in");
-    assert_eq!(listeners[0]["address"], proxy.listener_addrs()["in"].to_string());
+    assert_eq!(listeners[0]["name"], "seen");
+    assert_eq!(listeners[0]["address"], proxy.listener_addrs()["seen"].to_string());
     let endpoints = admin_json(&proxy, "/endpoints").await;
     let endpoint = &endpoints["etl"]["endpoints"][0];
     assert_eq!(endpoint["address"], "127.0.0.1:9");
@@ -36,7 +36,7 @@ async fn what_is_in_force_can_be_looked_at() {
     for line in [
         "# TYPE towpath_bytes_in_flight gauge",
         r#"towpath_bytes_in_flight{service="etl"} 0"#,
-        r#"towpath_connections{listener="in"} 0"#,
+        r#"towpath_connections{listener="seen"} 0"#,
         r#"towpath_endpoint_usable{service="etl",endpoint="127.0.0.1:9"} 1"#,
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} not in\n{metrics}");

@@ -70,6 +70,76 @@ async fn a_connection_that_asked_for_nothing_does_not_hold_a_drain() {
 }
 
 #[tokio::test]
+async fn a_drain_answers_what_was_asked_and_closes_kept_alive_connections() {
+    let (asked, mut seen) = tokio::sync::mpsc::channel(1);
+    let (answer, answered) = tokio::sync::watch::channel(false);
+    let slow = origin(move |mut tcp| {
+        let (asked, mut answered) = (asked.clone(), answered.clone());
+        async move {
+            head(&mut tcp).await.unwrap();
+            asked.send(()).await.unwrap();
+            answered.wait_for(|now| *now).await.unwrap();
+            tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone").await.unwrap();
+            // Kept open: it is not the origin that ends this.
+            let _ = tcp.read(&mut [0]).await;
+        }
+    })
+    .await;
+    let idle_origin = web("idle").await;
+    let world = World::default()
+        .service("slow", Protocol::Http1, &[slow.address])
+        .service("idle", Protocol::Http1, &[idle_origin.address])
+        .http("slow", "slow")
+        .http("idle", "idle");
+    let proxy = proxy_with(world).await;
+    let mut idle = connect(&proxy, "idle").await;
+    assert_eq!(get(&mut idle, "/").await.1, "idle");
+    let mut busy = connect(&proxy, "slow").await;
+    let client = tokio::spawn(async move {
+        let told = get(&mut busy, "/").await;
+        (told, busy.read(&mut [0]).await.unwrap())
+    });
+    seen.recv().await.unwrap();
+    proxy.drain();
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "nothing was asked on it");
+    answer.send_replace(true);
+    let ((_, body), more) = client.await.unwrap();
+    assert_eq!((body.as_str(), more), ("done", 0));
+    assert_eq!(proxy.drained().await, None);
+}
+
+#[tokio::test]
+async fn a_drain_tells_http2_clients_to_go_and_finishes_their_streams() {
+    let (asked, mut seen) = tokio::sync::mpsc::channel(1);
+    let (answer, answered) = tokio::sync::watch::channel(false);
+    let slow = origin(move |mut tcp| {
+        let (asked, mut answered) = (asked.clone(), answered.clone());
+        async move {
+            head(&mut tcp).await.unwrap();
+            asked.send(()).await.unwrap();
+            answered.wait_for(|now| *now).await.unwrap();
+            tcp.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            let _ = tcp.read(&mut [0]).await;
+        }
+    })
+    .await;
+    let world = World::default().service("s", Protocol::Http1, &[slow.address]).http("in", "s");
+    let proxy = proxy_with(world).await;
+    let (mut client, connection) =
+        h2::client::handshake(connect(&proxy, "in").await).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let request = http::Request::get("http://a.test/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    seen.recv().await.unwrap();
+    proxy.drain();
+    answer.send_replace(true);
+    assert_eq!(response.await.unwrap().status(), 204);
+    // Ended by the proxy, in good order: the client still holds its handle.
+    ended.await.unwrap().unwrap();
+    assert_eq!(proxy.drained().await, None);
+}
+
+#[tokio::test]
 async fn a_removed_listener_closes_its_port_and_finishes_its_connections() {
     let echo = echo().await;
     let services = World::default().service("echo", Protocol::Tcp, &[echo.address]);

@@ -44,7 +44,8 @@ async fn web(healthy: Arc<AtomicBool>) -> Origin {
             let mut request = vec![0; 1024];
             let n = tcp.read(&mut request).await.unwrap_or(0);
             let request = String::from_utf8_lossy(&request[..n]).to_lowercase();
-            let asked = request.starts_with("get /healthz http/1.1") && request.contains("host: s\r\n");
+            let asked =
+                request.starts_with("get /healthz http/1.1") && request.contains("host: s\r\n");
             let status = if asked && healthy.load(Ordering::SeqCst) { 200 } else { 503 };
             let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n");
             let _ = tcp.write_all(answer.as_bytes()).await;

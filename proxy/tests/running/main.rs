@@ -1,9 +1,13 @@
 //! Whole proxies in this process, on port 0: what they do with connections,
 //! configurations and signals, apart from HTTP itself.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
 mod admin;
+mod control_plane;
 mod drain;
 mod health;
+mod program;
 mod reload;
 mod support;
 mod tcp;

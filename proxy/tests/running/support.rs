@@ -190,6 +190,39 @@ pub(crate) async fn named(name: &'static str) -> Origin {
     .await
 }
 
+/// Answers every HTTP/1.1 request without a body with `name`, keeping the connection.
+pub(crate) async fn web(name: &'static str) -> Origin {
+    origin(move |mut tcp| async move {
+        while head(&mut tcp).await.is_some() {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+            if tcp.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// Reads one message head; `None` at the end of the stream.
+pub(crate) async fn head(tcp: &mut TcpStream) -> Option<String> {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        text.push(tcp.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(text).unwrap())
+}
+
+/// Sends a request on a connection that stays, and reads head and body of the answer.
+pub(crate) async fn get(tcp: &mut TcpStream, path: &str) -> (String, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: a.test\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let head = head(tcp).await.unwrap().to_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|l| l.split("\r\n").next());
+    let mut body = vec![0; length.map_or(0, |l| l.parse().unwrap())];
+    tcp.read_exact(&mut body).await.unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
 /// An address where nobody listens.
 pub(crate) async fn dead() -> SocketAddr {
     TcpListener::bind(local(0)).await.unwrap().local_addr().unwrap()
@@ -210,8 +243,11 @@ pub(crate) async fn told(proxy: &Running, listener: &str) -> String {
 /// Status and body of one request to the admin endpoint.
 pub(crate) async fn admin(proxy: &Running, method: &str, path: &str) -> (u16, String) {
     let host = proxy.admin_addr().to_string();
-    ask(proxy.admin_addr(), &format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
-        .await
+    ask(
+        proxy.admin_addr(),
+        &format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"),
+    )
+    .await
 }
 
 /// Status and body of one raw HTTP/1.1 request.

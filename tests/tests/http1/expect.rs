@@ -3,7 +3,8 @@
 
 use towpath_tests::{End, Proxy, RawOrigin, Wire};
 
-const ASK: &str = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+const ASK: &str =
+    "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 async fn pair() -> (RawOrigin, Proxy, Wire) {
@@ -117,7 +118,11 @@ async fn a_client_of_http_1_0_is_sent_no_interim_response() {
     client.send("hello").await;
     let mut upstream = origin.accept().await;
     assert_eq!(upstream.request().await.body, b"hello");
-    upstream.send(format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n{OK}")).await;
+    upstream
+        .send(format!(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n{OK}"
+        ))
+        .await;
     assert_eq!(client.response().await.status, 200);
 }
 
@@ -125,7 +130,8 @@ async fn a_client_of_http_1_0_is_sent_no_interim_response() {
 async fn a_request_that_the_proxy_refuses_itself_is_not_told_to_continue() {
     let port = towpath_tests::listener_port();
     let policies = towpath_tests::policies(port, "HTTP", &[([127, 0, 0, 1], 1).into()]);
-    let policies = policies.replace("  - backendRefs", "  - matches: [{path: {value: /elsewhere}}]\n    backendRefs");
+    let policies = policies
+        .replace("  - backendRefs", "  - matches: [{path: {value: /elsewhere}}]\n    backendRefs");
     let proxy = Proxy::start(port, &policies).await;
     let mut client = Wire::connect(proxy.address).await;
     client.send(ASK).await;
@@ -141,7 +147,11 @@ async fn interim_responses_pass_in_order() {
     upstream.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await;
     let hints = client.response_head().await;
     assert_eq!((hints.status, hints.fields.one("link")), (103, Some("</a>")));
-    upstream.send(format!("HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n{OK}")).await;
+    upstream
+        .send(format!(
+            "HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n{OK}"
+        ))
+        .await;
     let hints = client.response_head().await;
     assert_eq!((hints.status, hints.fields.one("link")), (103, Some("</b>")));
     assert_eq!(client.response_head().await.status, 102);
@@ -197,7 +207,9 @@ async fn tunnel() -> (Wire, Wire, (RawOrigin, Proxy)) {
 #[tokio::test]
 async fn an_origin_that_does_not_upgrade_answers_as_ever() {
     let (origin, _proxy, mut client) = pair().await;
-    client.send("GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    client
+        .send("GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
     let mut upstream = origin.accept().await;
     upstream.request().await;
     upstream.send(OK).await;

@@ -32,7 +32,7 @@ pub struct Machine {
     world: World,
     types: [Type; 4],
     outbox: VecDeque<Request>,
-    answered: bool,
+    connected: bool,
     error: Option<String>,
     rejected: BTreeMap<ResourceKey, String>,
 }
@@ -46,6 +46,9 @@ struct Type {
     /// Last accepted version of the type, and the one before (state of the world).
     version: String,
     previous: String,
+    /// Something was rejected, so what is held is no version of the server's:
+    /// the next stream must not resume with one.
+    mixed: bool,
 }
 
 impl Machine {
@@ -57,13 +60,13 @@ impl Machine {
             world: World::new(warm_wait),
             types: Default::default(),
             outbox: VecDeque::new(),
-            answered: false,
+            connected: false,
             error: None,
             rejected: BTreeMap::new(),
         }
     }
 
-    /// A stream to a server stands: asks for everything, naming what is held.
+    /// A stream to a server opens: asks for everything, naming what is held.
     pub fn connected(&mut self) {
         self.outbox.clear();
         for kind in MAKE_ORDER {
@@ -71,7 +74,13 @@ impl Machine {
             this.asked = false;
             this.nonce.clear();
             this.names.clear();
+            if std::mem::take(&mut this.mixed) {
+                this.version.clear();
+                this.previous.clear();
+            }
         }
+        // What is still offered will be offered again.
+        self.rejected.clear();
         for kind in [ResourceKind::Service, ResourceKind::Listener] {
             self.types[slot(kind)].asked = true;
             let subscription = match self.flavour {
@@ -87,9 +96,15 @@ impl Machine {
         self.subscribe();
     }
 
+    /// The server took the stream. (One that has no news may never say more.)
+    pub fn established(&mut self) {
+        self.connected = true;
+        self.error = None;
+    }
+
     /// The stream is gone.
     pub fn disconnected(&mut self, error: impl Into<String>) {
-        self.answered = false;
+        self.connected = false;
         self.error = Some(error.into());
         self.outbox.clear();
     }
@@ -97,8 +112,7 @@ impl Machine {
     /// Takes in a response, publishes what can be published, and queues the answer.
     pub fn handle(&mut self, response: Response, now: Instant, apply: &mut Apply) {
         let kind = response.kind;
-        self.answered = true;
-        self.error = None;
+        self.established();
         if let Some(version) = &response.snapshot_version {
             self.world.version.clone_from(version);
         } else {
@@ -155,7 +169,7 @@ impl Machine {
     /// Where the client stands.
     pub fn status(&self) -> Status {
         Status {
-            connected: self.answered,
+            connected: self.connected,
             version: self.snapshot().map(|s| s.version.clone()),
             error: self.error.clone(),
             rejected: self.rejected.iter().map(|(k, r)| (k.clone(), r.clone())).collect(),
@@ -191,7 +205,7 @@ impl Machine {
             && matches!(kind, ResourceKind::Listener | ResourceKind::Service);
         if complete {
             self.rejected.retain(|key, _| key.kind != kind || present.contains(&key.name));
-            for name in self.world.held(kind).into_keys().filter(|name| !present.contains(name)) {
+            for name in self.world.names(kind).into_iter().filter(|name| !present.contains(name)) {
                 self.world.remove(kind, &name);
             }
         }
@@ -235,6 +249,10 @@ impl Machine {
         let this = &mut self.types[slot(kind)];
         if rejection.is_none() {
             this.previous = std::mem::replace(&mut this.version, version);
+            // A complete response makes up for everything before.
+            this.mixed &= matches!(kind, ResourceKind::EndpointSet | ResourceKind::RouteTable);
+        } else {
+            this.mixed = true;
         }
         self.send(kind, rejection, BTreeSet::new(), BTreeSet::new());
     }
@@ -249,6 +267,7 @@ impl Machine {
         for (kind, errors) in by_kind {
             let this = &mut self.types[slot(kind)];
             this.version.clone_from(&this.previous);
+            this.mixed = true;
             if this.asked && !this.nonce.is_empty() {
                 self.send(kind, Some(Rejection::new(errors)), BTreeSet::new(), BTreeSet::new());
             }
@@ -280,8 +299,11 @@ impl Machine {
     fn forget_unwanted(&mut self) {
         for kind in [ResourceKind::EndpointSet, ResourceKind::RouteTable] {
             let wanted = self.wanted(kind);
-            for name in self.types[slot(kind)].names.difference(&wanted) {
-                self.world.remove(kind, name);
+            self.rejected.retain(|key, _| key.kind != kind || wanted.contains(&key.name));
+            for name in self.world.names(kind) {
+                if !wanted.contains(&name) {
+                    self.world.remove(kind, &name);
+                }
             }
         }
     }
@@ -322,8 +344,11 @@ impl Machine {
 
     fn subscription_world(&self, kind: ResourceKind) -> Subscription {
         let this = &self.types[slot(kind)];
+        // To resume with a version is to say that all of it is held.
+        let resumes = this.nonce.is_empty();
+        let complete = this.names.iter().all(|name| self.world.holds(kind, name));
         Subscription::World {
-            version: this.version.clone(),
+            version: if resumes && !complete { String::new() } else { this.version.clone() },
             names: this.names.iter().cloned().collect(),
         }
     }

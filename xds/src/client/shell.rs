@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::{Apply, Machine, Options, Status};
 use crate::{
     Flavour,
-    wire::{self, MAX_MESSAGE_BYTES, Malformed, Response},
+    wire::{self, MAX_MESSAGE_BYTES, Malformed, Request, Response},
 };
 
 /// Keeps a configuration up to date from an ADS server, for as long as it lives.
@@ -98,9 +98,10 @@ impl Connection {
     async fn run(mut self) {
         let mut failures = 0;
         loop {
+            let started = Instant::now();
             let error = self.stream().await;
-            // A stream that was answered was a success, however it ended.
-            failures = if self.machine.status().connected { 0 } else { failures + 1 };
+            let lived = started.elapsed() > self.options.backoff_max;
+            failures = if lived { 0 } else { failures + 1 };
             let pause = self.pause(failures);
             warn!(server = %self.options.address, %error, ?pause, "xDS stream ended; what is in use stays, will reconnect");
             self.machine.disconnected(error);
@@ -149,6 +150,8 @@ impl Connection {
             Ok(open) => open,
             Err(status) => return format!("refused: {status}"),
         };
+        self.machine.established();
+        self.publish_status();
         info!(server = %self.options.address, flavour = ?self.options.flavour, "xDS stream stands");
         loop {
             match self.wake(&mut inbound, &outbound).await {
@@ -163,27 +166,28 @@ impl Connection {
         }
     }
 
-    /// Opens the stream. The first request travels with the call, because
-    /// some servers answer the call only when they have read one.
+    /// Opens the stream. The first requests travel with the call, because
+    /// some servers answer the call only with their first response.
     async fn open(&mut self, channel: Channel) -> Result<(Inbound, Outbound), tonic::Status> {
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let node = Some(wire::node_to_pb(&self.options.node));
-        let first = self.machine.outgoing();
+        let mut node = Some(wire::node_to_pb(&self.options.node));
+        // One per type: fewer than the channel has room for.
+        let first: Vec<Request> = std::iter::from_fn(|| self.machine.outgoing()).collect();
         match self.options.flavour {
             Flavour::Delta => {
                 let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-                if let Some(first) = first {
-                    let _ = sender.try_send(first.into_delta(node));
+                for request in first {
+                    let _ = sender.try_send(request.into_delta(node.take()));
                 }
                 let call = client.delta_aggregated_resources(ReceiverStream::new(receiver));
                 Ok((Inbound::Delta(call.await?.into_inner()), Outbound::Delta(sender)))
             }
             Flavour::StateOfTheWorld => {
                 let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-                if let Some(first) = first {
-                    let _ = sender.try_send(first.into_world(node));
+                for request in first {
+                    let _ = sender.try_send(request.into_world(node.take()));
                 }
                 let call = client.stream_aggregated_resources(ReceiverStream::new(receiver));
                 Ok((Inbound::World(call.await?.into_inner()), Outbound::World(sender)))

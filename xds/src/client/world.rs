@@ -28,8 +28,11 @@ pub(super) struct World {
     routes: Slots<Arc<RouteTable>>,
     services: Slots<Arc<DecodedService>>,
     endpoints: Slots<Arc<EndpointSet>>,
-    /// What differs from the accepted values.
+    /// What differs from the accepted values and was not looked at yet.
     changed: BTreeSet<ResourceKey>,
+    /// What differs from the accepted values because no snapshot that was
+    /// taken into use led to it.
+    unseen: BTreeSet<ResourceKey>,
     /// Types that were answered at least once.
     seen: [bool; 4],
     /// Missing resources whose time is up: snapshots do without them.
@@ -64,6 +67,7 @@ impl World {
             services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             changed: BTreeSet::new(),
+            unseen: BTreeSet::new(),
             seen: [false; 4],
             given_up: BTreeSet::new(),
             missing: BTreeSet::new(),
@@ -110,6 +114,20 @@ impl World {
             ResourceKind::RouteTable => versions(&self.routes),
             ResourceKind::Service => versions(&self.services),
             ResourceKind::EndpointSet => versions(&self.endpoints),
+        }
+    }
+
+    /// Names held of a kind.
+    pub(super) fn names(&self, kind: ResourceKind) -> Vec<String> {
+        fn of<T>(slots: &Slots<T>) -> Vec<String> {
+            let held = slots.iter().filter(|(_, slot)| slot.current.is_some());
+            held.map(|(name, _)| name.clone()).collect()
+        }
+        match kind {
+            ResourceKind::Listener => of(&self.listeners),
+            ResourceKind::RouteTable => of(&self.routes),
+            ResourceKind::Service => of(&self.services),
+            ResourceKind::EndpointSet => of(&self.endpoints),
         }
     }
 
@@ -174,23 +192,23 @@ impl World {
     /// values afterwards.
     pub(super) fn settle(&mut self, now: Instant, apply: &mut Apply) -> Vec<(ResourceKey, String)> {
         let mut rejected = Vec::new();
-        while !self.changed.is_empty() || self.warming_since.is_some() {
+        while !self.changed.is_empty() || self.warming_since.is_some() || self.published.is_none() {
             let Some(snapshot) = self.assemble(now) else { break };
+            let snapshot = Arc::new(snapshot);
             if self.published.as_ref().is_some_and(|old| same_resources(old, &snapshot)) {
-                self.accept();
+                self.accept(&snapshot);
                 break;
             }
-            let snapshot = Arc::new(snapshot);
             match apply(snapshot.clone()) {
                 Ok(()) => {
-                    self.accept();
+                    self.accept(&snapshot);
                     self.published = Some(snapshot);
                     break;
                 }
                 Err(reasons) => {
-                    let known = self.changed.len();
+                    let open = self.changed.len() + self.unseen.len();
                     rejected.extend(self.reject(reasons));
-                    if self.changed.len() == known {
+                    if self.changed.len() + self.unseen.len() == open {
                         break;
                     }
                 }
@@ -349,8 +367,14 @@ impl World {
         use_accepted.then_some(&accepted.value)
     }
 
-    fn accept(&mut self) {
-        for key in std::mem::take(&mut self.changed) {
+    /// A snapshot is in use: what it holds is accepted, and what is gone is gone.
+    fn accept(&mut self, snapshot: &Snapshot) {
+        let open = std::mem::take(&mut self.changed).into_iter();
+        for key in open.chain(std::mem::take(&mut self.unseen)) {
+            if self.holds(key.kind, &key.name) && !snapshot.holds(&key) {
+                self.unseen.insert(key);
+                continue;
+            }
             match key.kind {
                 ResourceKind::Listener => accept(&mut self.listeners, &key.name),
                 ResourceKind::RouteTable => accept(&mut self.routes, &key.name),
@@ -363,8 +387,9 @@ impl World {
     /// Puts rejected resources back. A consumer that names nothing that
     /// changed has rejected everything that did.
     fn reject(&mut self, reasons: Vec<(ResourceKey, String)>) -> Vec<(ResourceKey, String)> {
-        let (named, other): (Vec<_>, Vec<_>) =
-            reasons.into_iter().partition(|(key, _)| self.changed.contains(key));
+        let (named, other): (Vec<_>, Vec<_>) = reasons
+            .into_iter()
+            .partition(|(key, _)| self.changed.contains(key) || self.unseen.contains(key));
         let guilty = if named.is_empty() {
             let reason = match other.first() {
                 Some((key, reason)) => format!("with it, {} {}: {reason}", key.kind, key.name),
@@ -376,6 +401,7 @@ impl World {
         };
         for (key, _) in &guilty {
             self.changed.remove(key);
+            self.unseen.remove(key);
             match key.kind {
                 ResourceKind::Listener => revert(&mut self.listeners, &key.name),
                 ResourceKind::RouteTable => revert(&mut self.routes, &key.name),

@@ -288,7 +288,7 @@ fn decode_tcp(pb: &TcpProxy) -> Result<TcpForward> {
     };
     let sum = backends.iter().try_fold(0u32, |sum, b| sum.checked_add(b.weight));
     let named = backends.iter().all(|b| !b.service.is_empty());
-    if !named || !sum.is_some_and(|sum| sum > 0) {
+    if !named || sum.unwrap_or(0) == 0 {
         return refuse("needs a cluster, or weighted_clusters with a positive sum below 2^32");
     }
     let idle_timeout = timeout(pb.idle_timeout.as_ref(), Some(DEFAULT_TCP_IDLE), "idle_timeout")?;

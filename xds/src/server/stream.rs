@@ -14,6 +14,8 @@
 //! clusters are warm; endpoint sets wait for nothing, because warming needs
 //! them.
 
+mod kind;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -21,12 +23,13 @@ use std::{
 
 use towpath_policies::model::{Bind, ResourceKind, Snapshot};
 
+use self::kind::{Last, Sent, Type, world_version};
 use super::Cache;
 use crate::{
     Flavour, reach,
     wire::{
         Encoded, Item, MAKE_ORDER, MAX_NAMES, Malformed, Rejection, Request, Response,
-        Subscription, digest, slot,
+        Subscription, slot,
     },
 };
 
@@ -61,41 +64,8 @@ pub struct Stream {
     visible_services: BTreeSet<String>,
     types: [Type; 4],
     nonces: u64,
+    keeps_endpoints: bool,
     synced: Option<String>,
-}
-
-#[derive(Debug, Default)]
-struct Type {
-    asked: bool,
-    /// Whether a name was ever given: from then on an empty list means none (state of the world).
-    named: bool,
-    wildcard: bool,
-    names: BTreeSet<String>,
-    sent: BTreeMap<String, Sent>,
-    dirty: BTreeSet<String>,
-    /// A response is owed even if it is empty.
-    owed: bool,
-    last: Option<Last>,
-}
-
-/// What the client was told of a resource.
-#[derive(Clone, Debug)]
-struct Sent {
-    /// Empty when it was told that there is none.
-    version: Arc<str>,
-    /// It said no. The same version is not offered again.
-    rejected: bool,
-    /// Kept for complete responses (state of the world).
-    encoded: Option<Arc<Encoded>>,
-}
-
-/// The latest response of a type.
-#[derive(Debug)]
-struct Last {
-    nonce: String,
-    snapshot_version: String,
-    names: Vec<String>,
-    waiting: bool,
 }
 
 impl Stream {
@@ -108,8 +78,16 @@ impl Stream {
             visible_services: BTreeSet::new(),
             types: Default::default(),
             nonces: 0,
+            keeps_endpoints: false,
             synced: None,
         }
+    }
+
+    /// The client says that a changed service does without its endpoint set
+    /// being told again. Envoy does not say so: it warms a changed cluster
+    /// until an endpoint set comes, changed or not.
+    pub fn set_keeps_endpoints(&mut self, keeps: bool) {
+        self.keeps_endpoints = keeps;
     }
 
     /// Takes in a request.
@@ -198,8 +176,9 @@ impl Stream {
             let gone = self.removals(&snapshot, kind);
             if self.flavour == Flavour::StateOfTheWorld && !full_state(kind) {
                 // This variant has no word for "gone" here; leaving the
-                // referrer out has said it.
-                self.types[slot(kind)].forget(&gone);
+                // referrer out has said it. The client may hold it still, so
+                // what it was sent stays noted.
+                self.types[slot(kind)].leave_be(&gone);
             } else if !gone.is_empty() {
                 return Some(self.respond(&snapshot, kind, Vec::new(), gone));
             }
@@ -402,6 +381,15 @@ impl Stream {
             this.dirty.remove(&encoded.name);
             this.sent.insert(encoded.name.clone(), Sent::new(encoded, flavour));
         }
+        if kind == ResourceKind::Service && !self.keeps_endpoints {
+            let sets = &mut self.types[slot(ResourceKind::EndpointSet)];
+            for encoded in &due {
+                if sets.sent.remove(&encoded.name).is_some() {
+                    sets.dirty.insert(encoded.name.clone());
+                }
+            }
+        }
+        let this = &mut self.types[slot(kind)];
         for name in &gone {
             this.dirty.remove(name);
             this.sent.remove(name);
@@ -411,6 +399,13 @@ impl Stream {
         }
         this.owed = false;
         let whole = flavour == Flavour::StateOfTheWorld && full_state(kind);
+        if whole {
+            // What was rejected before is offered again with the rest, and the
+            // answer is about all of it.
+            for sent in this.sent.values_mut() {
+                sent.rejected = false;
+            }
+        }
         let resources: Vec<Item> = if whole {
             this.sent.values().filter_map(|s| s.encoded.as_deref()).map(Item::from).collect()
         } else {
@@ -420,7 +415,8 @@ impl Stream {
         this.last = Some(Last {
             nonce: nonce.clone(),
             snapshot_version: snapshot.version.clone(),
-            names: due.iter().map(|e| e.name.clone()).collect(),
+            names: resources.iter().map(|item| item.name.clone()).collect(),
+            news: due.iter().map(|e| e.name.clone()).collect(),
             waiting: true,
         });
         let version = match flavour {
@@ -447,115 +443,6 @@ impl Stream {
             ResourceKind::EndpointSet => snapshot.endpoints.keys().cloned().collect(),
         }
     }
-}
-
-impl Type {
-    fn waiting(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| last.waiting)
-    }
-
-    /// Marks what differs between two snapshots; whether anything did.
-    fn mark<T>(&mut self, old: &BTreeMap<String, Arc<T>>, new: &BTreeMap<String, Arc<T>>) -> bool {
-        let mut differs = false;
-        let changed = new
-            .iter()
-            .filter(|(name, value)| old.get(*name).is_none_or(|o| !Arc::ptr_eq(o, value)))
-            .map(|(name, _)| name);
-        let gone = old.keys().filter(|name| !new.contains_key(*name));
-        for name in changed.chain(gone) {
-            differs = true;
-            if self.asked && (self.wildcard || self.names.contains(name)) {
-                self.dirty.insert(name.clone());
-            }
-        }
-        differs
-    }
-
-    fn forget(&mut self, names: &[String]) {
-        for name in names {
-            self.dirty.remove(name);
-            self.sent.remove(name);
-        }
-    }
-
-    /// Whether the client is to have a resource of this name, if there is one.
-    fn wants(
-        &self,
-        snapshot: &Snapshot,
-        visible_services: &BTreeSet<String>,
-        kind: ResourceKind,
-        name: &str,
-    ) -> bool {
-        self.names.contains(name)
-            || self.wildcard
-                && match kind {
-                    ResourceKind::Listener => {
-                        snapshot.listeners.get(name).is_some_and(|l| l.bind != Bind::Api)
-                    }
-                    ResourceKind::Service => visible_services.contains(name),
-                    ResourceKind::RouteTable | ResourceKind::EndpointSet => true,
-                }
-    }
-
-    /// Takes in what a request says about the latest response of its type.
-    /// Answers to anything older are ignored. A rejection may follow an
-    /// acceptance: a client may find out later that it cannot apply something.
-    fn answered(
-        &mut self,
-        kind: ResourceKind,
-        nonce: &str,
-        rejection: Option<Rejection>,
-    ) -> Option<Event> {
-        let last = self.last.as_mut().filter(|last| !nonce.is_empty() && last.nonce == nonce)?;
-        let waited = std::mem::replace(&mut last.waiting, false);
-        let version = last.snapshot_version.clone();
-        let Some(mut rejection) = rejection else {
-            return waited.then_some(Event::Ack { kind, version });
-        };
-        if rejection.resources.is_empty() {
-            rejection.resources = blame(&last.names, &rejection.message);
-        }
-        for (name, _) in &rejection.resources {
-            if let Some(sent) = self.sent.get_mut(name) {
-                sent.rejected = true;
-            }
-        }
-        Some(Event::Nack { kind, version, rejection })
-    }
-}
-
-impl Sent {
-    fn new(encoded: &Arc<Encoded>, flavour: Flavour) -> Self {
-        let keep = flavour == Flavour::StateOfTheWorld;
-        Self {
-            version: encoded.version.clone(),
-            rejected: false,
-            encoded: keep.then(|| encoded.clone()),
-        }
-    }
-
-    fn absent() -> Self {
-        Self { version: "".into(), rejected: false, encoded: None }
-    }
-}
-
-/// Which resources a rejection's text names; all of the response when none.
-fn blame(names: &[String], message: &str) -> Vec<(String, String)> {
-    let named: Vec<_> = names.iter().filter(|name| message.contains(name.as_str())).collect();
-    let guilty = if named.is_empty() { names.iter().collect() } else { named };
-    guilty.into_iter().map(|name| (name.clone(), message.to_owned())).collect()
-}
-
-/// One version for all a client holds of a type. What it rejected is left
-/// out, so a client that comes back with it is not taken to hold that.
-fn world_version(sent: &BTreeMap<String, Sent>) -> String {
-    let mut text = String::new();
-    for (name, sent) in sent {
-        if !sent.rejected {
-            text.extend([name.as_str(), "\n", &sent.version, "\n"]);
-        }
-    }
-    digest(text.as_bytes())
 }
 
 /// Types whose state-of-the-world responses are complete, and which have a wildcard.

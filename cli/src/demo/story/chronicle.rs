@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::demo::{admin::Metrics, repository::Commit};
+use crate::demo::{admin::Metrics, place::FAVOURED, repository::Commit};
+
+/// An effect beyond what chance does to some dozens of picks.
+const CLEAR_PERCENT: f64 = 15.0;
 
 /// Everything the report needs that only the story saw.
 #[derive(Debug, Default)]
@@ -40,6 +43,11 @@ pub(in crate::demo) struct Shares {
 impl Chronicle {
     pub(super) fn event(&mut self, event: Value) {
         self.events.push(event);
+    }
+
+    /// Whether the commit that shifts traffic had a clear effect.
+    pub(in crate::demo) fn shifted(&self) -> bool {
+        self.after.of(FAVOURED) > self.before.of(FAVOURED) + CLEAR_PERCENT
     }
 
     /// The commit in force.

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 pub struct Speed {
     /// Round trip to it.
     pub delay: Duration,
+    /// Time it spends on a batch of any size.
+    pub per_batch: Duration,
     /// Bytes per second over all its uploads together; `None` = as fast as it goes.
     pub bytes_per_second: Option<f64>,
 }
@@ -51,13 +53,25 @@ impl Harness {
         }
     }
 
-    /// Waits for the worker to have time for `bytes`: one queue, first come first served.
+    /// Waits for the worker to have time to begin a batch.
+    pub(super) async fn begin(&self) {
+        self.spend(self.speed.per_batch).await;
+    }
+
+    /// Waits for the worker to have time for `bytes`.
     pub(super) async fn work(&self, bytes: usize) {
         let Some(rate) = self.speed.bytes_per_second else { return };
-        let takes = Duration::from_secs_f64(bytes as f64 * f64::from(self.factor()) / rate);
+        self.spend(Duration::from_secs_f64(bytes as f64 / rate)).await;
+    }
+
+    /// All work stands in one queue, first come first served.
+    async fn spend(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
         let done = {
             let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
-            *busy_until = (*busy_until).max(Instant::now()) + takes;
+            *busy_until = (*busy_until).max(Instant::now()) + time * self.factor();
             *busy_until
         };
         tokio::time::sleep_until(done).await;
@@ -72,6 +86,7 @@ mod tests {
     async fn uploads_share_the_speed_and_slow_means_slow() {
         let harness = Harness::new(Speed {
             delay: Duration::from_millis(20),
+            per_batch: Duration::from_millis(5),
             bytes_per_second: Some(1000.0),
         });
         let start = Instant::now();
@@ -82,5 +97,7 @@ mod tests {
         assert_eq!(start.elapsed().as_millis(), 2000);
         harness.travel().await;
         assert_eq!(start.elapsed().as_millis(), 2020);
+        harness.begin().await;
+        assert_eq!(start.elapsed().as_millis(), 2070);
     }
 }

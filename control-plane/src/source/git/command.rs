@@ -108,7 +108,7 @@ impl Call {
         self
     }
 
-    /// Lets ssh fail where it would ask, unless the user chose an ssh command.
+    /// Lets ssh fail where it would ask, unless the environment chooses an ssh command.
     pub(super) fn without_ssh_prompts(mut self) -> Self {
         self.quiet_ssh = true;
         self
@@ -180,8 +180,8 @@ impl Call {
         for name in TAKEN_AWAY {
             command.env_remove(name);
         }
-        let chosen = |name: &&str| std::env::var_os(name).is_some();
-        if self.quiet_ssh && !["GIT_SSH", "GIT_SSH_COMMAND"].iter().any(|name| chosen(&name)) {
+        let chosen = ["GIT_SSH", "GIT_SSH_COMMAND"].iter().any(|n| std::env::var_os(n).is_some());
+        if self.quiet_ssh && !chosen {
             command.env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=15");
         }
         command

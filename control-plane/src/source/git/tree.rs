@@ -201,10 +201,17 @@ mod tests {
 
     #[test]
     fn policy_files_are_chosen_and_the_rest_is_told() {
-        let listing = b"100644 blob aa      12\ta.yaml\0120000 blob bb       7\tlink.yaml\0\
-            160000 commit cc       -\tsub\0100755 blob dd 3\tx/b.yml\0100644 blob ee 1\tREADME.md\0\
-            100644 blob ff 1\t.github/ci.yaml\0";
-        let (blobs, warnings) = choose(listing);
+        let listing = [
+            "100644 blob aa      12\ta.yaml",
+            "120000 blob bb       7\tlink.yaml",
+            "160000 commit cc       -\tsub",
+            "100755 blob dd       3\tx/b.yml",
+            "100644 blob ee       1\tREADME.md",
+            "100644 blob ff       1\t.github/ci.yaml",
+            "",
+        ]
+        .join("\0");
+        let (blobs, warnings) = choose(listing.as_bytes());
         let paths: Vec<_> = blobs.iter().map(|b| b.path.to_str().unwrap()).collect();
         assert_eq!(paths, ["a.yaml", "x/b.yml"]);
         assert_eq!(

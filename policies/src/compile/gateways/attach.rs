@@ -75,20 +75,30 @@ pub(crate) fn plan<'d>(
     let id = gateway.id();
     for route in routes.http {
         let hostnames = route.hostnames.iter().map(|h| &***h).collect();
-        let candidate = Candidate { kind: route.kind, id: &route.id, namespace: route.namespace, hostnames };
-        for (index, hosts, span) in attach(&candidate, &route.parents, (gateway, &id), &plans, problems) {
+        let candidate =
+            Candidate { kind: route.kind, id: &route.id, namespace: route.namespace, hostnames };
+        for (index, hosts, span) in
+            attach(&candidate, &route.parents, (gateway, &id), &plans, problems)
+        {
             plans[index].http.push(AttachedRoute { route, hosts, span });
         }
     }
     for route in routes.streams {
         let hostnames = route.hostnames.iter().map(|h| &***h).collect();
-        let candidate = Candidate { kind: route.kind, id: &route.id, namespace: route.namespace, hostnames };
-        for (index, hosts, span) in attach(&candidate, &route.parents, (gateway, &id), &plans, problems) {
+        let candidate =
+            Candidate { kind: route.kind, id: &route.id, namespace: route.namespace, hostnames };
+        for (index, hosts, span) in
+            attach(&candidate, &route.parents, (gateway, &id), &plans, problems)
+        {
             let plan = &mut plans[index];
             let tcp = plan.written.protocol.value == ListenerProtocol::Tcp;
             if let Some(first) = plan.streams.first().filter(|_| tcp) {
                 problems
-                    .error(Rule::Conflict, span, format!("the listener `{}` has a TCPRoute already", plan.written.name))
+                    .error(
+                        Rule::Conflict,
+                        span,
+                        format!("the listener `{}` has a TCPRoute already", plan.written.name),
+                    )
                     .related(first.route.span, "this one")
                     .help("use another listener, or weights in one route");
                 continue;
@@ -96,13 +106,20 @@ pub(crate) fn plan<'d>(
             plan.streams.push(AttachedStream { route, hosts });
         }
     }
-    for plan in plans.iter().filter(|p| p.http.is_empty() && p.streams.is_empty()) {
+    // After an error the route may well be there and not be understood.
+    let idle = |p: &&Plan<'_>| problems.errors() == 0 && p.http.is_empty() && p.streams.is_empty();
+    let idle: Vec<_> = plans.iter().filter(idle).collect();
+    for plan in idle {
         let what = match plan.written.protocol.value {
             ListenerProtocol::Http | ListenerProtocol::Https => "it answers 404",
             ListenerProtocol::Tls | ListenerProtocol::Tcp => "it is not opened",
         };
         problems
-            .warning(Rule::NoEffect, plan.written.name.span, format!("no route is attached to this listener; {what}"))
+            .warning(
+                Rule::NoEffect,
+                plan.written.name.span,
+                format!("no route is attached to this listener; {what}"),
+            )
             .help("name it in a route's parentRefs");
     }
     plans
@@ -131,7 +148,14 @@ fn attach(
                     found += 1;
                     if let Some((.., first)) = attached.iter().find(|(at, ..)| *at == index) {
                         problems
-                            .error(Rule::Duplicate, parent.span, format!("the route is attached to listener `{}` twice", plan.written.name))
+                            .error(
+                                Rule::Duplicate,
+                                parent.span,
+                                format!(
+                                    "the route is attached to listener `{}` twice",
+                                    plan.written.name
+                                ),
+                            )
                             .related(*first, "first here");
                     } else {
                         attached.push((index, hosts, parent.span));
@@ -146,21 +170,35 @@ fn attach(
     attached
 }
 
-fn refused(route: &Candidate<'_>, parent: &Parent<'_>, refusals: &[String], problems: &mut Problems) {
+fn refused(
+    route: &Candidate<'_>,
+    parent: &Parent<'_>,
+    refusals: &[String],
+    problems: &mut Problems,
+) {
     let span = parent.section.map_or(parent.span, |section| section.span);
     if refusals.is_empty() {
         let span = parent.port.map_or(span, |port| port.span);
         problems
-            .error(Rule::DanglingReference, span, format!("Gateway `{}` has no such listener", parent.id))
+            .error(
+                Rule::DanglingReference,
+                span,
+                format!("Gateway `{}` has no such listener", parent.id),
+            )
             .help("sectionName and port must fit one of its listeners");
         return;
     }
-    let message = format!("{} `{}` fits no listener of Gateway `{}`", route.kind.name(), route.id, parent.id);
+    let message =
+        format!("{} `{}` fits no listener of Gateway `{}`", route.kind.name(), route.id, parent.id);
     problems.error(Rule::Conflict, span, message).help(refusals.join("; "));
 }
 
 /// The hosts for which a listener takes a route, or why it does not.
-fn accept(route: &Candidate<'_>, gateway_namespace: &str, plan: &Plan<'_>) -> Result<Vec<String>, String> {
+fn accept(
+    route: &Candidate<'_>,
+    gateway_namespace: &str,
+    plan: &Plan<'_>,
+) -> Result<Vec<String>, String> {
     let listener = plan.written;
     if !carries(listener).contains(&route.kind) {
         return Err(format!("does not carry {}s", route.kind.name()));
@@ -174,7 +212,9 @@ fn accept(route: &Candidate<'_>, gateway_namespace: &str, plan: &Plan<'_>) -> Re
     let from = listener.allowed_routes.as_ref().and_then(|a| a.namespaces.as_ref()?.from.as_ref());
     let all = from.is_some_and(|from| from.value == FromNamespaces::All);
     if !all && route.namespace != gateway_namespace {
-        return Err("allows only routes of its own namespace (allowedRoutes.namespaces.from)".to_owned());
+        return Err(
+            "allows only routes of its own namespace (allowedRoutes.namespaces.from)".to_owned()
+        );
     }
     if route.hostnames.is_empty() {
         return Ok(vec![plan.host.clone()]);
@@ -234,7 +274,11 @@ fn check_tls(listener: &GatewayListener, problems: &mut Problems) {
             }
             if let Some(options) = tls.options.as_ref().filter(|_| passthrough) {
                 problems
-                    .warning(Rule::NoEffect, options.span, "a certificate has no effect on TLS that is passed through")
+                    .warning(
+                        Rule::NoEffect,
+                        options.span,
+                        "a certificate has no effect on TLS that is passed through",
+                    )
                     .help("remove `options`, or use mode: Terminate");
             }
             if tls.options.is_none() && !passthrough {
@@ -245,7 +289,9 @@ fn check_tls(listener: &GatewayListener, problems: &mut Problems) {
         }
         None => {}
     }
-    if let Some(host) = listener.hostname.as_ref().filter(|_| protocol.value == ListenerProtocol::Tcp) {
+    if let Some(host) =
+        listener.hostname.as_ref().filter(|_| protocol.value == ListenerProtocol::Tcp)
+    {
         problems
             .error(Rule::Conflict, host.span, "TCP carries no host name")
             .help("remove `hostname`, or use HTTP, HTTPS or TLS");
@@ -260,7 +306,11 @@ fn check_kinds(listener: &GatewayListener, problems: &mut Problems) {
         if !group || !fits.iter().any(|k| k.name() == kind.kind.value) {
             let names: Vec<_> = fits.iter().map(|k| k.name()).collect();
             problems
-                .error(Rule::InvalidValue, kind.kind.span, format!("{} does not fit the protocol", ticked(&kind.kind)))
+                .error(
+                    Rule::InvalidValue,
+                    kind.kind.span,
+                    format!("{} does not fit the protocol", ticked(&kind.kind)),
+                )
                 .help(format!("this listener carries {}", names.join(", ")));
         }
     }

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
+    diagnostic::nearest,
     document::{
         Object,
         gateway::GatewaySpec,
         read::{invalid, ticked},
         value::is_token,
     },
-    diagnostic::nearest,
     model::{ForwardedHeader, HttpOptions, NodeSelector},
     problem::{At, Problems},
 };
@@ -22,7 +22,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(gateway: &Object<GatewaySpec>, problems: &mut Problems) -> Self {
-        let annotation = |name: &str| gateway.metadata.annotations.get(name);
+        let annotation = |name: &str| gateway.metadata.annotations.get(name).map(|(_, text)| text);
         let mut http = HttpOptions::default();
         if let Some(via) = annotation("towpath.dev/via") {
             if is_token(via) {

@@ -27,7 +27,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Conn<I> {
         Self { io, reader: Reader::default(), writer: Writer::default() }
     }
 
-    pub(in crate::http) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>> {
+    pub(in crate::http) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Piece, Broken>> {
         self.reader.poll_body(&mut self.io, cx)
     }
 

@@ -31,7 +31,8 @@ pub(in crate::http) struct ConnectionOptions {
 
 impl Fields {
     pub(super) fn parse(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<Self, BadHead> {
-        let mut parsed = Self { map: HeaderMap::with_capacity(fields.len() + 4), ..Self::default() };
+        let mut parsed =
+            Self { map: HeaderMap::with_capacity(fields.len() + 4), ..Self::default() };
         for field in fields {
             let name = HeaderName::from_bytes(field.name.as_bytes())
                 .map_err(|_| BadHead::Malformed("a header name is not a token"))?;
@@ -104,8 +105,10 @@ impl ConnectionOptions {
                 let name = HeaderName::from_bytes(token)
                     .map_err(|_| BadHead::Malformed("Connection names what is no header"))?;
                 // Naming these would let a client strip what this proxy or the origin relies on.
-                if !matches!(name, header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION)
-                    && self.named.len() < 32
+                if !matches!(
+                    name,
+                    header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION
+                ) && self.named.len() < 32
                 {
                     self.named.push(name);
                 }
@@ -116,10 +119,7 @@ impl ConnectionOptions {
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    match name.as_str() {
-        "keep-alive" | "proxy-connection" | "http2-settings" => true,
-        _ => false,
-    }
+    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
 }
 
 fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {

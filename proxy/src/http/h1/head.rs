@@ -130,12 +130,37 @@ fn parse_request<'h>(head: &'h Bytes, slots: &mut Slots<'h>) -> Result<RequestFr
     };
     let method = Method::from_bytes(method.as_bytes())
         .map_err(|_| BadHead::Malformed("the method is not a token"))?;
-    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
-        .map_err(|_| BadHead::Malformed("the request target is not a URI"))?;
+    let uri = target_uri(head, target, &method)?;
     let fields = Fields::parse(head, parsed.headers)?;
     let http10 = version == 0;
     let framing = request_framing(&fields, http10)?;
     Ok(RequestFrame { method, uri, http10, fields, framing })
+}
+
+/// One of the four forms of RFC 9112 §3.2. The parser of URIs is more lenient than HTTP is: it
+/// takes an authority for any method, cuts off a fragment, and lets a scheme begin with a digit.
+fn target_uri(head: &Bytes, target: &str, method: &Method) -> Result<Uri, BadHead> {
+    const BAD: BadHead = BadHead::Malformed("the request target is not a URI");
+    if target.contains('#') {
+        return Err(BadHead::Malformed("the request target has a fragment"));
+    }
+    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| BAD)?;
+    if target.starts_with('/') || target == "*" || method == Method::CONNECT {
+        return Ok(uri);
+    }
+    let (scheme, rest) = target.split_once("://").ok_or(BAD)?;
+    if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return Err(BAD);
+    }
+    // §3.2.4 and §3.2.1: no path means `*` for OPTIONS, and `/` before a query.
+    let path = match rest.find(['/', '?']) {
+        None if method == Method::OPTIONS => "*".to_owned(),
+        Some(at) if rest[at..].starts_with('?') => format!("/{}", &rest[at..]),
+        _ => return Ok(uri),
+    };
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(path.parse().map_err(|_| BAD)?);
+    Uri::from_parts(parts).map_err(|_| BAD)
 }
 
 fn request_framing(fields: &Fields, http10: bool) -> Result<Framing, BadHead> {

@@ -11,7 +11,10 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{super::message::{Broken, Piece}, head::end_of_head};
+use super::{
+    super::message::{Broken, Piece},
+    head::end_of_head,
+};
 
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
