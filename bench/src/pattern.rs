@@ -13,7 +13,7 @@ use bytes::Bytes;
 pub const PERIOD: usize = 65_521;
 const REPEATS: usize = 9;
 
-/// Largest slice of the stream that [`slice`] hands out.
+/// Largest slice of the stream that [`slice()`] hands out.
 pub const MAX_SLICE: usize = PERIOD * (REPEATS - 1);
 
 /// The stream's bytes from `offset` on, `length` of them or [`MAX_SLICE`] if that is less.
@@ -24,7 +24,7 @@ pub fn slice(offset: u64, length: u64) -> &'static [u8] {
     &tape()[start..start + length]
 }
 
-/// Like [`slice`], as shared [`Bytes`] for interfaces that own what they send. Nothing is copied.
+/// Like [`slice()`], as shared [`Bytes`] for interfaces that own what they send. Nothing is copied.
 #[must_use]
 pub fn bytes(offset: u64, length: u64) -> Bytes {
     Bytes::from_static(slice(offset, length))

@@ -12,9 +12,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderValue, Method};
@@ -114,6 +114,8 @@ enum Message {
 const QUEUE: usize = 8192;
 /// Bytes of lines written in one go.
 const MOST_AT_ONCE: usize = 256 * 1024;
+/// How often a flush tries a full queue again.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// How long a request to reopen may go unseen on an idle proxy.
 const REOPEN_CHECK: Duration = Duration::from_millis(500);
 
@@ -150,10 +152,19 @@ impl AccessLog {
     /// written. Blocks: for the end of the program.
     pub fn flush(&self, limit: Duration) {
         let (done, written) = sync_channel(1);
-        // A writer that is gone has nothing left to write.
-        if self.queue.send(Message::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(limit);
+        let end = Instant::now() + limit;
+        let mut message = Message::Flush(done);
+        // The queue may be full for as long as nobody reads what is written.
+        loop {
+            match self.queue.try_send(message) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < end => message = back,
+                // A writer that is gone has nothing left to write.
+                Err(_) => return,
+            }
+            std::thread::sleep(FULL_PAUSE);
         }
+        let _ = written.recv_timeout(end.saturating_duration_since(Instant::now()));
     }
 
     /// Opens the file anew (after a log rotation) before the next line.

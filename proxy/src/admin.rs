@@ -96,7 +96,11 @@ fn allowed(method: &Method, headers: &HeaderMap, uri: &Uri) -> Result<(), &'stat
     if method != Method::GET && method != Method::HEAD {
         let foreign = match text(header::ORIGIN) {
             None => false,
-            Some(Ok(origin)) => !origin.split_once("://").is_some_and(|(_, host)| is_local(host)),
+            // Another port or another machine's address is another site.
+            Some(Ok(origin)) => {
+                let from = origin.split_once("://").map(|(_, from)| from);
+                !from.is_some_and(|from| from.eq_ignore_ascii_case(host))
+            }
             Some(Err(_)) => true,
         };
         let site = headers.get("sec-fetch-site");
@@ -188,6 +192,9 @@ mod tests {
             (None, None, false, false),
             (Some("127.0.0.1:9901"), Some("http://evil.example"), true, false),
             (Some("127.0.0.1:9901"), Some("null"), true, false),
+            (Some("127.0.0.1:9901"), Some("http://10.0.0.1:9901"), true, false),
+            (Some("127.0.0.1:9901"), Some("http://127.0.0.1:8080"), true, false),
+            (Some("localhost:9901"), Some("http://LOCALHOST:9901"), true, true),
             (Some("127.0.0.1:9901"), Some("http://127.0.0.1:9901"), true, true),
         ] {
             let mut headers = HeaderMap::new();

@@ -74,6 +74,8 @@ const BACKLOG: i32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time a client has to complete its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the first request of a connection that was just accepted when the drain begins.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(250);
 /// A silent peer is asked whether it is still there after this, then this often.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(30));
 
@@ -304,7 +306,7 @@ async fn clear(
         ChainKind::Tcp(forward) => {
             let protocol = if name.is_some() { "TLS" } else { "TCP" };
             let caller = Caller { address: peer, server_name: name, protocol };
-            let client = Client::<TlsStream<TcpStream>>::Clear(tcp, seen.freeze());
+            let client = Client::<TlsStream<Prefixed<TcpStream>>>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
     };
@@ -320,8 +322,12 @@ async fn clear(
                     // Nothing was asked, so nothing is answered.
                     _ => return,
                 },
-                // Nothing has been asked of us yet: a connection without a request may go.
-                () = draining.drained() => return,
+                // Nothing has been asked of us yet: a connection without a request may go,
+                // after a moment for one that is on its way.
+                () = async {
+                    draining.drained().await;
+                    tokio::time::sleep(FIRST_REQUEST_GRACE).await;
+                } => return,
             }
         }
     };

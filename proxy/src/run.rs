@@ -70,9 +70,13 @@ const DRAIN_CHECK: Duration = Duration::from_millis(10);
 /// When it cannot start: the policies are wrong, or an address cannot be had.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.die_with_parent {
-        let term = rustix::process::Signal::TERM;
-        rustix::process::set_parent_process_death_signal(Some(term))
-            .context("--die-with-parent")?;
+        use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+        let parent = getppid();
+        set_parent_process_death_signal(Some(Signal::TERM)).context("--die-with-parent")?;
+        // One that died before that sends no signal any more.
+        if getppid() != parent || adopted_by_init() {
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     logging::start(&args.log_level)?;
     raise_file_limit();
@@ -253,6 +257,13 @@ impl Running {
         }
         self.control.reload_certificates();
     }
+}
+
+/// Whether process 1 is our parent without having started us: in a container it
+/// may well have, and then we are of its session.
+fn adopted_by_init() -> bool {
+    use rustix::process::{Pid, getppid, getsid};
+    getppid() == Some(Pid::INIT) && getsid(None).ok() != getsid(Some(Pid::INIT)).ok()
 }
 
 /// A proxy holds many sockets: takes as many files as the system lets it.

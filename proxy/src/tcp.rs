@@ -12,20 +12,18 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     access_log::{AccessLog, Record},
+    http::ClientIo,
     metrics::{Counter, registry},
     outlier::{self, Failure, Outcome},
     upstream::{
@@ -82,6 +80,8 @@ pub(crate) struct Meter {
     up: AtomicU64,
     down: AtomicU64,
     endpoint_bytes: Option<(Counter, Counter)>,
+    /// Whether writing failed, by [`Direction`].
+    write_failed: [AtomicBool; 2],
 }
 
 /// Which way bytes go.
@@ -121,7 +121,7 @@ impl TcpMetrics {
 /// Relays one client connection to an endpoint of the chain, to its end.
 pub(crate) async fn relay<T>(chain: Arc<TcpChain>, client: Client<T>, caller: Caller)
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: ClientIo,
 {
     chain.metrics.connections.inc();
     let mut meter = Meter::new(chain.clone(), &caller);
@@ -232,6 +232,8 @@ impl Meter {
                 Record::new(caller.protocol, chain.listener.clone(), Some(caller.address));
             record.host = caller.server_name.as_deref().map(Into::into);
             record.start = SystemTime::now();
+            // What it stays when this future is dropped before the end.
+            record.reason = Some("cut");
             record
         });
         Self {
@@ -242,6 +244,7 @@ impl Meter {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             endpoint_bytes: None,
+            write_failed: Default::default(),
         }
     }
 
@@ -279,6 +282,23 @@ impl Meter {
         if self.chain.idle_timeout.is_some() {
             self.touch();
         }
+    }
+
+    /// Writing in this direction failed. That may have taken the socket's error
+    /// away, and then the other direction reads what looks like an end.
+    fn write_failed(&self, direction: Direction, error: io::Error) -> End {
+        self.write_failed[direction as usize].store(true, Relaxed);
+        End::WriteFailed(error)
+    }
+
+    /// Whether an end just read in this direction is a break, already seen by the other one.
+    fn broken(&self, direction: Direction) -> Option<End> {
+        let other = match direction {
+            Direction::Up => Direction::Down,
+            Direction::Down => Direction::Up,
+        };
+        let failed = self.write_failed[other as usize].load(Relaxed);
+        failed.then(|| End::ReadFailed(io::ErrorKind::ConnectionReset.into()))
     }
 
     fn touch(&self) {

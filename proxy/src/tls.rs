@@ -59,8 +59,17 @@ pub(crate) enum TlsError {
 pub(crate) struct ServerTls {
     spec: TlsServer,
     key: Arc<Key>,
-    stamp: Mutex<Stamp>,
+    read: Mutex<Read>,
     settings: Arc<ServerConfig>,
+}
+
+/// What was made of the files.
+#[derive(Debug)]
+struct Read {
+    /// Of the files in use.
+    stamp: Stamp,
+    /// The last failure that was told: tried again, but not told again.
+    failed: Option<(Stamp, String)>,
 }
 
 /// Serves whatever certificate is current, to any name: the chain was chosen by name before.
@@ -86,7 +95,8 @@ impl ServerTls {
                 .with_cert_resolver(key.clone());
         config.alpn_protocols = spec.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.ticketer = aws_lc_rs::Ticketer::new()?;
-        Ok(Self { spec: spec.clone(), key, stamp: Mutex::new(stamp), settings: Arc::new(config) })
+        let read = Mutex::new(Read { stamp, failed: None });
+        Ok(Self { spec: spec.clone(), key, read, settings: Arc::new(config) })
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
@@ -97,17 +107,29 @@ impl ServerTls {
         &self.spec
     }
 
-    /// Reads the files again if they changed. On an error the old certificate stays in use.
+    /// Reads the files again if they changed. On an error the old certificate stays in
+    /// use; the next call tries again, and is silent about the same error.
     pub(crate) fn reload(&self) -> Result<bool, TlsError> {
         let now = Stamp::of(&self.spec);
-        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-        if *stamp == now {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.stamp == now {
             return Ok(false);
         }
-        // Remembered even when the files are bad, so that one mistake is one message.
-        *stamp = now;
-        self.key.0.store(Arc::new(load(&self.spec)?));
-        Ok(true)
+        match load(&self.spec) {
+            Ok(key) => {
+                self.key.0.store(Arc::new(key));
+                *read = Read { stamp: now, failed: None };
+                Ok(true)
+            }
+            Err(error) => {
+                let failed = Some((now, error.to_string()));
+                if read.failed == failed {
+                    return Ok(false);
+                }
+                read.failed = failed;
+                Err(error)
+            }
+        }
     }
 }
 

@@ -95,6 +95,8 @@ pub struct EndpointLive {
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
     pub metrics: EndpointMetrics,
+    /// The terms connections are made under now; those made under others are not pooled.
+    pub(crate) terms: AtomicU64,
     /// Idle connections, by worker.
     pub(crate) pools: Pools,
 }
@@ -194,6 +196,7 @@ pub fn reconcile(
         gone.live.removed.store(true, Relaxed);
         gone.live.pools.clear();
     }
+    endpoints.iter().for_each(|e| e.live.terms.store(connector.terms(), Relaxed));
     if !same_wire {
         endpoints.iter().for_each(|e| e.live.pools.clear());
     }
@@ -249,6 +252,7 @@ impl EndpointLive {
             ejections: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
+            terms: AtomicU64::new(0),
             pools: Pools::new(workers),
         }
     }

@@ -16,7 +16,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use towpath_policies::model::{EndpointSet, Listener, ResourceKey, RouteTable, Snapshot};
+use towpath_policies::model::{
+    Discovery, EndpointSet, Listener, ResourceKey, RouteTable, Service, Snapshot,
+};
 
 use crate::{
     access_log::AccessLog,
@@ -111,13 +113,16 @@ impl World {
     pub(crate) fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
         let plan = Plan::new(self, &snapshot).inspect_err(|_| self.rejected.inc())?;
         let gone = self.reconcile_services(&snapshot)?;
+        // Before new routers count: what they make must stay.
+        for service in &gone {
+            registry().forget(&[("service", &service.spec.name)]);
+        }
         self.swap_routers(&plan.tables);
         if !self.draining {
             self.swap_listeners(plan);
         }
         for service in gone {
             upstream::retire(&service);
-            registry().forget(&[("service", &service.spec.name)]);
         }
         self.probes.reconcile(&self.services);
         self.publish(snapshot);
@@ -175,7 +180,11 @@ impl World {
     ) -> Result<Vec<Arc<ServiceState>>, Vec<Rejection>> {
         let mut services = BTreeMap::new();
         let old_snapshot = self.view.load().snapshot.clone();
-        self.resolved.retain(|name, _| snapshot.services.contains_key(name));
+        // Addresses of another host, or of a service that is gone, are nobody's.
+        self.resolved.retain(|name, _| {
+            let (old, new) = (self.services.get(name), snapshot.services.get(name));
+            old.zip(new).is_some_and(|(old, new)| place(&old.spec) == place(new))
+        });
         for (name, spec) in &snapshot.services {
             let set = self.endpoints_of(name, snapshot);
             let state = match self.services.get(name) {
@@ -264,6 +273,14 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+/// The host and port whose addresses a service has, where they come from DNS.
+fn place(service: &Service) -> Option<(&str, u16)> {
+    match &service.discovery {
+        Discovery::Dns { host, port, .. } => Some((host, *port)),
+        Discovery::Listed => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Standard first: what Envoy's API can say is said in it, so that Envoy and
 //! gRPC clients obey. What it cannot say rides beside it as metadata under
-//! [`extension::KEY`], in the shape of the domain type's JSON: the encoder
+//! `extension::KEY`, in the shape of the domain type's JSON: the encoder
 //! decodes its own standard part again and adds exactly what did not survive,
 //! so encoding and decoding again gives an equal value.
 //!

@@ -47,6 +47,9 @@ enum Tried1 {
     Stale,
 }
 
+/// So often a try connects over HTTP/2 to find a stream that others did not take first.
+const CONNECT_ROUNDS: u8 = 4;
+
 /// A connection for a try.
 type Ready = Result<Upstream, ConnectError>;
 
@@ -73,6 +76,8 @@ impl<D: Downstream> Exchange<'_, D> {
             let (reason, reply, answer) = match outcome {
                 Tried1::Stale => {
                     // No endpoint failed here, so nothing is charged: the same one again.
+                    // Nor must this request's own place count against it.
+                    self.ticket = None;
                     self.replay.rewind();
                     fresh = true;
                     continue;
@@ -164,7 +169,7 @@ impl<D: Downstream> Exchange<'_, D> {
                         match self.while_waiting(connect).await? {
                             Ok(Ok(connection)) => self.on_http1(connection, false),
                             Ok(Err(error)) => return Ok(failed_connect(service, endpoint, &error)),
-                            Err(expired) => return self.expired(expired, service, endpoint),
+                            Err(expired) => return self.expired(expired, service, endpoint, false),
                         }
                     }
                 }
@@ -174,7 +179,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 match self.on_http2(service, endpoint).await? {
                     Ok(Ok(up)) => up,
                     Ok(Err(error)) => return Ok(failed_connect(service, endpoint, &error)),
-                    Err(expired) => return self.expired(expired, service, endpoint),
+                    Err(expired) => return self.expired(expired, service, endpoint, false),
                 }
             }
         };
@@ -183,8 +188,11 @@ impl<D: Downstream> Exchange<'_, D> {
             Ok((head, switched)) => Ok(Tried1::Answered(up, head, switched)),
             Err(Cut::Client(Broken::Malformed(what))) => Err(Stop::Reply(Reply::bad_request(what))),
             Err(Cut::Client(broken)) => Err(Stop::Client(broken)),
-            Err(Cut::Expired(expired)) => self.expired(expired, service, endpoint),
-            Err(Cut::Endpoint(broken)) => Ok(self.broken(&broken, &up, service, endpoint)),
+            Err(Cut::Expired(expired)) => {
+                let blameless = self.upload == Upload::Active;
+                self.expired(expired, service, endpoint, blameless)
+            }
+            Err(Cut::Endpoint(broken)) => self.broken(&broken, &up, service, endpoint),
         }
     }
 
@@ -217,7 +225,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let scheme = service.connector.scheme();
         let mut request = Some(h2_client::request(&self.head, &self.head.authority, &scheme));
         let end = self.head.length.is_empty();
-        loop {
+        for _ in 0..CONNECT_ROUNDS {
             match endpoint.live.open_stream(worker, &mut request, end) {
                 Some(Ok(opened)) => {
                     let up = Upstream::Http2(Http2::new(opened, self.head.method.clone()));
@@ -238,6 +246,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Err(expired) => return Ok(Err(expired)),
             }
         }
+        Ok(Ok(Err(ConnectError::Handshake("others took every stream".into()))))
     }
 
     /// Waits for `work`, unless the client goes or time runs out.
@@ -322,10 +331,10 @@ impl<D: Downstream> Exchange<'_, D> {
         up: &Upstream,
         service: &ServiceState,
         endpoint: &EndpointState,
-    ) -> Tried1 {
+    ) -> Result<Tried1, Stop> {
         let repeatable = self.replay.is_complete() && self.is_idempotent();
         if up.was_stale() && repeatable {
-            return Tried1::Stale;
+            return Ok(Tried1::Stale);
         }
         let (reason, reply) = match broken {
             Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
@@ -336,24 +345,36 @@ impl<D: Downstream> Exchange<'_, D> {
             outlier::report(service, endpoint, Outcome::Failure(Failure::Reset));
         }
         tracing::debug!(endpoint = %endpoint.spec.address, %broken, "a try failed");
-        Tried1::Failed { reason, reply }
+        if let Broken::Malformed(_) = broken {
+            // An answer came, though none that could be passed on: no case for a retry.
+            return Err(Stop::Reply(reply));
+        }
+        Ok(Tried1::Failed { reason, reply })
     }
 
+    /// `blameless`: the endpoint still waited for the client's body, so that the time
+    /// that ran out says nothing of it.
     fn expired(
         &mut self,
         expired: Expired,
         service: &ServiceState,
         endpoint: &EndpointState,
+        blameless: bool,
     ) -> Result<Tried1, Stop> {
+        let report = |ours: bool| {
+            if ours && !blameless {
+                outlier::report(service, endpoint, Outcome::Failure(Failure::Timeout));
+            }
+        };
         match expired {
             Expired::Idle => Err(Stop::Reply(Reply::IDLE)),
             Expired::HalfClosed => Err(Stop::Client(Broken::Closed)),
             Expired::Overall => {
-                outlier::report(service, endpoint, Outcome::Failure(Failure::Timeout));
+                report(self.limits.ours);
                 Err(Stop::Reply(Reply::TIMEOUT))
             }
             Expired::Try => {
-                outlier::report(service, endpoint, Outcome::Failure(Failure::Timeout));
+                report(true);
                 Ok(Tried1::Failed { reason: RetryReason::Timeout, reply: Reply::TIMEOUT })
             }
         }

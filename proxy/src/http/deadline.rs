@@ -51,6 +51,8 @@ pub(super) enum Expired {
 #[derive(Debug)]
 pub(super) struct Limits {
     pub(super) overall: Option<Instant>,
+    /// `overall` is the route's and not the client's own deadline.
+    pub(super) ours: bool,
     pub(super) of_try: Option<Instant>,
     pub(super) half_closed: Option<Instant>,
     idle: Option<Duration>,
@@ -65,6 +67,7 @@ impl Limits {
     pub(super) fn new(start: Instant, overall: Option<Duration>, idle: Option<Duration>) -> Self {
         Self {
             overall: overall.and_then(|o| start.checked_add(o)),
+            ours: true,
             of_try: None,
             half_closed: None,
             idle,

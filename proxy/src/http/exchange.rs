@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     deadline::{Expired, Limits, Timer, grpc_timeout},
@@ -154,6 +154,7 @@ impl<D: Downstream> Exchange<'_, D> {
             (ours, theirs) => ours.or(theirs),
         };
         self.limits = Limits::new(start, overall, forward.idle_timeout);
+        self.limits.ours = overall == forward.timeout;
         let mirrors = mirror::draw(forward);
         let keep = if forward.retry.attempts > 0 || !mirrors.is_empty() {
             forward.retry.replay_limit_bytes
@@ -253,7 +254,10 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
-                ("timeout", Some(Failure::Timeout), Broken::Reset(h2::Reason::CANCEL))
+                // A client that set the deadline, or was itself slow, says nothing of the endpoint.
+                let blamed = self.limits.ours && self.upload != Upload::Active && !self.starved;
+                let failure = blamed.then_some(Failure::Timeout);
+                ("timeout", failure, Broken::Reset(h2::Reason::CANCEL))
             }
         };
         self.record.reason = Some(reason);
@@ -311,8 +315,13 @@ impl<D: Downstream> Exchange<'_, D> {
             self.record.response_bytes = if bodiless { 0 } else { body.len() as u64 };
             sent = if bodiless { self.down.end(None) } else { self.down.data(body, true) };
         }
+        // A client that does not read its answer holds no place at an endpoint, and not for long.
+        self.ticket = None;
+        let limit = self.client.listener.options.head_timeout;
         let flushed = match sent {
-            Ok(()) => poll_fn(|cx| self.down.poll_flush(cx)).await,
+            Ok(()) => timeout(limit, poll_fn(|cx| self.down.poll_flush(cx)))
+                .await
+                .unwrap_or(Err(Broken::Closed)),
             Err(broken) => Err(broken),
         };
         if let Err(broken) = flushed {

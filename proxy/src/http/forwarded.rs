@@ -48,11 +48,17 @@ impl Forwarding {
                 }
             }
             ForwardedHeader::XForwarded => {
+                headers.remove(FORWARDED);
                 append(headers, X_FORWARDED_FOR, &self.element);
                 // The scheme of the first hop stays what it was.
                 headers.entry(X_FORWARDED_PROTO).or_insert_with(|| self.proto.clone());
             }
-            ForwardedHeader::Rfc7239 => append(headers, FORWARDED, &self.element),
+            ForwardedHeader::Rfc7239 => {
+                for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
+                    headers.remove(name);
+                }
+                append(headers, FORWARDED, &self.element);
+            }
         }
     }
 }

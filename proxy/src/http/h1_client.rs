@@ -35,7 +35,7 @@ pub(super) struct Http1 {
 /// Limits on response heads.
 const LIMITS: h1::Limits = h1::Limits { bytes: 256 * 1024, fields: 256 };
 /// Interim responses accepted before the final one.
-const MAX_INTERIMS: u8 = 32;
+pub(super) const MAX_INTERIMS: u8 = 32;
 
 impl Http1 {
     /// Puts a request's head on a connection; its body follows.
@@ -158,6 +158,14 @@ impl Http1 {
         self.conn.writer.go_raw();
     }
 
+    /// Ends a tunnel that broke so that the endpoint does not take it for complete.
+    pub(super) fn reset_tunnel(&self) {
+        if self.tunnel {
+            let socket = socket2::SockRef::from(self.conn.io.tcp());
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+    }
+
     pub(super) fn was_stale(&self) -> bool {
         self.reused && !self.heard
     }
@@ -167,7 +175,7 @@ impl Http1 {
         let conn = &self.conn;
         if self.reusable
             && self.sent_all
-            && conn.writer.is_empty()
+            && conn.writer.is_flushed()
             && conn.reader.is_done()
             && !conn.reader.has_bytes()
             && !conn.reader.is_closed()

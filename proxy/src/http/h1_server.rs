@@ -35,7 +35,7 @@ enum Next {
 }
 
 /// One request's use of the connection.
-struct Exchanging<'a, I> {
+struct Exchanging<'a, I: ClientIo> {
     conn: &'a mut Conn<I>,
     http10: bool,
     head_only: bool,
@@ -156,6 +156,7 @@ async fn one<I: ClientIo>(
     };
     exchange::run(client, &mut down, timer, head, start).await;
     let (keep, whole) = (down.keep, down.responded && down.ended && !down.aborted);
+    drop(down);
     if !whole {
         return false;
     }
@@ -201,6 +202,15 @@ fn of_bad(bad: BadHead) -> Reply {
         BadHead::Coding => Reply::CODING,
         BadHead::Expectation => Reply::EXPECTATION,
         BadHead::Version => Reply::VERSION,
+    }
+}
+
+impl<I: ClientIo> Drop for Exchanging<'_, I> {
+    fn drop(&mut self) {
+        // Where only the close ends a body, one that is cut short must not look whole.
+        if self.responded && !self.ended && (self.http10 || self.tunnel) {
+            self.conn.io.reset_on_close();
+        }
     }
 }
 
@@ -309,7 +319,7 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
 
     fn abort(&mut self, _cause: &Broken) {
         self.aborted = true;
-        if self.responded && self.http10 {
+        if self.responded && (self.http10 || self.tunnel) {
             self.conn.io.reset_on_close();
         }
     }

@@ -27,6 +27,7 @@ pub(super) struct Http2 {
     receive: Option<RecvStream>,
     method: Method,
     interims: bool,
+    informed: u8,
     empty: bool,
     _guard: StreamGuard,
 }
@@ -61,6 +62,7 @@ impl Http2 {
             receive: None,
             method,
             interims: true,
+            informed: 0,
             empty: false,
             _guard: opened.guard,
         }
@@ -87,6 +89,13 @@ impl Http2 {
             match self.response.poll_informational(cx) {
                 Poll::Ready(Some(Ok(response))) => {
                     let (parts, ()) = response.into_parts();
+                    self.informed += 1;
+                    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                        return Poll::Ready(Err(Broken::Malformed("101 over HTTP/2")));
+                    }
+                    if self.informed > super::h1_client::MAX_INTERIMS {
+                        return Poll::Ready(Err(Broken::Malformed("too many interim responses")));
+                    }
                     let interim = Interim { status: parts.status, headers: parts.headers };
                     return Poll::Ready(Ok(Answer::Interim(interim)));
                 }

@@ -244,8 +244,10 @@ impl<D: Downstream> Exchange<'_, D> {
             self.poll_cut(cx)
         })
         .await;
-        if let Err(Cut::Client(broken)) = &outcome {
-            up.abort(broken);
+        match (&outcome, &*up) {
+            (Err(_), Upstream::Http1(h1)) => h1.reset_tunnel(),
+            (Err(Cut::Client(broken)), _) => up.abort(broken),
+            _ => {}
         }
         outcome
     }
@@ -253,10 +255,9 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Moves the response body to the client as far as it goes now; ready at its end.
     fn poll_download(&mut self, up: &mut Upstream, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         loop {
-            self.starved = false;
-            match self.down.poll_room(cx).map_err(Cut::Client)? {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => {}
+            self.starved = self.down.poll_room(cx).map_err(Cut::Client)?.is_pending();
+            if self.starved {
+                return Poll::Pending;
             }
             let piece = match up.poll_body(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -284,12 +285,11 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Ready when the exchange must end: the client is gone, or a limit is reached.
     pub(super) fn poll_cut<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
-        if self.upload != Upload::Active {
-            match self.down.poll_gone(cx) {
-                Poll::Ready(Gone::Broken(broken)) => return Poll::Ready(Err(Cut::Client(broken))),
-                Poll::Ready(Gone::HalfClosed) => self.half_closed(),
-                Poll::Pending => {}
-            }
+        // While the body is still coming, this says only that it was broken off.
+        match self.down.poll_gone(cx) {
+            Poll::Ready(Gone::Broken(broken)) => return Poll::Ready(Err(Cut::Client(broken))),
+            Poll::Ready(Gone::HalfClosed) if self.upload != Upload::Active => self.half_closed(),
+            Poll::Ready(Gone::HalfClosed) | Poll::Pending => {}
         }
         match self.limits.poll(self.timer, cx, &mut self.moved) {
             Poll::Ready(expired) => Poll::Ready(Err(Cut::Expired(expired))),

@@ -24,6 +24,9 @@ pub(super) struct Replay {
     end_handed_out: bool,
 }
 
+/// What keeping a piece costs beside its bytes: many small ones count too.
+const PIECE_BYTES: u64 = 64;
+
 impl Replay {
     /// Keeps bodies up to `limit_bytes`.
     pub(super) fn new(limit_bytes: u64) -> Self {
@@ -56,12 +59,10 @@ impl Replay {
 
     /// The next piece this try has not seen and the client has sent before.
     pub(super) fn next(&mut self) -> Option<Piece> {
-        if !self.complete {
-            return None;
-        }
-        if let Some(bytes) = self.kept.get(self.next) {
+        if let Some(kept) = self.kept.get_mut(self.next) {
             self.next += 1;
-            return Some(Piece::Data { bytes: bytes.clone(), last: false });
+            let bytes = if self.complete { kept.clone() } else { std::mem::take(kept) };
+            return Some(Piece::Data { bytes, last: false });
         }
         let end = self.end.as_ref()?;
         if std::mem::replace(&mut self.end_handed_out, true) {
@@ -77,7 +78,7 @@ impl Replay {
         }
         match piece {
             Piece::Data { bytes, last } => {
-                self.bytes += bytes.len() as u64;
+                self.bytes += bytes.len() as u64 + PIECE_BYTES;
                 if self.bytes > self.limit {
                     self.give_up();
                     return;
@@ -96,10 +97,12 @@ impl Replay {
         }
     }
 
-    /// Keeps nothing from here on: no further try will be made.
+    /// Keeps nothing more from here on: no further try will be made. What the
+    /// current try has not seen yet is still handed out to it.
     pub(super) fn give_up(&mut self) {
         self.complete = false;
-        self.kept = Vec::new();
+        self.kept.drain(..self.next);
+        self.next = 0;
     }
 
     /// The whole body, once the client has sent all of it and all of it is kept.

@@ -1,16 +1,21 @@
 //! Copies bytes by hand: where one side is under TLS, or there are no pipes.
 
-use std::{io, time::Duration};
-
-use tokio::{
-    io::{
-        AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf, WriteHalf, split,
-    },
-    net::TcpStream,
+use std::{
+    io,
+    pin::Pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use super::{Direction, End, Meter, both, splice::finish};
-use crate::upstream::io::UpstreamIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
+    net::TcpStream,
+    task::coop::consume_budget,
+};
+
+use super::{Direction, End, Meter, both, reset, splice::finish};
+use crate::{http::ClientIo, upstream::io::UpstreamIo};
 
 /// One TLS record and a little, for each direction.
 const TLS_BUFFER: usize = 16 * 1024 + 256;
@@ -24,23 +29,79 @@ pub(super) async fn relay<C>(
     idle: Option<Duration>,
 ) -> Option<&'static str>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
+    C: ClientIo,
 {
-    let (mut client_read, mut client_write) = split(client);
-    let (mut upstream_read, mut upstream_write) = split(upstream);
-    // Dropping both ends without a TLS close is what tells the peers of a break.
-    both(
-        one_way(&mut client_read, &mut upstream_write, meter, Direction::Up),
-        one_way(&mut upstream_read, &mut client_write, meter, Direction::Down),
+    let (client, upstream) = (Shared(Mutex::new(client)), Shared(Mutex::new(upstream)));
+    let mut breaks = Breaks { client: &client, upstream: &upstream, armed: true };
+    let reason = both(
+        one_way(&client, &upstream, meter, Direction::Up),
+        one_way(&upstream, &client, meter, Direction::Down),
         meter.idle(idle),
+        // The guard tells both.
         |_| {},
     )
-    .await
+    .await;
+    breaks.armed = reason.is_some();
+    reason
 }
 
-async fn one_way<R: AsyncRead, W: AsyncWrite>(
-    from: &mut ReadHalf<R>,
-    to: &mut WriteHalf<W>,
+/// Tells both ends of a break when it is dropped, unless both directions ended
+/// cleanly: by a reset in clear, and under TLS by the close that is missing.
+struct Breaks<'a, C: ClientIo> {
+    client: &'a Shared<C>,
+    upstream: &'a Shared<UpstreamIo>,
+    armed: bool,
+}
+
+impl<C: ClientIo> Drop for Breaks<'_, C> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.client.lock().reset_on_close();
+            reset(self.upstream.lock().tcp());
+        }
+    }
+}
+
+/// A stream that both directions use, and the guard above.
+struct Shared<S>(Mutex<S>);
+
+impl<S> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, S> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for &Shared<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for &Shared<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.lock()).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_shutdown(cx)
+    }
+}
+
+async fn one_way<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    mut from: &Shared<R>,
+    mut to: &Shared<W>,
     meter: &Meter,
     direction: Direction,
 ) -> End {
@@ -52,16 +113,19 @@ async fn one_way<R: AsyncRead, W: AsyncWrite>(
             Err(error) => return End::ReadFailed(error),
         };
         if let Err(error) = to.write_all(&buffer[..n]).await {
-            return End::WriteFailed(error);
+            return meter.write_failed(direction, error);
         }
         if let Err(error) = to.flush().await {
-            return End::WriteFailed(error);
+            return meter.write_failed(direction, error);
         }
         meter.moved(direction, n);
     }
+    if let Some(broken) = meter.broken(direction) {
+        return broken;
+    }
     match to.shutdown().await {
         Ok(()) => End::Finished,
-        Err(error) => End::WriteFailed(error),
+        Err(error) => meter.write_failed(direction, error),
     }
 }
 
@@ -74,11 +138,12 @@ pub(super) async fn one_way_tcp(
 ) -> End {
     let mut buffer = vec![0; TCP_BUFFER];
     loop {
+        consume_budget().await;
         if let Err(error) = from.readable().await {
             return End::ReadFailed(error);
         }
         let n = match from.try_read(&mut buffer) {
-            Ok(0) => return finish(to),
+            Ok(0) => return finish(to, meter, direction),
             Ok(n) => n,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return End::ReadFailed(error),
@@ -86,7 +151,7 @@ pub(super) async fn one_way_tcp(
         let mut rest = &buffer[..n];
         while !rest.is_empty() {
             if let Err(error) = to.ready(Interest::WRITABLE).await {
-                return End::WriteFailed(error);
+                return meter.write_failed(direction, error);
             }
             match to.try_write(rest) {
                 Ok(n) => {
@@ -94,7 +159,7 @@ pub(super) async fn one_way_tcp(
                     rest = &rest[n..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return End::WriteFailed(error),
+                Err(error) => return meter.write_failed(direction, error),
             }
         }
     }

@@ -9,7 +9,11 @@ use std::{
 };
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    task::{coop::consume_budget, yield_now},
+};
 
 use super::{Direction, End, Meter, both, copy, reset};
 
@@ -17,6 +21,8 @@ use super::{Direction, End, Meter, both, copy, reset};
 const CHUNK: usize = 1 << 20;
 /// Empty pipes a worker keeps for the next one who needs it.
 const MOST_IDLE_PIPES: usize = 64;
+/// Bytes moved before the other connections of this worker have their turn.
+const BURST: usize = 4 << 20;
 
 /// Relays both ways until both ends are done; returns why, when that was no clean end.
 pub(super) async fn relay(
@@ -25,7 +31,8 @@ pub(super) async fn relay(
     meter: &Meter,
     idle: Option<Duration>,
 ) -> Option<&'static str> {
-    both(
+    let mut breaks = Breaks { sockets: [client, upstream], armed: true };
+    let reason = both(
         one_way(client, upstream, meter, Direction::Up),
         one_way(upstream, client, meter, Direction::Down),
         meter.idle(idle),
@@ -34,11 +41,35 @@ pub(super) async fn relay(
             Direction::Down => reset(client),
         },
     )
-    .await
+    .await;
+    breaks.armed = reason.is_some();
+    reason
+}
+
+/// Resets both ends when it is dropped, unless both directions ended cleanly: a
+/// relay that is cut must not look like one that is complete.
+struct Breaks<'a> {
+    sockets: [&'a TcpStream; 2],
+    armed: bool,
+}
+
+impl Drop for Breaks<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.sockets.into_iter().for_each(reset);
+        }
+    }
 }
 
 async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Direction) -> End {
+    let mut burst = 0;
     loop {
+        // Readiness that is there at once costs no budget by itself.
+        consume_budget().await;
+        if burst >= BURST {
+            burst = 0;
+            yield_now().await;
+        }
         if let Err(error) = from.readable().await {
             return End::ReadFailed(error);
         }
@@ -50,9 +81,9 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
         match filled {
             Ok(0) => {
                 pipe.give_back();
-                return finish(to);
+                return finish(to, meter, direction);
             }
-            Ok(_) => {}
+            Ok(n) => burst += n,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 pipe.give_back();
                 continue;
@@ -67,21 +98,24 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
                 Ok(n) => meter.moved(direction, n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(error) = to.writable().await {
-                        return End::WriteFailed(error);
+                        return meter.write_failed(direction, error);
                     }
                 }
-                Err(error) => return End::WriteFailed(error),
+                Err(error) => return meter.write_failed(direction, error),
             }
         }
         pipe.give_back();
     }
 }
 
-/// Passes the end of a stream on.
-pub(super) fn finish(to: &TcpStream) -> End {
+/// Passes the end of a stream on, if it is one.
+pub(super) fn finish(to: &TcpStream, meter: &Meter, direction: Direction) -> End {
+    if let Some(broken) = meter.broken(direction) {
+        return broken;
+    }
     match socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write) {
         Ok(()) => End::Finished,
-        Err(error) => End::WriteFailed(error),
+        Err(error) => meter.write_failed(direction, error),
     }
 }
 

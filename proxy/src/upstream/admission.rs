@@ -38,6 +38,7 @@ pub struct Ticket {
 pub struct ConnectionGuard {
     service: Arc<ServiceLive>,
     endpoint: Arc<EndpointLive>,
+    terms: u64,
 }
 
 /// A try that waits for a connection, counted until dropped.
@@ -52,6 +53,9 @@ pub struct PendingGuard<'a> {
 pub struct RetryGuard {
     service: Arc<ServiceLive>,
 }
+
+/// The most one try counts as bytes in flight: 1 TiB, whatever is declared.
+const MOST_COUNTED: u64 = 1 << 40;
 
 impl Limit {
     /// Metric label values, in order of the variants.
@@ -122,7 +126,11 @@ impl ServiceState {
         let breaker = &self.spec.breaker;
         let service = self.live.connections.fetch_add(1, Relaxed);
         let of_endpoint = endpoint.live.connections.fetch_add(1, Relaxed);
-        let guard = ConnectionGuard { service: self.live.clone(), endpoint: endpoint.live.clone() };
+        let guard = ConnectionGuard {
+            service: self.live.clone(),
+            endpoint: endpoint.live.clone(),
+            terms: self.connector.terms(),
+        };
         let full = |limit: Option<u32>, before: u32| limit.is_some_and(|l| before >= l);
         if full(breaker.service.max_connections, service)
             || full(breaker.endpoint.max_connections, of_endpoint)
@@ -159,6 +167,8 @@ impl Ticket {
     /// Counts further bytes in flight: a declared response length, or bytes of
     /// a body whose length was not declared.
     pub fn add_bytes(&mut self, bytes: u64) {
+        // So that no number of them overflows the sums.
+        let bytes = bytes.min(MOST_COUNTED.saturating_sub(self.bytes));
         if bytes == 0 {
             return;
         }
@@ -176,6 +186,13 @@ impl Drop for Ticket {
             self.service.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
             self.endpoint.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
         }
+    }
+}
+
+impl ConnectionGuard {
+    /// The terms the connection was made under.
+    pub(crate) fn terms(&self) -> u64 {
+        self.terms
     }
 }
 

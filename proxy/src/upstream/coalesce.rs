@@ -1,7 +1,7 @@
 //! Joins what an HTTP/2 connection writes into few system calls.
 //!
 //! The `h2` crate writes every DATA frame of 256 bytes or more by a call of its
-//! own. A connection driven through [`drive`] collects small writes while it is
+//! own. A connection driven through [`Flusher::drive`] collects small writes while it is
 //! polled, and sends them together when it has nothing more to do.
 
 use std::{

@@ -1,6 +1,14 @@
 //! Makes connections: TCP, TLS and ALPN under one deadline.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -27,6 +35,8 @@ pub enum Wire {
 #[derive(Clone, Debug)]
 pub struct Connector {
     tls: Option<Tls>,
+    /// Unlike for every connector built, and the same for its clones.
+    terms: u64,
 }
 
 #[derive(Clone)]
@@ -92,7 +102,13 @@ impl Connector {
             Some(tls) => Some(Tls::new(tls)?),
             None => None,
         };
-        Ok(Self { tls })
+        static TERMS: AtomicU64 = AtomicU64::new(0);
+        Ok(Self { tls, terms: TERMS.fetch_add(1, Relaxed) + 1 })
+    }
+
+    /// Under which terms it connects: connections under others must not be shared.
+    pub(crate) fn terms(&self) -> u64 {
+        self.terms
     }
 
     /// `https` or `http`.

@@ -206,9 +206,11 @@ async fn add_connection(
         let _ = tokio::time::timeout(limit, flusher.finish()).await;
     });
     let mut pool = endpoint.live.pools.lock(worker);
-    if !endpoint.live.removed.load(Relaxed) {
-        endpoint.live.sweep(worker, &mut pool, service.spec.pool_idle_timeout);
+    if service.connector.terms() != endpoint.live.terms.load(Relaxed) {
+        return Err(ConnectError::Handshake("the terms of connections changed".into()));
     }
+    // Swept even when the endpoint was removed meanwhile: the connection holds the endpoint.
     pool.shared.push(Shared { send, state });
+    endpoint.live.sweep(worker, &mut pool, service.spec.pool_idle_timeout);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Idle HTTP/1.1 connections and shared HTTP/2 connections of one endpoint,
 //! one pool per worker, so that a lock is never contended.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, sleep};
@@ -79,7 +79,9 @@ impl EndpointLive {
         idle_timeout: Duration,
     ) {
         let mut pool = self.pools.lock(worker);
-        if self.removed.load(std::sync::atomic::Ordering::Relaxed) || pool.idle.len() >= MAX_IDLE {
+        let removed = self.removed.load(Relaxed);
+        let outdated = connection.guard.terms() != self.terms.load(Relaxed);
+        if removed || outdated || pool.idle.len() >= MAX_IDLE {
             return;
         }
         pool.idle.push(Idle { connection, since_ms: now_ms() });

@@ -21,7 +21,7 @@ use crate::{
     router::Router,
     tcp::{TcpChain, TcpMetrics},
     tls::ServerTls,
-    upstream::{ServiceLive, connect::Connector},
+    upstream::{ServiceLive, ServiceState, connect::Connector},
 };
 
 /// A change that will succeed.
@@ -262,11 +262,14 @@ pub(super) fn rejection_of_service(name: &str, reason: String) -> Rejection {
     Rejection { key: key(ResourceKind::Service, name), reason }
 }
 
-/// Services whose TLS towards the endpoints is new must be able to build it.
+/// Services whose TLS or protocol towards the endpoints is new must be able to build it.
 fn check_services(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) {
     for (name, spec) in &snapshot.services {
         let old = world.services.get(name);
-        if spec.tls.is_none() || old.is_some_and(|old| old.spec.tls == spec.tls) {
+        let same_wire = |old: &Arc<ServiceState>| {
+            old.spec.tls == spec.tls && old.spec.protocol == spec.protocol
+        };
+        if spec.tls.is_none() || old.is_some_and(same_wire) {
             continue;
         }
         if let Err(error) = Connector::new(spec) {

@@ -27,26 +27,26 @@ use towpath_proxy::{
 };
 
 /// A proxy to be.
-pub struct Setup {
-    pub service: Service,
-    pub endpoints: Vec<SocketAddr>,
-    pub forward: Forward,
-    pub options: HttpOptions,
+pub(crate) struct Setup {
+    pub(crate) service: Service,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) forward: Forward,
+    pub(crate) options: HttpOptions,
 }
 
 /// A proxy that runs.
-pub struct Proxy {
-    pub addr: SocketAddr,
-    pub service: Arc<ServiceState>,
-    pub drain: drain::Signal,
+pub(crate) struct Proxy {
+    pub(crate) addr: SocketAddr,
+    pub(crate) service: Arc<ServiceState>,
+    pub(crate) drain: drain::Signal,
 }
 
 impl Setup {
-    pub fn to(origin: SocketAddr) -> Self {
+    pub(crate) fn to(origin: SocketAddr) -> Self {
         Self::to_all(&[origin])
     }
 
-    pub fn to_all(origins: &[SocketAddr]) -> Self {
+    pub(crate) fn to_all(origins: &[SocketAddr]) -> Self {
         let backend = WeightedBackend {
             service: "origin".into(),
             weight: 1,
@@ -72,17 +72,17 @@ impl Setup {
         }
     }
 
-    pub fn speaking(mut self, protocol: Protocol) -> Self {
+    pub(crate) fn speaking(mut self, protocol: Protocol) -> Self {
         self.service.protocol = protocol;
         self
     }
 
-    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    pub async fn start(self) -> Proxy {
+    pub(crate) async fn start(self) -> Proxy {
         let endpoints = self.endpoints.iter().copied().map(Endpoint::new).collect();
         let set = EndpointSet { service: "origin".into(), endpoints };
         let service = upstream::reconcile(None, Arc::new(self.service), &set, 1).unwrap();
@@ -144,7 +144,7 @@ async fn accept(socket: TcpListener, listener: Arc<HttpListener>, drain: drain::
 }
 
 /// An origin whose every connection is played by `script`, which is told how many came before.
-pub async fn origin<F: Future<Output = ()> + Send>(
+pub(crate) async fn origin<F: Future<Output = ()> + Send>(
     script: impl Fn(TcpStream, usize) -> F + Clone + Send + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -162,7 +162,7 @@ pub async fn origin<F: Future<Output = ()> + Send>(
 }
 
 /// An origin that reads one head (and `body` bytes more) per request and answers with `answer` each time.
-pub async fn answering(answer: &'static str) -> (SocketAddr, Requests) {
+pub(crate) async fn answering(answer: &'static str) -> (SocketAddr, Requests) {
     let requests = Requests::default();
     let log = requests.clone();
     let (addr, _) = origin(move |mut io, _| {
@@ -183,14 +183,14 @@ pub async fn answering(answer: &'static str) -> (SocketAddr, Requests) {
 
 /// What an origin was sent.
 #[derive(Clone, Default)]
-pub struct Requests(Arc<std::sync::Mutex<Vec<String>>>);
+pub(crate) struct Requests(Arc<std::sync::Mutex<Vec<String>>>);
 
 impl Requests {
-    pub fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn only(&self) -> String {
+    pub(crate) fn only(&self) -> String {
         let all = self.all();
         assert_eq!(all.len(), 1, "{all:?}");
         all[0].clone()
@@ -199,11 +199,11 @@ impl Requests {
 
 /// Bytes read and not used yet.
 #[derive(Default)]
-pub struct Input(Vec<u8>);
+pub(crate) struct Input(Vec<u8>);
 
 impl Input {
     /// Reads until `end` is there, and returns everything up to and with it.
-    pub async fn until(&mut self, io: &mut TcpStream, end: &str) -> Option<String> {
+    pub(crate) async fn until(&mut self, io: &mut TcpStream, end: &str) -> Option<String> {
         loop {
             if let Some(at) = find(&self.0, end.as_bytes()) {
                 let rest = self.0.split_off(at + end.len());
@@ -216,7 +216,7 @@ impl Input {
         }
     }
 
-    pub async fn exactly(&mut self, io: &mut TcpStream, bytes: usize) -> Option<String> {
+    pub(crate) async fn exactly(&mut self, io: &mut TcpStream, bytes: usize) -> Option<String> {
         while self.0.len() < bytes {
             if io.read_buf(&mut self.0).await.ok()? == 0 {
                 return None;
@@ -228,7 +228,7 @@ impl Input {
     }
 
     /// One message with its body, as it stands on the wire (a body must have a length or be chunked).
-    pub async fn message(&mut self, io: &mut TcpStream) -> Option<String> {
+    pub(crate) async fn message(&mut self, io: &mut TcpStream) -> Option<String> {
         let head = self.until(io, "\r\n\r\n").await?;
         let lower = head.to_ascii_lowercase();
         let body = if let Some(at) = lower.find("content-length: ") {
@@ -264,16 +264,16 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 impl Proxy {
-    pub async fn connect(&self) -> TcpStream {
+    pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
     /// Sends bytes on a new connection and reads all that comes until it closes.
-    pub async fn talk(&self, bytes: &str) -> String {
+    pub(crate) async fn talk(&self, bytes: &str) -> String {
         self.talk_bytes(bytes.as_bytes()).await
     }
 
-    pub async fn talk_bytes(&self, bytes: &[u8]) -> String {
+    pub(crate) async fn talk_bytes(&self, bytes: &[u8]) -> String {
         let mut io = self.connect().await;
         // The proxy may close before it has read everything.
         let _ = io.write_all(bytes).await;
@@ -282,7 +282,7 @@ impl Proxy {
 }
 
 /// Reads to the end; tells whether it was a clean close (no reset).
-pub async fn read_all(io: &mut TcpStream) -> (String, bool) {
+pub(crate) async fn read_all(io: &mut TcpStream) -> (String, bool) {
     let mut bytes = Vec::new();
     let clean = loop {
         match io.read_buf(&mut bytes).await {
@@ -295,7 +295,7 @@ pub async fn read_all(io: &mut TcpStream) -> (String, bool) {
 }
 
 /// Waits for something that another task is about to do.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(20), async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -305,6 +305,6 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Bounds a test that would hang.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("took too long")
 }

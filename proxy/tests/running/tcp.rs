@@ -98,6 +98,29 @@ async fn an_origins_reset_reaches_the_client_after_what_it_sent() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_cut_is_reset_at_both_ends() {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let origin = origin(move |mut tcp| {
+        let tell = tell.clone();
+        async move {
+            tcp.write_all(b"half of").await.unwrap();
+            tell.send(tcp.read(&mut [0]).await.map_err(|e| e.kind())).await.unwrap();
+        }
+    })
+    .await;
+    let proxy =
+        proxy_with(World::default().service("s", Protocol::Tcp, &[origin.address]).tcp("in", "s"))
+            .await;
+    let mut client = connect(&proxy, "in").await;
+    let mut text = [0; 7];
+    client.read_exact(&mut text).await.unwrap();
+    tokio::task::spawn_blocking(move || proxy.shutdown()).await.unwrap();
+    let end = client.read(&mut text).await.map_err(|e| e.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(told.recv().await.unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_cannot_be_reached_is_passed_over() {
     let alive = named("alive").await;
     let mut service = Service::new("s", Protocol::Tcp);

@@ -185,6 +185,7 @@ impl Machine {
         let kind = response.kind;
         let mut errors = Vec::new();
         let mut present = BTreeSet::new();
+        let mut all_named = true;
         for item in &response.resources {
             match self.take_in_one(kind, item) {
                 Ok(name) => {
@@ -192,6 +193,7 @@ impl Machine {
                     present.insert(name);
                 }
                 Err((name, reason)) => {
+                    all_named &= !name.is_empty();
                     present.insert(name.clone());
                     errors.push((name, reason));
                 }
@@ -203,7 +205,8 @@ impl Machine {
         }
         let complete = self.flavour == Flavour::StateOfTheWorld
             && matches!(kind, ResourceKind::Listener | ResourceKind::Service);
-        if complete {
+        // What cannot be read may be the next version of anything held.
+        if complete && all_named {
             self.rejected.retain(|key, _| key.kind != kind || present.contains(&key.name));
             for name in self.world.names(kind).into_iter().filter(|name| !present.contains(name)) {
                 self.world.remove(kind, &name);
@@ -359,7 +362,14 @@ impl Machine {
         rejection: Option<Rejection>,
         subscription: Subscription,
     ) {
-        let nonce = self.types[slot(kind)].nonce.clone();
+        // In this variant only an answer carries a nonce: beside a changed
+        // subscription it would be taken for a second acceptance.
+        let spontaneous = matches!(
+            &subscription,
+            Subscription::Delta { subscribe, unsubscribe, .. }
+                if !subscribe.is_empty() || !unsubscribe.is_empty()
+        );
+        let nonce = if spontaneous { String::new() } else { self.types[slot(kind)].nonce.clone() };
         self.outbox.push_back(Request { kind, nonce, rejection, subscription });
     }
 }

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -106,7 +106,7 @@ impl Connection {
             warn!(server = %self.options.address, %error, ?pause, "xDS stream ended; what is in use stays, will reconnect");
             self.machine.disconnected(error);
             self.publish_status();
-            self.wait(pause).await;
+            self.ticking(sleep(pause)).await;
         }
     }
 
@@ -120,21 +120,15 @@ impl Connection {
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// Pauses; a warming deadline may pass meanwhile.
-    async fn wait(&mut self, pause: Duration) {
-        let end = Instant::now() + pause;
+    /// Waits for something; a warming deadline may pass meanwhile.
+    async fn ticking<T>(&mut self, awaited: impl Future<Output = T>) -> T {
+        let mut awaited = std::pin::pin!(awaited);
         loop {
-            let deadline = self.machine.deadline().map(Instant::from_std);
-            match deadline.filter(|deadline| *deadline < end) {
-                Some(deadline) => {
-                    sleep_until(deadline).await;
-                    self.tick();
-                }
-                None => {
-                    sleep_until(end).await;
-                    return;
-                }
+            tokio::select! {
+                output = &mut awaited => return output,
+                () = reached(self.machine.deadline()) => {}
             }
+            self.tick();
         }
     }
 
@@ -182,7 +176,8 @@ impl Connection {
                     let _ = sender.try_send(request.into_delta(node.take()));
                 }
                 let call = client.delta_aggregated_resources(ReceiverStream::new(receiver));
-                Ok((Inbound::Delta(call.await?.into_inner()), Outbound::Delta(sender)))
+                let stream = self.ticking(call).await?.into_inner();
+                Ok((Inbound::Delta(stream), Outbound::Delta(sender)))
             }
             Flavour::StateOfTheWorld => {
                 let (sender, receiver) = mpsc::channel(IN_FLIGHT);
@@ -190,20 +185,15 @@ impl Connection {
                     let _ = sender.try_send(request.into_world(node.take()));
                 }
                 let call = client.stream_aggregated_resources(ReceiverStream::new(receiver));
-                Ok((Inbound::World(call.await?.into_inner()), Outbound::World(sender)))
+                let stream = self.ticking(call).await?.into_inner();
+                Ok((Inbound::World(stream), Outbound::World(sender)))
             }
         }
     }
 
     async fn wake(&mut self, inbound: &mut Inbound, outbound: &Outbound) -> Wake {
         let backlog = self.machine.backlog();
-        let deadline = self.machine.deadline().map(Instant::from_std);
-        let deadline = async {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
+        let deadline = reached(self.machine.deadline());
         let machine = &mut self.machine;
         // Cancel-safe: `message` keeps partial frames in the decoder, a
         // request leaves the machine only once its place is reserved.
@@ -267,6 +257,13 @@ impl Outbound {
             }
         }
         Wake::Sent
+    }
+}
+
+async fn reached(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(Instant::from_std(deadline)).await,
+        None => std::future::pending().await,
     }
 }
 

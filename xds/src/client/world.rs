@@ -31,7 +31,8 @@ pub(super) struct World {
     /// What differs from the accepted values and was not looked at yet.
     changed: BTreeSet<ResourceKey>,
     /// What differs from the accepted values because no snapshot that was
-    /// taken into use led to it.
+    /// taken into use led to it, or because it is gone and the snapshot in
+    /// use leads to it still.
     unseen: BTreeSet<ResourceKey>,
     /// Types that were answered at least once.
     seen: [bool; 4],
@@ -245,6 +246,14 @@ impl World {
         if self.warming_since.is_some() || !self.given_up.is_empty() || self.changed.is_empty() {
             return None;
         }
+        // A set under another name may be that of several services.
+        let aliased = self.services.iter().any(|(name, slot)| {
+            let held = slot.current.as_ref().map(|held| &held.value.endpoints);
+            matches!(held, Some(EndpointSource::Delivered(eds)) if eds != name)
+        });
+        if aliased {
+            return None;
+        }
         let mut sets = Vec::new();
         for key in &self.changed {
             let plain = key.kind == ResourceKind::EndpointSet
@@ -367,11 +376,30 @@ impl World {
         use_accepted.then_some(&accepted.value)
     }
 
-    /// A snapshot is in use: what it holds is accepted, and what is gone is gone.
+    /// Names of the endpoint sets behind a snapshot's services.
+    fn endpoints_behind(&self, snapshot: &Snapshot) -> BTreeSet<String> {
+        let slots = snapshot.services.keys().filter_map(|name| self.services.get(name));
+        slots
+            .filter_map(|slot| slot.current.as_ref().or(slot.accepted.as_ref()))
+            .filter_map(|held| match &held.value.endpoints {
+                EndpointSource::Delivered(eds) => Some(eds.clone()),
+                EndpointSource::Inline(_) | EndpointSource::Resolved => None,
+            })
+            .collect()
+    }
+
+    /// A snapshot is in use: what it holds is accepted, and what is gone is
+    /// gone. What is gone and yet in the snapshot is there by its accepted
+    /// value, which stays as long as something leads to it.
     fn accept(&mut self, snapshot: &Snapshot) {
+        let endpoints = self.endpoints_behind(snapshot);
         let open = std::mem::take(&mut self.changed).into_iter();
         for key in open.chain(std::mem::take(&mut self.unseen)) {
-            if self.holds(key.kind, &key.name) && !snapshot.holds(&key) {
+            let used = match key.kind {
+                ResourceKind::EndpointSet => endpoints.contains(&key.name),
+                _ => snapshot.holds(&key),
+            };
+            if self.holds(key.kind, &key.name) != used {
                 self.unseen.insert(key);
                 continue;
             }

@@ -2,10 +2,18 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::{self as rds, retry_policy::RetryBackOff};
+use envoy_types::pb::envoy::{
+    config::route::v3::{
+        self as rds, header_matcher::HeaderMatchSpecifier as HeaderSpec, retry_policy::RetryBackOff,
+    },
+    r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+};
 use towpath_policies::model::{RetryCondition, RetryPolicy};
 
-use super::common::{At, Result, duration, optional_duration, read_u32, timeout, u32_value};
+use super::{
+    common::{At, Result, duration, optional_duration, read_u32, timeout, u32_value},
+    matching::regex,
+};
 
 /// `None` where nothing is ever retried: gRPC refuses zero tries.
 pub(super) fn encode(retry: &RetryPolicy) -> Option<rds::RetryPolicy> {
@@ -43,8 +51,42 @@ pub(super) fn encode(retry: &RetryPolicy) -> Option<rds::RetryPolicy> {
         per_try_timeout: retry.per_try_timeout.map(duration),
         retriable_status_codes: codes,
         retry_back_off: back_off,
+        retriable_request_headers: if may_repeat_work(retry) {
+            repeatable(retry.with_idempotency_key)
+        } else {
+            Vec::new()
+        },
         ..Default::default()
     })
+}
+
+/// Whether a condition may hold for a request that was processed.
+fn may_repeat_work(retry: &RetryPolicy) -> bool {
+    let harmless = [RetryCondition::ConnectFailure, RetryCondition::RefusedStream];
+    retry.on.iter().any(|condition| !harmless.contains(condition))
+}
+
+/// Envoy repeats any method unless told which requests may be; one of these
+/// headers suffices. It has one set of them for all conditions, so other
+/// requests are not repeated after a failed connect either.
+fn repeatable(with_idempotency_key: bool) -> Vec<rds::HeaderMatcher> {
+    let methods = StringMatcher {
+        match_pattern: Some(MatchPattern::SafeRegex(regex(IDEMPOTENT_METHODS))),
+        ignore_case: false,
+    };
+    let mut headers = vec![rds::HeaderMatcher {
+        name: ":method".to_owned(),
+        header_match_specifier: Some(HeaderSpec::StringMatch(methods)),
+        ..Default::default()
+    }];
+    if with_idempotency_key {
+        headers.push(rds::HeaderMatcher {
+            name: "idempotency-key".to_owned(),
+            header_match_specifier: Some(HeaderSpec::PresentMatch(true)),
+            ..Default::default()
+        });
+    }
+    headers
 }
 
 pub(super) fn decode(pb: Option<&rds::RetryPolicy>) -> Result<RetryPolicy> {
@@ -56,6 +98,16 @@ pub(super) fn decode(pb: Option<&rds::RetryPolicy>) -> Result<RetryPolicy> {
         on: conditions(pb),
         ..none
     };
+    if !pb.retriable_request_headers.is_empty() {
+        let ours = [true, false]
+            .into_iter()
+            .find(|with_key| pb.retriable_request_headers == repeatable(*with_key));
+        match ours {
+            Some(with_key) => retry.with_idempotency_key = with_key,
+            // A narrowing that cannot be kept may only mean fewer tries.
+            None => retry.attempts = 0,
+        }
+    }
     if let Some(back_off) = &pb.retry_back_off {
         let base = optional_duration(back_off.base_interval.as_ref(), "base_interval")
             .at("retry_back_off")?;
@@ -130,5 +182,10 @@ const GRPC: [(&str, u32); 5] = [
     ("internal", 13),
     ("unavailable", 14),
 ];
+/// The methods that RFC 9110 §9.2.2 calls idempotent, as a regular expression for all of the text.
+const IDEMPOTENT_METHODS: &str = "GET|HEAD|OPTIONS|TRACE|PUT|DELETE";
 /// Envoy's default.
 const DEFAULT_BASE: Duration = Duration::from_millis(25);
+
+#[cfg(test)]
+mod tests;

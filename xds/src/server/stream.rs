@@ -182,6 +182,11 @@ impl Stream {
             } else if !gone.is_empty() {
                 return Some(self.respond(&snapshot, kind, Vec::new(), gone));
             }
+            if self.rejects_any(&snapshot, kind) {
+                // The client still uses the version before, and with it
+                // perhaps what would be told as gone next.
+                return None;
+            }
         }
         None
     }
@@ -190,17 +195,37 @@ impl Stream {
     /// everything it subscribed to has been sent and answered.
     pub fn newly_synced(&mut self) -> Option<String> {
         let version = &self.snapshot.as_ref()?.version;
-        // A client asks for routes once it has listeners.
-        let snapshot = self.snapshot.as_ref()?;
-        let asked = self.types[slot(ResourceKind::Listener)].asked
-            && (snapshot.routes.is_empty() || self.types[slot(ResourceKind::RouteTable)].asked);
-        let settled =
-            asked && self.types.iter().all(|t| t.dirty.is_empty() && !t.owed && !t.waiting());
-        if !settled || self.synced.as_ref() == Some(version) {
+        let settled = self.types[slot(ResourceKind::Listener)].asked
+            && self.types.iter().all(|t| t.dirty.is_empty() && !t.owed && !t.waiting());
+        if !settled || self.synced.as_ref() == Some(version) || self.awaits_routes() {
             return None;
         }
         self.synced = Some(version.clone());
         self.synced.clone()
+    }
+
+    /// Whether the client has yet to ask for the route tables of its
+    /// listeners, which it does once it has those.
+    fn awaits_routes(&self) -> bool {
+        let Some(snapshot) = &self.snapshot else { return false };
+        let kind = ResourceKind::Listener;
+        let this = &self.types[slot(kind)];
+        !self.types[slot(ResourceKind::RouteTable)].asked
+            && snapshot.listeners.iter().any(|(name, listener)| {
+                this.wants(snapshot, &self.visible_services, kind, name)
+                    && reach::tables(listener).next().is_some()
+            })
+    }
+
+    /// Whether the client rejected, and so holds an older version of, a
+    /// resource that it is to have.
+    fn rejects_any(&self, snapshot: &Snapshot, kind: ResourceKind) -> bool {
+        let this = &self.types[slot(kind)];
+        this.sent.iter().any(|(name, sent)| {
+            sent.rejected
+                && holds(snapshot, kind, name)
+                && this.wants(snapshot, &self.visible_services, kind, name)
+        })
     }
 
     /// The version of this resource that the client was sent last and did not
@@ -256,6 +281,15 @@ impl Stream {
             }
             this.names.remove(&name);
             if this.wildcard {
+                // What the wildcard covers is due again: the client may have
+                // dropped it.
+                let covered = self.snapshot.as_ref().is_some_and(|snapshot| {
+                    holds(snapshot, kind, &name)
+                        && this.wants(snapshot, &self.visible_services, kind, &name)
+                });
+                if covered {
+                    this.sent.remove(&name);
+                }
                 this.dirty.insert(name);
             } else {
                 this.sent.remove(&name);
@@ -338,10 +372,11 @@ impl Stream {
                     let owed = *flavour == Flavour::Delta
                         && this.names.contains(name)
                         && !this.sent.contains_key(name);
-                    // An endpoint set of a known service is only late.
+                    // An endpoint set of a known service is only late: a
+                    // client that holds one from before keeps it.
                     let late =
                         kind == ResourceKind::EndpointSet && snapshot.services.contains_key(name);
-                    if !told && (!owed || late) {
+                    if late || (!told && !owed) {
                         settled.push(name.clone());
                     }
                 }

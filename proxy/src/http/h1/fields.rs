@@ -92,6 +92,9 @@ impl Fields {
     }
 }
 
+/// Most fields `Connection` may name.
+const MAX_NAMED: usize = 32;
+
 impl ConnectionOptions {
     fn add(&mut self, value: &[u8]) -> Result<(), BadHead> {
         for token in tokens(value) {
@@ -108,8 +111,10 @@ impl ConnectionOptions {
                 if !matches!(
                     name,
                     header::HOST | header::CONTENT_LENGTH | header::COOKIE | header::AUTHORIZATION
-                ) && self.named.len() < 32
-                {
+                ) {
+                    if self.named.len() >= MAX_NAMED {
+                        return Err(BadHead::Malformed("Connection names too many headers"));
+                    }
                     self.named.push(name);
                 }
             }
@@ -137,5 +142,6 @@ fn digits(text: &[u8]) -> Result<u64, BadHead> {
     }
     text.iter()
         .try_fold(0u64, |n, d| n.checked_mul(10)?.checked_add(u64::from(d - b'0')))
+        .filter(|length| i64::try_from(*length).is_ok())
         .ok_or(bad)
 }

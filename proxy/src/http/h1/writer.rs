@@ -30,6 +30,8 @@ pub(in crate::http) struct Writer {
     /// Small things, joined; after everything in `queue`.
     flat: BytesMut,
     body: Body,
+    /// Something was written since the socket was last flushed (TLS holds records back).
+    unflushed: bool,
 }
 
 /// Pieces up to this size are joined with what is before them, larger ones are sent as they are.
@@ -43,7 +45,13 @@ const KEEP: usize = 2 * 1024;
 
 impl Default for Writer {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), queued: 0, flat: BytesMut::new(), body: Body::Empty }
+        Self {
+            queue: VecDeque::new(),
+            queued: 0,
+            flat: BytesMut::new(),
+            body: Body::Empty,
+            unflushed: false,
+        }
     }
 }
 
@@ -157,8 +165,13 @@ impl Writer {
         }
     }
 
-    pub(in crate::http) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.flat.is_empty()
+    }
+
+    /// Whether everything queued is out of our hands.
+    pub(in crate::http) fn is_flushed(&self) -> bool {
+        self.is_empty() && !self.unflushed
     }
 
     /// Ready when more may be queued.
@@ -179,13 +192,14 @@ impl Writer {
         io: &mut I,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         while !self.is_empty() {
             ready!(self.poll_write(io, cx))?;
         }
-        Pin::new(io).poll_flush(cx)
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write<I: AsyncWrite + Unpin>(
@@ -211,6 +225,7 @@ impl Writer {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.unflushed = true;
         self.advance(written);
         Poll::Ready(Ok(()))
     }

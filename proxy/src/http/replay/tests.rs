@@ -30,7 +30,7 @@ fn run(replay: &mut Replay, fresh: &[&'static str], end: bool) -> String {
 
 #[test]
 fn every_try_sees_every_piece_once_and_in_order() {
-    let mut replay = Replay::new(100);
+    let mut replay = Replay::new(1000);
     assert!(!replay.has_begun());
     assert_eq!(run(&mut replay, &["a", "b"], false), "ab");
     replay.rewind();
@@ -46,7 +46,7 @@ fn every_try_sees_every_piece_once_and_in_order() {
 
 #[test]
 fn a_try_that_stops_half_way_through_the_replay_costs_the_next_one_nothing() {
-    let mut replay = Replay::new(100);
+    let mut replay = Replay::new(1000);
     run(&mut replay, &["a", "b", "c"], false);
     replay.rewind();
     assert!(matches!(replay.next(), Some(Piece::Data { bytes, .. }) if bytes == "a"));
@@ -55,8 +55,22 @@ fn a_try_that_stops_half_way_through_the_replay_costs_the_next_one_nothing() {
 }
 
 #[test]
+fn giving_up_half_way_through_the_replay_loses_nothing() {
+    for end in [false, true] {
+        let mut replay = Replay::new(1000);
+        run(&mut replay, &["a", "b", "c"], end);
+        replay.rewind();
+        assert!(matches!(replay.next(), Some(Piece::Data { bytes, .. }) if bytes == "a"));
+        replay.give_up();
+        assert!(!replay.is_complete());
+        assert_eq!(run(&mut replay, &[], false), if end { "bc|" } else { "bc" });
+        assert_eq!(run(&mut replay, &["d"], !end), if end { "d" } else { "d|" });
+    }
+}
+
+#[test]
 fn beyond_the_limit_nothing_is_kept_or_handed_out() {
-    let mut replay = Replay::new(3);
+    let mut replay = Replay::new(3 + PIECE_BYTES);
     run(&mut replay, &["ab"], false);
     assert!(replay.is_complete());
     run(&mut replay, &["cd"], false);
@@ -67,7 +81,7 @@ fn beyond_the_limit_nothing_is_kept_or_handed_out() {
 
 #[test]
 fn a_last_piece_ends_the_body() {
-    let mut replay = Replay::new(100);
+    let mut replay = Replay::new(1000);
     replay.note(&Piece::Data { bytes: Bytes::from_static(b"x"), last: true });
     assert!(replay.next().is_none());
     replay.rewind();

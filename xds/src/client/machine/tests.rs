@@ -1,5 +1,7 @@
 use std::net::SocketAddr;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use prost::Message;
 use towpath_policies::model::{
     Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, HttpOptions, Listener, Protocol,
     RouteTable, Service, TcpForward, WeightedBackend,
@@ -294,4 +296,74 @@ fn a_resource_with_another_name_inside_is_rejected() {
     wrong.name = "outer".to_owned();
     let answer = client.tell(Services, vec![wrong], &[]);
     assert_eq!(rejection(&answer, Services).unwrap().resources[0].0, "outer");
+}
+
+#[test]
+fn what_is_gone_but_in_use_stays_until_nothing_leads_to_it() {
+    let mut client = served(Flavour::Delta);
+    client.tell(Services, vec![], &["s"]);
+    client.tell(Endpoints, vec![], &["s"]);
+    client.wait(WAIT);
+    client.tell(Services, vec![service("x")], &[]);
+    client.tell(Endpoints, vec![endpoints("x", 2)], &[]);
+    client.tell(Listeners, vec![tcp("m", "x")], &[]);
+    assert_eq!(client.latest().listeners.len(), 2);
+    assert_eq!(client.latest().endpoints["s"].endpoints.len(), 1);
+    // Once more: the first change after the wait is not special.
+    client.tell(Endpoints, vec![endpoints("x", 3)], &[]);
+    assert_eq!(client.latest().endpoints["x"].endpoints[0].address.port(), 3);
+    assert_eq!(client.latest().endpoints["s"].endpoints.len(), 1);
+
+    client.tell(Listeners, vec![tcp("l", "x")], &[]);
+    assert_eq!(client.latest().services.keys().collect::<Vec<_>>(), ["x"]);
+    // What was gone does not come back from the dead.
+    client.tell(Listeners, vec![tcp("l", "s")], &[]);
+    client.wait(WAIT);
+    assert_eq!(client.latest().endpoints["s"].endpoints, vec![]);
+}
+
+#[test]
+fn what_cannot_be_read_takes_nothing_away() {
+    let mut client = served(Flavour::StateOfTheWorld);
+    let mut garbage = tcp("l", "s");
+    garbage.name.clear();
+    garbage.any.value = vec![0xff; 8];
+    let answer = client.tell(Listeners, vec![garbage, tcp("m", "s")], &[]);
+    assert!(rejection(&answer, Listeners).is_some());
+    assert_eq!(client.latest().listeners.keys().collect::<Vec<_>>(), ["l", "m"]);
+}
+
+#[test]
+fn only_answers_carry_a_nonce() {
+    let mut client = served(Flavour::Delta);
+    let requests = client.tell(Services, vec![service("t")], &[]);
+    let sent: Vec<_> = requests.iter().map(|r| (r.kind, r.nonce.as_str())).collect();
+    assert_eq!(sent, [(Services, "4"), (Endpoints, "")]);
+}
+
+/// A service whose endpoint set goes by another name.
+fn aliased(name: &str, eds: &str) -> Item {
+    let mut any = codec::encode_service(&Service::new(name, Protocol::Http1));
+    let mut cluster = Cluster::decode(&*any.value).unwrap();
+    cluster.eds_cluster_config.as_mut().unwrap().service_name = eds.to_owned();
+    any.value = cluster.encode_to_vec();
+    item(name, any)
+}
+
+#[test]
+fn services_may_share_an_endpoint_set() {
+    let mut client = Client::new(Flavour::Delta);
+    client.tell(Services, vec![aliased("a", "a"), aliased("b", "a"), aliased("c", "e")], &[]);
+    client.tell(Endpoints, vec![endpoints("a", 1), endpoints("e", 1)], &[]);
+    client.tell(Listeners, vec![tcp("l", "a"), tcp("m", "b"), tcp("n", "c")], &[]);
+    client.tell(Endpoints, vec![endpoints("a", 2)], &[]);
+    let port = |client: &Client, name: &str| {
+        client.latest().endpoints[name].endpoints.first().map(|e| e.address.port())
+    };
+    assert_eq!((port(&client, "a"), port(&client, "b")), (Some(2), Some(2)));
+    // The one of another name is accepted, so it can stand in.
+    client.tell(Endpoints, vec![], &["e"]);
+    client.wait(WAIT);
+    client.tell(Endpoints, vec![endpoints("a", 3)], &[]);
+    assert_eq!((port(&client, "b"), port(&client, "c")), (Some(3), Some(1)));
 }

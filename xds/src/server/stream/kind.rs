@@ -147,8 +147,12 @@ impl Sent {
 pub(super) fn blame(names: &[String], news: &[String], message: &str) -> Vec<(String, String)> {
     let named: Vec<_> = names.iter().filter(|name| message.contains(name.as_str())).collect();
     let guilty = if named.is_empty() { news.iter().collect() } else { named };
-    guilty.into_iter().map(|name| (name.clone(), message.to_owned())).collect()
+    let reasons = std::iter::repeat_n(message, MAX_REASONS).chain(std::iter::repeat("as above"));
+    guilty.into_iter().zip(reasons).map(|(name, text)| (name.clone(), text.to_owned())).collect()
 }
+
+/// Most copies of a rejection's text.
+const MAX_REASONS: usize = 256;
 
 /// One version for all a client holds of a type. What it rejected is left
 /// out, so a client that comes back with it is not taken to hold that.

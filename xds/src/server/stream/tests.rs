@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use towpath_policies::model::{
     Action, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit, HostRewrite, HttpOptions,
-    Listener, PathMatch, Protocol, RetryPolicy, Route, RouteMatch, RouteTable, Service,
+    Listener, PathMatch, Protocol, RetryPolicy, Route, RouteMatch, RouteTable, Service, TcpForward,
     VirtualHost, WeightedBackend,
 };
 
@@ -457,4 +457,129 @@ fn subscriptions_are_bounded() {
         // Delta adds to the subscription, the other variant replaces it.
         assert_eq!(batch(MAX_NAMES).is_err(), flavour == Flavour::Delta);
     }
+}
+
+#[test]
+fn what_a_rejected_resource_led_to_before_stays() {
+    for flavour in BOTH {
+        let mut world = world();
+        let mut peer = Peer::served(flavour, &world);
+        put_service(&mut world, "t", 2);
+        put_table(&mut world, "r", "t");
+        put_table(&mut world, "mesh", "t");
+        world.services.remove("s");
+        world.endpoints.remove("s");
+        world.version = "2".to_owned();
+        peer.update(&world);
+        let services = peer.stream.outgoing().unwrap();
+        peer.answer(&services, None);
+        let table = peer.stream.outgoing().unwrap();
+        assert_eq!(describe(&table), "route table +r");
+        peer.answer(&table, Some(Rejection::new(vec![("r".to_owned(), "no".to_owned())])));
+        assert_eq!(peer.drain(), [""; 0], "{flavour:?}");
+        assert_eq!(peer.stream.newly_synced(), None);
+
+        put_service(&mut world, "u", 3);
+        put_table(&mut world, "r", "u");
+        world.version = "3".to_owned();
+        peer.update(&world);
+        let expected = match flavour {
+            Flavour::Delta => {
+                &["service +u", "route table +r", "service -s -t", "endpoint set -s"][..]
+            }
+            Flavour::StateOfTheWorld => &["service +s +t +u", "route table +r", "service +u"],
+        };
+        assert_eq!(peer.drain(), expected);
+    }
+}
+
+#[test]
+fn a_rejected_listener_can_go() {
+    for flavour in BOTH {
+        let mut world = world();
+        let mut peer = Peer::served(flavour, &world);
+        put_service(&mut world, "t", 2);
+        put_table(&mut world, "r2", "t");
+        put_listener(&mut world, "l2", "r2", Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 81))));
+        world.version = "2".to_owned();
+        peer.update(&world);
+        let services = peer.stream.outgoing().unwrap();
+        peer.answer(&services, None);
+        let listeners = peer.stream.outgoing().unwrap();
+        assert_eq!(listeners.kind, Listeners);
+        peer.answer(&listeners, Some(Rejection::new(vec![("l2".to_owned(), "no".to_owned())])));
+        assert_eq!(peer.drain(), [""; 0]);
+        world.listeners.remove("l2");
+        world.version = "3".to_owned();
+        peer.update(&world);
+        let expected = match flavour {
+            Flavour::Delta => ["listener -l2", "service -t"],
+            Flavour::StateOfTheWorld => ["listener +l", "service +s"],
+        };
+        assert_eq!(peer.drain(), expected);
+    }
+}
+
+#[test]
+fn a_late_endpoint_set_that_the_client_holds_is_not_told_as_gone() {
+    let mut world = world();
+    let set = world.endpoints.remove("s").unwrap();
+    let mut peer = Peer::new(Flavour::Delta, &world);
+    peer.ask_holding(Endpoints, &["s"], &[("s", "v")], "");
+    assert_eq!(peer.drain(), [""; 0]);
+    world.endpoints.insert("s".to_owned(), set);
+    world.version = "2".to_owned();
+    peer.update(&world);
+    assert_eq!(peer.drain(), ["endpoint set +s"]);
+}
+
+#[test]
+fn a_client_without_routes_is_in_sync_without_asking_for_them() {
+    let mut world = world();
+    let backend = WeightedBackend {
+        service: "s".to_owned(),
+        weight: 1,
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+    };
+    let tcp = TcpForward { backends: vec![backend], idle_timeout: None };
+    let mut listener = (*world.listeners["l"]).clone();
+    listener.chains[0].kind = ChainKind::Tcp(tcp);
+    world.listeners.insert("l".to_owned(), Arc::new(listener));
+    let mut peer = Peer::new(Flavour::Delta, &world);
+    for (kind, names) in [(Services, &[][..]), (Listeners, &[]), (Endpoints, &["s"])] {
+        peer.ask(kind, names);
+    }
+    peer.drain();
+    assert_eq!(peer.stream.newly_synced(), Some("1".to_owned()));
+
+    // One with routes is not, until it has them.
+    let mut peer = Peer::new(Flavour::Delta, &self::world());
+    peer.ask(Listeners, &[]);
+    peer.drain();
+    assert_eq!(peer.stream.newly_synced(), None);
+}
+
+#[test]
+fn a_name_left_to_the_wildcard_is_told_again() {
+    let mut peer = Peer::served(Flavour::Delta, &world());
+    peer.ask(Services, &["s"]);
+    peer.drain();
+    let subscription = Subscription::Delta {
+        subscribe: vec![],
+        unsubscribe: vec!["s".to_owned()],
+        held: BTreeMap::new(),
+    };
+    let request = Request { kind: Services, nonce: String::new(), rejection: None, subscription };
+    peer.stream.handle(request).unwrap();
+    assert_eq!(peer.drain(), ["service +s"]);
+}
+
+#[test]
+fn the_text_of_a_rejection_is_not_copied_without_bound() {
+    let names: Vec<String> = (0..10_000).map(|i| format!("name-{i}")).collect();
+    let text = "x".repeat(1_000);
+    let blamed = blame(&names, &names, &text);
+    assert_eq!(blamed.len(), names.len());
+    assert_eq!(blamed.iter().filter(|(_, reason)| *reason == text).count(), 256);
 }
