@@ -39,8 +39,6 @@ pub(super) struct Exchange<'a, D> {
     pub(super) upload: Upload,
     /// A byte moved since the idle limit was last looked at.
     pub(super) moved: bool,
-    /// The endpoint has more than the client took.
-    pub(super) starved: bool,
     pub(super) ticket: Option<Ticket>,
     pub(super) grpc: bool,
     half_closed: bool,
@@ -77,7 +75,6 @@ pub(super) fn run<'a, D: Downstream>(
         limits: Limits::new(start, None, None),
         replay: Replay::new(0),
         moved: false,
-        starved: false,
         ticket: None,
         grpc: is_grpc(&head.headers),
         half_closed: false,
@@ -255,7 +252,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
                 // A client that set the deadline, or was itself slow, says nothing of the endpoint.
-                let blamed = self.limits.ours && self.upload != Upload::Active && !self.starved;
+                let blamed = self.limits.ours && self.upload != Upload::Active;
                 let failure = blamed.then_some(Failure::Timeout);
                 ("timeout", failure, Broken::Reset(h2::Reason::CANCEL))
             }

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -222,24 +222,15 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let mut answered = false;
         let outcome = poll_fn(|cx| {
-            loop {
-                if let Err(cut) = self.poll_upload(up, cx) {
-                    return Poll::Ready(Err(cut));
-                }
-                if !answered {
-                    answered = self.poll_download(up, cx)?.is_ready();
-                }
-                let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?;
-                if flushed.is_pending() {
-                    break;
-                }
-                if answered && (!tunnel || self.upload != Upload::Active) {
-                    return Poll::Ready(Ok(()));
-                }
-                // Flushing may have made room that nobody waits for any more.
-                if answered || !self.starved {
-                    break;
-                }
+            if let Err(cut) = self.poll_upload(up, cx) {
+                return Poll::Ready(Err(cut));
+            }
+            if !answered {
+                answered = self.poll_download(up, cx)?.is_ready();
+            }
+            let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?.is_ready();
+            if flushed && answered && (!tunnel || self.upload != Upload::Active) {
+                return Poll::Ready(Ok(()));
             }
             self.poll_cut(cx)
         })
@@ -255,10 +246,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Moves the response body to the client as far as it goes now; ready at its end.
     fn poll_download(&mut self, up: &mut Upstream, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         loop {
-            self.starved = self.down.poll_room(cx).map_err(Cut::Client)?.is_pending();
-            if self.starved {
-                return Poll::Pending;
-            }
+            ready!(self.down.poll_room(cx).map_err(Cut::Client))?;
             let piece = match up.poll_body(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(piece) => piece.map_err(Cut::Endpoint)?,
