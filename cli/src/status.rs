@@ -252,8 +252,10 @@ fn about_applied(applied: &Applied) -> String {
 fn about_names(status: &Status, lines: &mut Vec<String>) {
     for name in status.names.iter().filter(|name| name.error.is_some()) {
         let error = name.error.as_deref().unwrap_or_default();
+        let place =
+            name.source.as_deref().map(|at| format!(" ({})", plain(at))).unwrap_or_default();
         lines.push(format!(
-            "DNS       {} of service {}: {} ({} kept)",
+            "DNS       {} of service {}{place}: {} ({} kept)",
             plain(&name.host),
             plain(&name.service),
             plain(error),

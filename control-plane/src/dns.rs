@@ -2,19 +2,22 @@
 //! good addresses, and changes that service's endpoint set alone.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::AbortOnDropHandle;
 use towpath_policies::{
     dns,
-    model::{Discovery, Mesh},
+    model::{Discovery, Mesh, ResourceKey, ResourceKind},
 };
 
 use crate::{
@@ -24,8 +27,12 @@ use crate::{
 
 /// Time allowed for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a new mesh waits for the first answers of names it brings.
-const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+/// How long a new mesh waits for the first answers of names it brings, so that
+/// most come in one piece with it.
+const FIRST_ANSWERS: Duration = Duration::from_millis(100);
+/// How long proxies wait for the first answer of a name. Without one its
+/// service is served without endpoints until there is one.
+const FIRST_VERDICT: Duration = Duration::from_secs(2);
 /// First pause after a failure; doubles up to the service's refresh interval.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Share of the interval by which it is shortened at random, in per cent, so
@@ -81,7 +88,7 @@ pub(crate) struct Names {
 }
 
 /// What one service asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Question {
     service: String,
     host: String,
@@ -89,12 +96,15 @@ struct Question {
     refresh: Duration,
     /// As the mesh has it.
     asked: Discovery,
+    /// File and line of the service.
+    place: Option<String>,
 }
 
 struct Running {
-    question: Question,
+    /// As the mesh has it.
+    asked: Discovery,
     /// Turns true with the first answer or failure.
-    asked: watch::Receiver<bool>,
+    said: watch::Receiver<bool>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -107,11 +117,12 @@ impl Names {
     /// for the first answers, so that the mesh starts with addresses.
     pub(crate) async fn follow(&mut self, mesh: &Mesh) {
         let questions = questions(mesh);
-        let kept: BTreeSet<String> = questions.iter().map(|q| q.service.clone()).collect();
-        self.running.retain(|service, _| kept.contains(service));
+        let kept: BTreeMap<String, Option<String>> =
+            questions.iter().map(|q| (q.service.clone(), q.place.clone())).collect();
+        self.running.retain(|service, _| kept.contains_key(service));
         self.shared.update(|tracker| tracker.keep_names(&kept));
         for question in questions {
-            if self.running.get(&question.service).is_some_and(|r| r.question == question) {
+            if self.running.get(&question.service).is_some_and(|r| r.asked == question.asked) {
                 continue;
             }
             let service = question.service.clone();
@@ -122,22 +133,20 @@ impl Names {
         let all_asked = async {
             for running in self.running.values_mut() {
                 // An error means that the task ended, which waiting does not mend.
-                let _ = running.asked.wait_for(|asked| *asked).await;
+                let _ = running.said.wait_for(|asked| *asked).await;
             }
         };
-        if tokio::time::timeout(FIRST_ANSWERS, all_asked).await.is_err() {
-            tracing::warn!(
-                "some names are slow to resolve; their services start without new addresses"
-            );
-        }
+        // Who is slower comes later, and holds up nothing but its own service.
+        let _ = tokio::time::timeout(FIRST_ANSWERS, all_asked).await;
     }
 
     fn ask(&self, question: Question) -> Running {
-        let (said, asked) = watch::channel(false);
+        let (tell, said) = watch::channel(false);
+        let asked = question.asked.clone();
         let (resolver, hub, shared) =
             (self.resolver.clone(), self.hub.clone(), self.shared.clone());
-        let task = follow(question.clone(), resolver, hub, shared, said);
-        Running { question, asked, _task: AbortOnDropHandle::new(tokio::spawn(task)) }
+        let task = follow(question, resolver, hub, shared, tell);
+        Running { asked, said, _task: AbortOnDropHandle::new(tokio::spawn(task)) }
     }
 }
 
@@ -147,18 +156,36 @@ async fn follow(
     resolver: Resolver,
     hub: Arc<Hub>,
     shared: Arc<Shared>,
-    said: watch::Sender<bool>,
+    tell: watch::Sender<bool>,
 ) {
-    let Question { service, host, port, refresh, asked } = question;
-    let mut failures = 0_u32;
-    loop {
-        let started = Instant::now();
-        let outcome = resolver.ask(&host, port).await;
-        let known = outcome.is_ok();
+    let Question { service, host, port, refresh, asked, place } = question;
+    let place = place.unwrap_or_default();
+    let told = |answer: Result<usize, &str>| {
         shared.update(|tracker| {
-            let answer = outcome.as_ref().map(Vec::len).map_err(String::as_str);
             tracker.resolved(&service, format!("{host}:{port}"), answer, Moment::now());
         });
+    };
+    let mut failures = 0_u32;
+    let verdict = Instant::now() + FIRST_VERDICT;
+    let mut undecided = true;
+    loop {
+        let started = Instant::now();
+        let mut asking = pin!(resolver.ask(&host, port));
+        let outcome = match timeout_at(verdict, &mut asking).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                if std::mem::take(&mut undecided) {
+                    let error = format!("no answer within {} s so far", FIRST_VERDICT.as_secs());
+                    tracing::warn!(%service, %host, %place, %error, "name does not resolve; its service has no endpoints unless a proxy knows some from before");
+                    told(Err(&error));
+                    hub.set_unresolved(&asked, &service);
+                }
+                asking.await
+            }
+        };
+        undecided = false;
+        let known = outcome.is_ok();
+        told(outcome.as_ref().map(Vec::len).map_err(String::as_str));
         match outcome {
             Ok(addresses) => {
                 failures = 0;
@@ -166,12 +193,13 @@ async fn follow(
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
+                hub.set_unresolved(&asked, &service);
                 if failures == 1 {
-                    tracing::warn!(%service, %host, %error, "name does not resolve; last known addresses stay");
+                    tracing::warn!(%service, %host, %place, %error, "name does not resolve; last known addresses stay");
                 }
             }
         }
-        said.send_replace(true);
+        tell.send_replace(true);
         let interval = if known { refresh } else { pause_after(failures, refresh) };
         tokio::time::sleep_until(started + shortened(interval, fastrand::u32(..))).await;
     }
@@ -186,6 +214,10 @@ fn questions(mesh: &Mesh) -> Vec<Question> {
             port: *port,
             refresh: (*refresh).max(Duration::from_secs(1)),
             asked: service.discovery.clone(),
+            place: mesh
+                .sources
+                .get(&ResourceKey { kind: ResourceKind::EndpointSet, name: service.name.clone() })
+                .map(ToString::to_string),
         }),
     };
     mesh.services.values().filter_map(ask).collect()

@@ -24,7 +24,8 @@ pub(crate) struct Hub {
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the resolved endpoint sets put in; without those of names that never answered.
+    /// With the resolved endpoint sets put in; without those of names whose
+    /// first answer is still waited for.
     mesh: Mesh,
     /// Latest answers and what was asked, by service; kept while a mesh asks the same.
     resolved: BTreeMap<String, (Discovery, Arc<EndpointSet>)>,
@@ -76,8 +77,7 @@ impl Hub {
             if service.discovery == Discovery::Listed {
                 continue;
             }
-            // An empty set would wipe the addresses that proxies have from before a
-            // restart. What was never answered is not told.
+            // Neither an answer nor the verdict that there is none yet: proxies wait a moment.
             match resolved.get(name) {
                 Some((_, set)) => mesh.endpoints.insert(name.clone(), set.clone()),
                 None => mesh.endpoints.remove(name),
@@ -126,6 +126,19 @@ impl Hub {
                 }
                 serves
             });
+        }
+    }
+
+    /// The service's name did not resolve in time. Until it does, its endpoint
+    /// set is empty, so that nobody waits for it; a set that is known stays.
+    pub(crate) fn set_unresolved(&self, asked: &Discovery, service: &str) {
+        let known = {
+            let state = self.state();
+            state.resolved.get(service).is_some_and(|(question, _)| question == asked)
+        };
+        if !known {
+            let set = EndpointSet { service: service.to_owned(), endpoints: Vec::new() };
+            self.set_resolved(asked, set);
         }
     }
 
@@ -301,6 +314,23 @@ pub(crate) mod tests {
         assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
         assert!(a.borrow().sources.contains_key(&key));
         assert_eq!(*hub.watch(&node("a")).borrow().endpoints["a"], addresses("a", 1));
+    }
+
+    #[test]
+    fn a_name_without_an_answer_is_served_empty_unless_one_is_known() {
+        let hub = Hub::default();
+        let a = hub.watch(&node("a"));
+        hub.publish(mesh("1"));
+        hub.set_unresolved(&asks("a"), "a");
+        assert!(a.borrow().endpoints["a"].endpoints.is_empty());
+        hub.publish(mesh("2"));
+        assert!(a.borrow().endpoints["a"].endpoints.is_empty());
+        hub.set_resolved(&asks("a"), addresses("a", 1));
+        hub.set_unresolved(&asks("a"), "a");
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+        // The verdict about another question is none about this one.
+        hub.set_unresolved(&asks("other"), "a");
+        assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
     }
 
     #[test]

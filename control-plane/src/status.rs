@@ -196,8 +196,11 @@ impl Applied {
 pub struct Name {
     /// The service.
     pub service: String,
-    /// Host and port.
+    /// Host and port; empty before the first answer.
     pub host: String,
+    /// File and line of the service.
+    #[serde(default)]
+    pub source: Option<String>,
     /// Addresses of the last good answer.
     pub addresses: usize,
     /// When that was.

@@ -10,6 +10,7 @@ mod policies;
 mod routes;
 mod rules;
 mod services;
+mod sockets;
 mod streams;
 mod table;
 
@@ -21,6 +22,7 @@ use self::{
     origin::{Origins, RouteNote},
     policies::{Policies, Terms},
     rules::PreparedRule,
+    sockets::Sockets,
 };
 use crate::{
     diagnostic::Rule,
@@ -42,11 +44,12 @@ pub(crate) fn compile(
     let index = Index::new(documents, problems);
     let policies = Policies::new(documents, &index, problems);
     let mut output = Output::new(files, version);
-    services::compile(documents, &index, &policies, &mut output, problems);
+    let mut sockets = Sockets::default();
+    services::compile(documents, &index, &policies, &mut sockets, &mut output, problems);
     let routes = routes::prepare(documents, &index, problems);
     let streams = streams::prepare(documents, &index, problems);
     let all = gateways::Routes { http: &routes, streams: &streams };
-    gateways::compile(documents, &index, &all, &policies, &mut output, problems);
+    gateways::compile(documents, &index, &all, &policies, &mut sockets, &mut output, problems);
     routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
     (output.mesh, output.notes)
 }

@@ -172,6 +172,7 @@ static TOP: Shape = Shape {
         Field { key: "status", doc: &["Not used."], required: false, schema: Anything::schema },
     ],
     unsupported: &[],
+    renamed: &[],
     exactly_one: &[],
 };
 

@@ -261,7 +261,7 @@ fn term(forward: &Forward, field: &str) -> String {
         "timeout" => words::limit(forward.timeout),
         "idle timeout" => words::limit(forward.idle_timeout),
         "retry attempts" => retry.attempts.to_string(),
-        "retry on" => words::conditions(&retry.on),
+        "retry conditions" => words::conditions(&retry.on),
         "per-try timeout" => words::limit(retry.per_try_timeout),
         "retry backoff" => words::time(retry.backoff_base),
         "longest backoff" => words::time(retry.backoff_max),

@@ -18,6 +18,7 @@ pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
 pub use listener::{
     Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
 };
+pub(crate) use mesh::overlap;
 pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HostRewrite, Mirror, PathMatch, PathRewrite,

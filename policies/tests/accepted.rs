@@ -287,6 +287,36 @@ spec: {targetRefs: [{kind: Service, name: etl}], retry: {grpcStatusCodes: [8, 14
 }
 
 #[test]
+fn gateways_of_other_proxies_and_addresses_share_a_port() {
+    let gateway = |name: &str, annotations: &str| {
+        format!(
+            "
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: {name}, annotations: {{{annotations}}}}}
+spec: {{gatewayClassName: towpath, listeners: [{{name: http, port: 80, protocol: TCP}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {{name: {name}}}
+spec: {{parentRefs: [{{name: {name}}}], rules: [{{backendRefs: [{{name: etl}}]}}]}}
+"
+        )
+    };
+    let text = [
+        SERVICE.to_owned(),
+        gateway("named", "towpath.dev/nodes: \"edge-*, front\""),
+        gateway("others", "towpath.dev/nodes: \"worker-*, back\""),
+        gateway("rest", ""),
+        gateway("rest6", "towpath.dev/bind: \"::\""),
+        gateway("ten", "towpath.dev/nodes: \"in-*\", towpath.dev/bind: 10.0.0.1"),
+        gateway("eleven", "towpath.dev/nodes: \"in-*\", towpath.dev/bind: 10.0.0.2"),
+    ];
+    assert_eq!(mesh(&text.concat()).listeners.keys().filter(|n| n.ends_with("/80")).count(), 6);
+}
+
+#[test]
 fn listeners_share_a_port_by_server_name() {
     let tls =
         "tls: {options: {towpath.dev/certificate-file: /c, towpath.dev/private-key-file: /k}}";

@@ -50,6 +50,11 @@ fn values_are_told_by_name_before_and_after() {
             "maxRequests: 20000",
             "~ service etl  (services.yml:3)\n    breaker, service, max requests: 10000 -> 20000",
         ),
+        (
+            "conditions: [connect-failure, refused-stream, reset, timeout,",
+            "conditions: [connect-failure, refused-stream, reset,",
+            "action, retry, condition Timeout: removed Timeout",
+        ),
         ("connectTimeout: 5s", "connectTimeout: 1m30s", "    connect timeout: 5s -> 1m30s"),
         (
             "towpath.dev/bind: \"127.0.0.1\"",

@@ -174,7 +174,7 @@ spec:
   timeouts: {{request: 10m, idle: 2m}}
   retry:
     attempts: 4
-    on: [connect-failure, refused-stream, reset, status, grpc-status]
+    conditions: [connect-failure, refused-stream, reset, status, grpc-status]
     statusCodes: [502, 503, 504]
     grpcStatusCodes: [14]
     backoff: {{base: 25ms, max: 500ms}}

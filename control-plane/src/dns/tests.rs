@@ -104,16 +104,39 @@ async fn a_failure_keeps_the_last_good_addresses_and_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_never_answers_delays_a_mesh_for_a_moment_only() {
+async fn a_name_that_never_answers_holds_up_its_own_service_alone_and_that_for_a_moment() {
     let mut fixture = Fixture::new(vec![]);
     let started = Instant::now();
-    let view = fixture.publish(mesh()).await;
+    let mut view = fixture.publish(mesh()).await;
     assert_eq!(started.elapsed(), FIRST_ANSWERS);
-    assert!(view.borrow().endpoints.is_empty(), "a proxy keeps what it has");
+    assert!(view.borrow().services.contains_key("a") && view.borrow().endpoints.is_empty());
+    view.borrow_and_update();
+    view.changed().await.unwrap();
+    assert_eq!(started.elapsed(), FIRST_VERDICT);
+    assert_eq!(ports(&view), [0; 0], "served as a set without endpoints");
+    let name = fixture.status().names[0].clone();
+    assert_eq!(name.error.as_deref(), Some("no answer within 2 s so far"));
+    assert_eq!(name.source.as_deref(), Some("a.yaml:1"));
     let mut told = fixture.shared.subscribe();
-    told.wait_for(|t| t.status().counters.dns_failures == 1).await.unwrap();
+    told.wait_for(|t| t.status().counters.dns_failures == 2).await.unwrap();
     let error = fixture.status().names[0].error.clone();
     assert_eq!(error.as_deref(), Some("no answer within 5 s"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_fails_at_first_has_no_endpoints_until_it_resolves() {
+    let mut fixture = Fixture::new(vec![failure(), failure(), answer(&[1]), failure()]);
+    let started = Instant::now();
+    let mut view = fixture.publish(mesh()).await;
+    assert_eq!((ports(&view), started.elapsed()), (vec![], Duration::ZERO));
+    assert!(fixture.status().names[0].error.is_some());
+    view.borrow_and_update();
+    view.changed().await.unwrap();
+    assert_eq!(ports(&view), [1]);
+    assert_eq!(fixture.status().names[0].error, None);
+    let mut told = fixture.shared.subscribe();
+    told.wait_for(|t| t.status().counters.dns_failures == 3).await.unwrap();
+    assert_eq!(ports(&view), [1], "what was known stays");
 }
 
 #[tokio::test(start_paused = true)]

@@ -268,8 +268,7 @@ fn explain(failure: Failure, at: &str, redact: impl Fn(&str) -> String) -> Sourc
             SourceError::TooLarge { at, command, limit_kib: limit >> 10 }
         }
         Failure::Exit { command, stderr } => {
-            let stderr = redact(&stderr);
-            let detail = gist(&stderr);
+            let detail = gist(&redact(&stderr));
             let says = |signs: &[&str]| signs.iter().any(|sign| stderr.contains(sign));
             if says(DENIED) {
                 SourceError::Denied { at, detail }

@@ -27,9 +27,17 @@ pub enum Location {
 
 /// The address of a Git repository: `https`, `http`, `ssh`, `file`, or `user@host:path`.
 ///
-/// Displays without user and password.
+/// Displays without user, password and query.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RemoteUrl(String);
+
+/// What stands for a secret.
+const MASK: &str = "***";
+/// Shorter pieces of credentials are not looked for by themselves.
+const SHORTEST_SECRET: usize = 4;
+/// What stands for all that git said.
+const WITHHELD: &str = "fatal: what git says is withheld, for it may quote the password; \
+    write `/` as %2F, `@` as %40, `:` as %3A, `?` as %3F, `#` as %23 and `%` as %25 in it";
 
 /// A source that cannot be meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,36 +152,109 @@ impl RemoteUrl {
 
     /// Whether it carries a password (or a token).
     pub fn holds_password(&self) -> bool {
-        self.user_info().is_some()
+        self.shown() != self.0
     }
 
     /// Takes the credentials of this address out of a text that may quote it.
+    ///
+    /// Nothing is left of the text where they are not written as an address
+    /// has them: what git and curl quote of them then cannot be told in advance.
     pub(crate) fn redact(&self, text: &str) -> String {
-        match self.user_info() {
-            Some(user_info) => text.replace(&format!("{user_info}@"), ""),
-            None => text.to_owned(),
+        let Parts { user_info, query, .. } = self.parts();
+        if !user_info
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:".contains(&b))
+            || user_info.matches(':').count() > 1
+        {
+            return WITHHELD.to_owned();
         }
+        let mut text = text.replace(&self.0, &self.shown());
+        if !user_info.is_empty() {
+            text = text.replace(&format!("{user_info}@"), "");
+        }
+        let password = user_info.split_once(':').map_or(user_info, |(_, password)| password);
+        let values = query.split(['&', ';', '#']).map(|p| p.split_once('=').map_or(p, |p| p.1));
+        let mut secrets: Vec<&str> =
+            [user_info, password, query].into_iter().chain(values).collect();
+        // Shorter ones are found in any text.
+        secrets.retain(|secret| secret.len() >= SHORTEST_SECRET);
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        for secret in secrets {
+            text = text.replace(secret, MASK).replace(&decoded(secret), MASK);
+        }
+        text
+    }
+
+    /// The address without credentials.
+    fn shown(&self) -> String {
+        let Parts { scheme, user_info, after, query } = self.parts();
+        // A `?` before an `@`: either a password with the one or a query with the other.
+        if user_info.contains(['?', '#']) {
+            return format!("{scheme}{MASK}");
+        }
+        let mask = if query.is_empty() { "" } else { MASK };
+        format!("{scheme}{after}{mask}")
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        let (scheme, rest) = match self.0.find("://") {
+            Some(at) => self.0.split_at(at + "://".len()),
+            None => ("", &*self.0),
+        };
+        let http = scheme.starts_with("http");
+        let (user_info, after) = match rest.rsplit_once('@') {
+            Some(parts) if scheme != "file://" && (http || !is_ssh_address(rest)) => parts,
+            _ => ("", rest),
+        };
+        let query = after.find(['?', '#']).filter(|_| http).map_or(after.len(), |at| at + 1);
+        let (after, query) = after.split_at(query);
+        Parts { scheme, user_info, after, query }
     }
 
     pub(crate) fn is_ssh(&self) -> bool {
         self.0.starts_with("ssh://") || !self.0.contains("://")
     }
+}
 
-    /// `user:password` of `http(s)://user:password@host/…`. An ssh user is part
-    /// of the address and no secret.
-    fn user_info(&self) -> Option<&str> {
-        let (scheme, rest) = self.0.split_once("://")?;
-        if !scheme.starts_with("http") {
-            return None;
-        }
-        let authority = rest.split('/').next()?;
-        authority.rsplit_once('@').map(|(user_info, _)| user_info)
+/// An address taken apart.
+struct Parts<'a> {
+    /// With `://`; empty in `user@host:path`.
+    scheme: &'a str,
+    /// Credentials: all up to the last `@`, since a password that was not
+    /// escaped may hold any of `/@:?#`. An ssh user is part of the address and
+    /// no secret.
+    user_info: &'a str,
+    /// Host and path, with the `?` or `#` that ends them.
+    after: &'a str,
+    /// `access_token=…`, and its like.
+    query: &'a str,
+}
+
+/// Whether it reads as `user@host`, `user@host:port` or `user@host:path`, with
+/// no password: the first `:`, if any, comes after the first `@`, and is a
+/// port's where a path follows by `/`.
+fn is_ssh_address(rest: &str) -> bool {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let user = authority.split_once('@').map_or(authority, |(user, _)| user);
+    authority.contains('@') && !user.contains(':') && !authority[user.len() + 1..].contains('@')
+}
+
+/// Undoes per-cent encoding.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = (first == b'%').then(|| after.get(..2)).flatten();
+        let byte = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &after[2..] } else { after };
     }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.redact(&self.0))
+        f.write_str(&self.shown())
     }
 }
 
@@ -297,5 +378,86 @@ mod tests {
         };
         assert_eq!(ssh.to_string(), "ssh://git@example.com/p.git");
         assert!(!ssh.holds_password());
+    }
+
+    fn url(text: &str) -> RemoteUrl {
+        match location(text) {
+            Ok(Location::Remote(url)) => url,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn credentials_are_masked_however_they_are_written() {
+        for (text, shown) in [
+            ("https://user:p/a@ss@host/repo.git", "https://host/repo.git"),
+            ("https://user:p:a@ss:@host:8443/repo.git", "https://host:8443/repo.git"),
+            ("https://user:12/34@host/repo.git", "https://host/repo.git"),
+            ("https://to/ken@host/repo.git", "https://host/repo.git"),
+            ("http://user:p%2Fa@host/repo.git", "http://host/repo.git"),
+            ("https://user:p?a=b@host/repo.git", "https://***"),
+            ("https://user:p#a@host/repo.git", "https://***"),
+            ("https://host/r.git?private_token=a@b", "https://***"),
+            ("https://host/r.git?access_token=abc", "https://host/r.git?***"),
+            ("https://u:p@host/r.git?a=b&private_token=abc", "https://host/r.git?***"),
+            ("https://host/r.git#abc", "https://host/r.git#***"),
+            ("ssh://git:p/a@ss@host/repo.git", "ssh://host/repo.git"),
+            ("ssh://git:s3cret@host:22/repo.git", "ssh://host:22/repo.git"),
+            // As they are typed by mistake.
+            ("https:/me:s3cret@host/repo.git", "host/repo.git"),
+            ("me:s3cret@host:repo.git", "host:repo.git"),
+        ] {
+            let url = url(text);
+            assert_eq!(url.to_string(), shown, "{text}");
+            assert_eq!(format!("{url:?}"), format!("RemoteUrl({shown})"));
+            assert!(url.holds_password(), "{text}");
+            assert_eq!(url.secret(), text);
+            let spec = SourceSpec::parse(text, None, None).unwrap();
+            assert_eq!(spec.identity(), format!("{shown}#:"));
+        }
+    }
+
+    #[test]
+    fn addresses_without_credentials_are_shown_as_they_are() {
+        for text in [
+            "https://host:8443/repo.git",
+            "git@host:path",
+            "git@host:team/a@b.git",
+            "host:path",
+            "ssh://git@host:22/team/a@b.git",
+            "ssh://host/repo.git",
+            "file:///srv/a:b@c/repo.git",
+        ] {
+            let url = url(text);
+            assert_eq!(url.to_string(), text);
+            assert!(!url.holds_password(), "{text}");
+            assert_eq!(url.redact("fatal: no such thing"), "fatal: no such thing");
+        }
+    }
+
+    #[test]
+    fn what_git_quotes_of_credentials_is_masked_or_withheld() {
+        let encoded = url("https://me:s3%2Fcret@host/repo.git?access_token=t0ken&x=1");
+        for (said, expected) in [
+            (
+                "unable to access 'https://me:s3%2Fcret@host/x/'",
+                "unable to access 'https://host/x/'",
+            ),
+            ("wrong: s3/cret", "wrong: ***"),
+            ("wrong: s3%2Fcret", "wrong: ***"),
+            ("GET /repo.git?access_token=t0ken&x=1", "GET /repo.git?***"),
+            ("token t0ken is not valid", "token *** is not valid"),
+        ] {
+            assert_eq!(encoded.redact(said), expected);
+        }
+        for odd in [
+            "https://user:p/a@ss@host/repo.git",
+            "https://user:p?a@host/repo.git",
+            "https://user:p:a@host/repo.git",
+            "https://user:p a@host/repo.git",
+        ] {
+            let said = "fatal: unable to access: Could not resolve host: ss@host";
+            assert_eq!(url(odd).redact(said), WITHHELD, "{odd}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The memory behind [`Status`]: pure state, told what happened and when.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -274,9 +274,14 @@ impl Tracker {
 
 /// Names of services.
 impl Tracker {
-    /// Forgets all names but those of these services.
-    pub(crate) fn keep_names(&mut self, services: &BTreeSet<String>) {
-        self.names.retain(|service, _| services.contains(service));
+    /// Forgets all names but those of these services, with the places where they are written.
+    pub(crate) fn keep_names(&mut self, services: &BTreeMap<String, Option<String>>) {
+        self.names.retain(|service, _| services.contains_key(service));
+        for (service, place) in services {
+            let name = self.names.entry(service.clone()).or_default();
+            name.service.clone_from(service);
+            name.source.clone_from(place);
+        }
     }
 
     /// A question was answered with so many addresses, or not.

@@ -22,6 +22,7 @@ use super::{
     index::Index,
     policies::Policies,
     routes::PreparedRoute,
+    sockets::{Opener, Sockets},
     streams::PreparedStream,
     table::{self, HostedRule, Section},
 };
@@ -37,10 +38,10 @@ pub(crate) fn compile(
     index: &Index<'_>,
     routes: &Routes<'_, '_>,
     policies: &Policies<'_>,
+    sockets: &mut Sockets,
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
-    let mut sockets: Vec<(NodeSelector, SocketAddr, Span)> = Vec::new();
     for gateway in documents.gateways.iter().filter(|g| index.is_first(Kind::Gateway, g)) {
         let class = &gateway.spec.class;
         if class.value != "towpath" {
@@ -58,7 +59,7 @@ pub(crate) fn compile(
         for (port, group) in by_port(&plans) {
             let span = group[0].written.port.span;
             let address = SocketAddr::new(settings.bind, port);
-            claim_socket(&mut sockets, &settings.nodes, address, span, problems);
+            claim_socket(sockets, &settings.nodes, address, span, problems);
             if !fits_together(&group, problems) {
                 continue;
             }
@@ -84,32 +85,27 @@ fn by_port<'p, 'd>(plans: &'p [Plan<'d>]) -> BTreeMap<u16, Vec<&'p Plan<'d>>> {
     ports
 }
 
-/// Two Gateways for the same proxies cannot open the same socket.
+/// A proxy cannot open the same socket for a Gateway and for something else.
 fn claim_socket(
-    sockets: &mut Vec<(NodeSelector, SocketAddr, Span)>,
+    sockets: &mut Sockets,
     nodes: &NodeSelector,
     address: SocketAddr,
     span: Span,
     problems: &mut Problems,
 ) {
-    let meets = |other: &SocketAddr| {
-        other.port() == address.port()
-            && (other.ip() == address.ip()
-                || other.ip().is_unspecified()
-                || address.ip().is_unspecified())
+    let Some(taken) = sockets.claim(Opener::Gateway, nodes, address, span) else { return };
+    let by = match taken.opener {
+        Opener::Gateway => "another Gateway",
+        Opener::Sidecar => "a sidecar",
     };
-    let taken = sockets.iter().find(|(other, socket, _)| other == nodes && meets(socket));
-    if let Some((_, _, first)) = taken {
-        problems
-            .error(
-                Rule::Conflict,
-                span,
-                format!("port {} is taken by another Gateway of the same proxies", address.port()),
-            )
-            .related(*first, "taken here")
-            .help("use another port, or select other proxies by the annotation towpath.dev/nodes");
-    }
-    sockets.push((nodes.clone(), address, span));
+    problems
+        .error(
+            Rule::Conflict,
+            span,
+            format!("port {} is taken by {by} of the same proxies", address.port()),
+        )
+        .related(taken.span, taken.note)
+        .help("use another port, or select other proxies by the annotation towpath.dev/nodes");
 }
 
 /// Whether the listeners of one port can share it.

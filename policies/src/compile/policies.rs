@@ -202,20 +202,21 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
 }
 
 fn check_retry(retry: &TransferRetry, on_service: bool, problems: &mut Problems) {
-    let lists = |what| retry.on.as_ref().is_none_or(|on| on.iter().any(|o| o.value == what));
+    let lists =
+        |what| retry.conditions.as_ref().is_none_or(|on| on.iter().any(|o| o.value == what));
     if let Some(codes) = &retry.status_codes
         && !lists(RetryOn::Status)
     {
         problems
             .error(Rule::NoEffect, codes.span, "the codes are never used")
-            .help("add `status` to `on`");
+            .help("add `status` to `conditions`");
     }
     if let Some(codes) = &retry.grpc_status_codes
         && !lists(RetryOn::GrpcStatus)
     {
         problems
             .error(Rule::NoEffect, codes.span, "the codes are never used")
-            .help("add `grpc-status` to `on`");
+            .help("add `grpc-status` to `conditions`");
     }
     if let Some(backoff) = &retry.backoff
         && let (Some(base), Some(max)) = (&backoff.base, &backoff.max)
@@ -297,7 +298,7 @@ impl Levels<'_> {
         let codes = written.filter(|r| !r.codes.is_empty());
         let on = codes.map(|r| (with_codes(&r.codes), inline(r.span)));
         let (on, origin) = split(on.or_else(|| self.conditions()));
-        note("retry on", origin);
+        note("retry conditions", origin);
 
         let per_try = rule.timeouts.and_then(|t| t.backend_request.as_ref());
         let per_try = per_try.map(|t| (t.limit(), inline(t.span))).or_else(|| {
@@ -333,10 +334,12 @@ impl Levels<'_> {
         }
     }
 
-    /// The failures to try again: from `on`, or the default ones and those whose codes are given.
+    /// The failures to try again: from `conditions`, or the default ones and those whose codes are given.
     fn conditions(&self) -> Option<(Vec<RetryCondition>, Origin)> {
         let on = self.retry(|r| {
-            r.on.as_ref().map(|on| (on.iter().map(|o| o.value).collect::<Vec<_>>(), on.span))
+            r.conditions
+                .as_ref()
+                .map(|on| (on.iter().map(|o| o.value).collect::<Vec<_>>(), on.span))
         });
         let codes = self.retry(|r| {
             let codes = r.status_codes.as_ref()?;

@@ -27,20 +27,18 @@ use super::{
     origin::{Origin, Origins},
     policies::Policies,
     rules::{PreparedRule, backend_to},
+    sockets::{Opener, Sockets},
     table::{self, HostedRule, Section},
 };
-
-/// Where a sidecar listens: one node and address.
-type Sockets = HashMap<(String, SocketAddr), Span>;
 
 pub(crate) fn compile(
     documents: &Documents,
     index: &Index<'_>,
     policies: &Policies<'_>,
+    sockets: &mut Sockets,
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
-    let mut sockets = Sockets::new();
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         let (set, span) = endpoints(object, problems);
@@ -48,7 +46,7 @@ pub(crate) fn compile(
         for (endpoint, name) in listed(object) {
             if let Some(sidecar) = &endpoint.sidecar {
                 let inbound = Inbound { service: &service, endpoint, name, sidecar };
-                inbound.compile(object, policies, &mut sockets, output, problems);
+                inbound.compile(object, policies, sockets, output, problems);
             }
         }
         output.service(service, object.span, problems);
@@ -366,8 +364,11 @@ impl Inbound<'_> {
         };
         let chain = Chain { server_names: Vec::new(), tls: None, kind };
         let bind = Bind::Socket(self.endpoint.address.value);
-        let nodes = NodeSelector::Matching(vec![self.sidecar.node.to_string()]);
-        output.listener(nodes, Listener { name, bind, chains: vec![chain] }, span, problems);
+        output.listener(self.nodes(), Listener { name, bind, chains: vec![chain] }, span, problems);
+    }
+
+    fn nodes(&self) -> NodeSelector {
+        NodeSelector::Matching(vec![self.sidecar.node.to_string()])
     }
 
     fn route_table(
@@ -419,13 +420,11 @@ impl Inbound<'_> {
                 .related(tls.span, "the Service wants TLS")
                 .help("remove `tls` or `sidecar`");
         }
-        let key = (self.sidecar.node.to_string(), address);
-        if let Some(first) = sockets.insert(key, self.endpoint.address.span) {
+        let span = self.endpoint.address.span;
+        if let Some(taken) = sockets.claim(Opener::Sidecar, &self.nodes(), address, span) {
             let message =
                 format!("the node {} listens on this address already", ticked(&self.sidecar.node));
-            problems
-                .error(Rule::Conflict, self.endpoint.address.span, message)
-                .related(first, "first here");
+            problems.error(Rule::Conflict, span, message).related(taken.span, taken.note);
         }
         problems.errors() == before
     }

@@ -250,7 +250,7 @@ object! {
         /// Most further tries; default 1, and 0 is none.
         "attempts" => attempts: Option<At<Whole<0, 100>>>,
         /// Failures that are tried again; default connect-failure, refused-stream, reset.
-        "on" => on: Option<At<Vec<At<RetryOn>>>>,
+        "conditions" => conditions: Option<At<Vec<At<RetryOn>>>>,
         /// Codes for `status`; default 502, 503, 504.
         "statusCodes" => status_codes: Option<At<Vec<At<Whole<400, 599>>>>>,
         /// Codes for `grpc-status`; default 14 (UNAVAILABLE).
@@ -264,6 +264,8 @@ object! {
         /// Most retries at a time; only in policies that target a Service.
         "budget" => budget: Option<At<BudgetSpec>>,
     }
+    // YAML 1.1 reads a bare `on` as true.
+    renamed { "on" => "conditions", }
 }
 
 choice! {

@@ -59,6 +59,8 @@ pub(crate) struct Shape {
     pub(crate) fields: &'static [Field],
     /// Fields that others know and we do not obey, and what to do instead.
     pub(crate) unsupported: &'static [(&'static str, &'static str)],
+    /// Fields that had another name, and their name now.
+    pub(crate) renamed: &'static [(&'static str, &'static str)],
     /// Groups of fields of which exactly one must be given.
     pub(crate) exactly_one: &'static [&'static [&'static str]],
 }
@@ -157,6 +159,12 @@ impl Shape {
                 .error(Rule::Unsupported, key.span, format!("`{}` is not supported yet", key.value))
                 .help(*instead);
             return None;
+        }
+        let renamed = self.renamed.iter().find(|(name, _)| *name == key.value);
+        if let Some((_, now)) = renamed {
+            let message = format!("the field {} is called `{now}`", ticked(&key.value));
+            problems.error(Rule::UnknownField, key.span, message).help(format!("use `{now}`"));
+            return Some(now);
         }
         let near = nearest(&key.value, self.fields.iter().map(|f| f.key));
         let help = match near {
@@ -367,6 +375,7 @@ macro_rules! object {
             $( $(#[doc = $field_doc:literal])* $key:literal => $field:ident: $type:ty, )*
         }
         $( unsupported { $( $unsupported:literal => $instead:literal, )* } )?
+        $( renamed { $( $former:literal => $now:literal, )* } )?
         $( exactly_one { $( [$($one:literal),*] )* } )?
     ) => {
         $(#[doc = $doc])*
@@ -388,6 +397,7 @@ macro_rules! object {
                     schema: <$type as $crate::document::read::Read>::schema,
                 } ),*],
                 unsupported: &[$( $( ($unsupported, $instead) ),* )?],
+                renamed: &[$( $( ($former, $now) ),* )?],
                 exactly_one: &[$( $( &[$($one),*] ),* )?],
             };
         }

@@ -159,9 +159,20 @@ fn glob(pattern: &str, text: &str) -> bool {
     true
 }
 
+/// Whether a name exists that both patterns match.
+pub(crate) fn overlap(a: &str, b: &str) -> bool {
+    let Some((a_head, a_rest)) = a.split_once('*') else { return glob(b, a) };
+    let Some((b_head, b_rest)) = b.split_once('*') else { return glob(a, b) };
+    let a_tail = a_rest.rsplit('*').next().unwrap_or_default();
+    let b_tail = b_rest.rsplit('*').next().unwrap_or_default();
+    // Between the longer head and the longer tail there is room for all that either wants.
+    (a_head.starts_with(b_head) || b_head.starts_with(a_head))
+        && (a_tail.ends_with(b_tail) || b_tail.ends_with(a_tail))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::glob;
+    use super::{glob, overlap};
 
     #[test]
     fn globs_match_whole_names() {
@@ -176,6 +187,29 @@ mod tests {
             ("*a", "aa", true),
         ] {
             assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_when_a_name_matches_both() {
+        for (a, b, expected) in [
+            ("edge", "edge", true),
+            ("edge", "edge-1", false),
+            ("edge-*", "edge-1", true),
+            ("edge-*", "*-1", true),
+            ("edge-*", "edge-1-*", true),
+            ("edge-*", "worker-*", false),
+            ("*-east", "*-west", false),
+            ("a*b*c", "a*d*c", true),
+            ("a*c", "b*c", false),
+            ("*", "anything", true),
+            ("*", "x*", true),
+            ("ab*", "*ba", true),
+            ("a*bc", "abc", true),
+            ("ab*bc", "abc", false),
+        ] {
+            assert_eq!(overlap(a, b), expected, "{a} {b}");
+            assert_eq!(overlap(b, a), expected, "{b} {a}");
         }
     }
 }

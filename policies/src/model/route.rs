@@ -260,6 +260,7 @@ pub struct RetryPolicy {
     /// (no byte of the request was processed) may be retried at any size.
     pub attempts: u32,
     /// Failures that may be retried when the request is safe to repeat.
+    #[serde(rename = "conditions")]
     pub on: Vec<RetryCondition>,
     /// Deadline of one try up to the response head; `None` = the whole timeout.
     pub per_try_timeout: Option<Duration>,

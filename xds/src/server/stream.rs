@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use towpath_policies::model::{Bind, ResourceKind, Snapshot};
+use towpath_policies::model::{Bind, Discovery, ResourceKind, Snapshot};
 
 use self::kind::{Last, Sent, Type, world_version};
 use super::Cache;
@@ -65,6 +65,8 @@ pub struct Stream {
     types: [Type; 4],
     nonces: u64,
     keeps_endpoints: bool,
+    /// Endpoint sets that a client of the state-of-the-world variant came back with.
+    brought: BTreeSet<String>,
     synced: Option<String>,
 }
 
@@ -79,6 +81,7 @@ impl Stream {
             types: Default::default(),
             nonces: 0,
             keeps_endpoints: false,
+            brought: BTreeSet::new(),
             synced: None,
         }
     }
@@ -326,6 +329,9 @@ impl Stream {
             this.dirty.extend(all);
         }
         if first && !version.is_empty() {
+            if kind == ResourceKind::EndpointSet {
+                self.brought.clone_from(&self.types[slot(kind)].names);
+            }
             self.resume_world(kind, version);
         }
     }
@@ -348,12 +354,21 @@ impl Stream {
     /// Dirty names whose resource is there, wanted, and not what was sent.
     /// Names that need nothing any more are taken off the dirty list.
     fn upserts(&mut self, snapshot: &Snapshot, kind: ResourceKind) -> Vec<Arc<Encoded>> {
-        let Self { types, cache, visible_services, flavour, .. } = self;
+        let Self { types, cache, visible_services, flavour, brought, .. } = self;
         let this = &mut types[slot(kind)];
         let (mut due, mut bytes, mut settled) = (Vec::new(), 0, Vec::new());
         let whole = full_state(kind) && *flavour == Flavour::StateOfTheWorld;
         for name in &this.dirty {
             let wanted = this.wants(snapshot, visible_services, kind, name);
+            let told = this.sent.get(name).is_some_and(|sent| !sent.version.is_empty());
+            // A client that holds addresses from before keeps them.
+            if kind == ResourceKind::EndpointSet
+                && (told || brought.contains(name))
+                && is_unresolved(snapshot, name)
+            {
+                settled.push(name.clone());
+                continue;
+            }
             let encoded = wanted.then(|| cache.encoded(snapshot, kind, name)).flatten();
             match encoded {
                 Some(encoded) => {
@@ -368,7 +383,6 @@ impl Stream {
                     }
                 }
                 None => {
-                    let told = this.sent.get(name).is_some_and(|sent| !sent.version.is_empty());
                     let owed = *flavour == Flavour::Delta
                         && this.names.contains(name)
                         && !this.sent.contains_key(name);
@@ -492,6 +506,15 @@ fn holds(snapshot: &Snapshot, kind: ResourceKind, name: &str) -> bool {
         ResourceKind::Service => snapshot.services.contains_key(name),
         ResourceKind::EndpointSet => snapshot.endpoints.contains_key(name),
     }
+}
+
+/// Whether the name of a service did not resolve: an answer without addresses is none.
+fn is_unresolved(snapshot: &Snapshot, name: &str) -> bool {
+    snapshot.endpoints.get(name).is_some_and(|set| set.endpoints.is_empty())
+        && snapshot
+            .services
+            .get(name)
+            .is_some_and(|service| matches!(service.discovery, Discovery::Dns { .. }))
 }
 
 /// Services that the socket listeners of a snapshot lead to.

@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use towpath_policies::model::{
     Action, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit, HostRewrite, HttpOptions,
@@ -531,6 +531,33 @@ fn a_late_endpoint_set_that_the_client_holds_is_not_told_as_gone() {
     world.version = "2".to_owned();
     peer.update(&world);
     assert_eq!(peer.drain(), ["endpoint set +s"]);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_takes_no_addresses_from_a_client_that_has_some() {
+    for flavour in BOTH {
+        let mut world = world();
+        let mut service = Service::new("s", Protocol::Http1);
+        let refresh = Duration::from_secs(30);
+        service.discovery = Discovery::Dns { host: "s".to_owned(), port: 1, refresh };
+        world.services.insert("s".to_owned(), Arc::new(service));
+        let none = EndpointSet { service: "s".to_owned(), endpoints: vec![] };
+        world.endpoints.insert("s".to_owned(), Arc::new(none));
+
+        let mut back = Peer::new(flavour, &world);
+        back.ask_holding(Endpoints, &["s"], &[("s", "v")], "v");
+        assert_eq!(back.drain(), [""; 0], "{flavour:?}");
+        let mut fresh = Peer::new(flavour, &world);
+        fresh.ask(Endpoints, &["s"]);
+        assert_eq!(fresh.drain(), ["endpoint set +s"], "{flavour:?}");
+
+        put_endpoint(&mut world, "s", 1);
+        world.version = "2".to_owned();
+        for mut peer in [back, fresh] {
+            peer.update(&world);
+            assert_eq!(peer.drain(), ["endpoint set +s"], "{flavour:?}");
+        }
+    }
 }
 
 #[test]
