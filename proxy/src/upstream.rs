@@ -21,7 +21,6 @@ use tokio::time::Instant;
 use towpath_policies::model::{Endpoint, EndpointSet, Health, Service};
 
 pub mod admission;
-pub(crate) mod coalesce;
 pub mod connect;
 pub(crate) mod h2_pool;
 pub mod io;

@@ -109,7 +109,7 @@ impl Wire {
         if self.end.is_some() {
             return false;
         }
-        let mut piece = [0; 64 * 1024];
+        let mut piece = vec![0; 64 * 1024];
         let Ok(read) = timeout(PATIENCE, self.stream.read(&mut piece)).await else {
             panic!("no {what} in time; received {}", show(&self.buffer));
         };

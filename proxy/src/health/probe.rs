@@ -1,16 +1,21 @@
 //! One question to one endpoint, over a connection of its own.
 
+use std::future::poll_fn;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use towpath_policies::model::{HealthCheck, HealthProbe, Protocol};
 
-use crate::upstream::{
-    EndpointState, ServiceState,
-    connect::{ConnectError, Connector, Wire},
-    io::UpstreamIo,
+use crate::{
+    h2::{Config, Connection, Part, RequestRef, Response, StreamError},
+    upstream::{
+        EndpointState, ServiceState,
+        connect::{ConnectError, Connector, Wire},
+        io::UpstreamIo,
+    },
 };
 
 /// An answer.
@@ -88,16 +93,8 @@ async fn http1(io: UpstreamIo, path: &str, host: &str) -> Result<(), String> {
     judge(answer.map_err(say)?.status())
 }
 
-const USER_AGENT: &str = concat!("towpath/", env!("CARGO_PKG_VERSION"), " health check");
-
-fn uri(service: &ServiceState, authority: &str, path: &str) -> Result<Uri, String> {
-    Uri::builder()
-        .scheme(service.connector.scheme())
-        .authority(authority)
-        .path_and_query(path)
-        .build()
-        .map_err(|error| format!("`{authority}{path}`: {error}"))
-}
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("towpath/", env!("CARGO_PKG_VERSION"), " health check"));
 
 async fn http2(
     service: &ServiceState,
@@ -105,31 +102,37 @@ async fn http2(
     path: &str,
     host: &str,
 ) -> Result<(), String> {
-    let request = Request::builder()
-        .method(Method::GET)
-        .version(Version::HTTP_2)
-        .uri(uri(service, host, path)?)
-        .header(header::USER_AGENT, USER_AGENT)
-        .body(())
-        .map_err(|error| error.to_string())?;
-    let answer = exchange(io, request, None).await?;
+    let request = RequestRef {
+        method: &Method::GET,
+        https: service.connector.is_tls(),
+        authority: host,
+        path,
+        headers: &HeaderMap::from_iter([(header::USER_AGENT, USER_AGENT)]),
+        te_trailers: false,
+        expects_continue: false,
+    };
+    let answer = exchange(io, &request, None).await?;
     judge(answer.head.status)
 }
 
 async fn grpc(service: &ServiceState, io: UpstreamIo, name: &str) -> Result<(), String> {
-    let request = Request::builder()
-        .method(Method::POST)
-        .version(Version::HTTP_2)
-        .uri(uri(service, &service.spec.name, "/grpc.health.v1.Health/Check")?)
-        .header(header::USER_AGENT, USER_AGENT)
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .body(())
-        .map_err(|error| error.to_string())?;
-    let answer = exchange(io, request, Some(check_request(name))).await?;
+    let content_type = HeaderValue::from_static("application/grpc");
+    let request = RequestRef {
+        method: &Method::POST,
+        https: service.connector.is_tls(),
+        authority: &service.spec.name,
+        path: "/grpc.health.v1.Health/Check",
+        headers: &HeaderMap::from_iter([
+            (header::USER_AGENT, USER_AGENT),
+            (header::CONTENT_TYPE, content_type),
+        ]),
+        te_trailers: true,
+        expects_continue: false,
+    };
+    let answer = exchange(io, &request, Some(check_request(name))).await?;
     judge(answer.head.status)?;
     let status = answer.trailers.as_ref().unwrap_or(&answer.head.headers).get("grpc-status");
-    match status.map(http::HeaderValue::as_bytes) {
+    match status.map(HeaderValue::as_bytes) {
         Some(b"0") => {}
         Some(other) => return Err(format!("grpc-status {}", String::from_utf8_lossy(other))),
         None => return Err("answered without a grpc-status".into()),
@@ -142,9 +145,9 @@ async fn grpc(service: &ServiceState, io: UpstreamIo, name: &str) -> Result<(), 
 }
 
 struct Answer {
-    head: http::response::Parts,
+    head: Response,
     body: Bytes,
-    trailers: Option<http::HeaderMap>,
+    trailers: Option<HeaderMap>,
 }
 
 /// Most bytes of an answer that are looked at.
@@ -153,37 +156,52 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// Sends one request over HTTP/2 and reads the answer.
 async fn exchange(
     io: UpstreamIo,
-    request: Request<()>,
+    request: &RequestRef<'_>,
     body: Option<Bytes>,
 ) -> Result<Answer, String> {
-    let say = |error: h2::Error| error.to_string();
-    let (sender, connection) = h2::client::handshake(io).await.map_err(say)?;
+    let config = Config {
+        stream_window: 65_535,
+        connection_window: 65_535,
+        frame: 16_384,
+        streams: 1,
+        header_list: 64 * 1024,
+        fields: 100,
+    };
+    let (mut connection, client) = Connection::client(io, config);
+    let say = |error: StreamError| error.to_string();
+    let opened = client.open(request, body.is_none());
+    let mut stream = opened.map_err(|_| "the connection takes no request".to_owned())?;
     let asking = async {
-        let mut sender = sender.ready().await.map_err(say)?;
-        let (answer, mut stream) = sender.send_request(request, body.is_none()).map_err(say)?;
         if let Some(body) = body {
-            stream.send_data(body, true).map_err(say)?;
+            stream.send(body, true).map_err(say)?;
         }
-        let (head, mut stream) = answer.await.map_err(say)?.into_parts();
-        let mut body = BytesMut::new();
-        while let Some(data) = stream.data().await {
-            let data = data.map_err(say)?;
-            // Nothing more can come of giving back what was never expected to be used up.
-            let _ = stream.flow_control().release_capacity(data.len());
-            if body.len() + data.len() > MAX_ANSWER_BYTES {
-                return Err(format!("answered with more than {MAX_ANSWER_BYTES} bytes"));
+        let head = loop {
+            let head = poll_fn(|cx| stream.poll_head(cx)).await.map_err(say)?;
+            if !head.status.is_informational() {
+                break head;
             }
-            body.extend_from_slice(&data);
-        }
-        let trailers = stream.trailers().await.map_err(say)?;
+        };
+        let mut body = BytesMut::new();
+        let trailers = loop {
+            match poll_fn(|cx| stream.poll_part(cx)).await.map_err(say)? {
+                Part::End(trailers) => break trailers,
+                Part::Data { bytes, .. } => {
+                    stream.credit(bytes.len());
+                    if body.len() + bytes.len() > MAX_ANSWER_BYTES {
+                        return Err(format!("answered with more than {MAX_ANSWER_BYTES} bytes"));
+                    }
+                    body.extend_from_slice(&bytes);
+                }
+            }
+        };
         Ok(Answer { head, body: body.freeze(), trailers })
     };
-    let mut connection = std::pin::pin!(connection);
     let mut asking = std::pin::pin!(asking);
     tokio::select! {
+        biased;
         answer = &mut asking => answer,
         // What came before the end is still there to be read.
-        _ = &mut connection => asking.await,
+        () = poll_fn(|cx| connection.poll(cx)) => asking.await,
     }
 }
 

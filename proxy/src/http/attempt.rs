@@ -24,6 +24,7 @@ use super::{
     retry::{self, Facts, RetryReason},
 };
 use crate::{
+    h2::Unopened,
     outlier::{self, Failure, Outcome},
     router::{Backend, Forward},
     upstream::{
@@ -222,19 +223,16 @@ impl<D: Downstream> Exchange<'_, D> {
         endpoint: &Arc<EndpointState>,
     ) -> Result<Result<Ready, Expired>, Stop> {
         let worker = self.client.worker;
-        let scheme = service.connector.scheme();
-        let mut request = Some(h2_client::request(&self.head, &self.head.authority, &scheme));
-        let end = self.head.length.is_empty();
         for _ in 0..CONNECT_ROUNDS {
-            match endpoint.live.open_stream(worker, &mut request, end) {
-                Some(Ok(opened)) => {
-                    let up = Upstream::Http2(Http2::new(opened, self.head.method.clone()));
-                    return Ok(Ok(Ok(up)));
+            let request = h2_client::request(&self.head, service.connector.is_tls());
+            let end = self.head.length.is_empty();
+            match endpoint.live.open_stream(worker, &request, end) {
+                Ok(stream) => {
+                    let up = Http2::new(stream, self.head.method.clone());
+                    return Ok(Ok(Ok(Upstream::Http2(up))));
                 }
-                Some(Err(error)) => {
-                    return Ok(Ok(Err(ConnectError::Handshake(error.to_string()))));
-                }
-                None => {}
+                Err(Unopened::TooLarge) => return Err(Stop::Reply(Reply::HEAD_TOO_LARGE)),
+                Err(Unopened::Full | Unopened::Closed) => {}
             }
             let connect = Box::pin(async {
                 let _waiting = service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
@@ -276,10 +274,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.head.length.is_empty() || self.head.received == Wire::Http2 {
             return self.poll_cut(cx);
         }
-        match self.limits.poll(self.timer, cx, &mut self.moved) {
-            Poll::Ready(expired) => Poll::Ready(Err(Cut::Expired(expired))),
-            Poll::Pending => Poll::Pending,
-        }
+        self.poll_limits(cx)
     }
 
     async fn pause(&mut self, wait: Duration) -> Result<(), Stop> {
@@ -306,8 +301,10 @@ impl<D: Downstream> Exchange<'_, D> {
                     Poll::Ready(Ok(Answer::Switched(head))) => {
                         return Poll::Ready(Ok((head, true)));
                     }
-                    Poll::Ready(Ok(Answer::Interim(interim))) => {
+                    Poll::Ready(Ok(Answer::Interim(mut interim))) => {
                         self.moved = true;
+                        // RFC 9110 §8.6: it has none.
+                        interim.headers.remove(header::CONTENT_LENGTH);
                         let is_continue = interim.status == http::StatusCode::CONTINUE;
                         // Nobody waits for a 100 that was not asked for, or once the body flows.
                         if !is_continue || (self.head.expects_continue && !self.replay.has_begun())

@@ -1,38 +1,12 @@
-//! Time limits of an exchange: one lazily armed timer, and gRPC's own deadline.
+//! Time limits of an exchange, and gRPC's own deadline.
 
 use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::time::{Instant, Sleep, sleep_until};
-
-/// One timer that serves all time limits of a connection or stream.
-///
-/// It is moved only when it would fire too late; one that fires early is moved
-/// on. A request that ends in time never touches the timer wheel.
-#[derive(Debug, Default)]
-pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    /// Ready once `deadline` has passed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if sleep.deadline() >= deadline || Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
-}
+use tokio::time::Instant;
 
 /// What ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,18 +50,17 @@ impl Limits {
         }
     }
 
-    /// Ready when a limit is reached. `moved` says whether a byte moved since
+    /// Ready when a limit is reached; `until` is ready once a time has passed. `moved` says whether a byte moved since
     /// the last look, and is taken back.
     pub(super) fn poll(
         &mut self,
-        timer: &mut Timer,
-        cx: &mut Context<'_>,
+        mut until: impl FnMut(Instant) -> Poll<()>,
         moved: &mut bool,
     ) -> Poll<Expired> {
         loop {
             let all = [self.overall, self.of_try, self.half_closed, self.idle_check];
             let Some(first) = all.into_iter().flatten().min() else { return Poll::Pending };
-            ready!(timer.poll(cx, first));
+            ready!(until(first));
             let now = Instant::now().max(first);
             if self.overall.is_some_and(|at| at <= now) {
                 return Poll::Ready(Expired::Overall);

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    deadline::{Expired, Limits, Timer, grpc_timeout},
+    deadline::{Expired, Limits, grpc_timeout},
     headers::with_path,
     keeps_claims,
     message::{Broken, Client, Length, RequestHead, ResponseHead},
@@ -22,6 +22,7 @@ use super::{
     reply::Reply,
 };
 use crate::{
+    h2::ErrorCode,
     outlier::{self, Failure, Outcome},
     router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
     upstream::{admission::Ticket, connect::Wire},
@@ -31,7 +32,6 @@ use crate::{
 pub(super) struct Exchange<'a, D> {
     pub(super) client: &'a Client,
     pub(super) down: &'a mut D,
-    pub(super) timer: &'a mut Timer,
     pub(super) head: RequestHead,
     pub(super) record: Recorder<'a>,
     pub(super) limits: Limits,
@@ -41,6 +41,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) moved: bool,
     pub(super) ticket: Option<Ticket>,
     pub(super) grpc: bool,
+    /// The answer is whole.
+    pub(super) answered: bool,
     half_closed: bool,
     response_length: Length,
 }
@@ -63,20 +65,19 @@ pub(super) enum Stop {
 pub(super) fn run<'a, D: Downstream>(
     client: &'a Client,
     down: &'a mut D,
-    timer: &'a mut Timer,
     head: RequestHead,
     start: Instant,
 ) -> impl Future<Output = ()> + Send + 'a {
     let mut exchange = Exchange {
         client,
         down,
-        timer,
         upload: Upload::Active,
         limits: Limits::new(start, None, None),
         replay: Replay::new(0),
         moved: false,
         ticket: None,
         grpc: is_grpc(&head.headers),
+        answered: false,
         half_closed: false,
         response_length: Length::None,
         record: Recorder::new(client, &head, start),
@@ -96,8 +97,7 @@ pub(super) async fn run_owned<D: Downstream + 'static>(
     head: RequestHead,
     start: Instant,
 ) {
-    let mut timer = Timer::default();
-    run(&client, &mut down, &mut timer, head, start).await;
+    run(&client, &mut down, head, start).await;
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -246,15 +246,13 @@ impl<D: Downstream> Exchange<'_, D> {
         let (reason, failure, cause) = match cut {
             Cut::Client(broken) => ("client_gone", None, broken.clone()),
             Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), broken.clone()),
-            Cut::Expired(Expired::Idle) => {
-                ("idle_timeout", None, Broken::Reset(h2::Reason::CANCEL))
-            }
+            Cut::Expired(Expired::Idle) => ("idle_timeout", None, Broken::Reset(ErrorCode::CANCEL)),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
                 // A client that set the deadline, or was itself slow, says nothing of the endpoint.
-                let blamed = self.limits.ours && self.upload != Upload::Active;
+                let blamed = self.limits.ours && self.upload != Upload::Active && !self.answered;
                 let failure = blamed.then_some(Failure::Timeout);
-                ("timeout", failure, Broken::Reset(h2::Reason::CANCEL))
+                ("timeout", failure, Broken::Reset(ErrorCode::CANCEL))
             }
         };
         self.record.reason = Some(reason);
@@ -396,6 +394,19 @@ impl<D: Downstream> Exchange<'_, D> {
         ticket.endpoint.live.metrics.bytes_received.add(bytes);
         if self.response_length == Length::Unknown {
             ticket.add_bytes(bytes);
+        }
+    }
+
+    /// Fields that the route removes or sets are not let in by trailers.
+    pub(super) fn guard_trailers(&self, trailers: Option<&mut HeaderMap>, request: bool) {
+        let (Some(trailers), Some(route)) = (trailers, self.record.route()) else { return };
+        let backend = self.record.backend();
+        if request {
+            route.request_headers.guard(trailers);
+            backend.inspect(|b| b.request_headers.guard(trailers));
+        } else {
+            route.response_headers.guard(trailers);
+            backend.inspect(|b| b.response_headers.guard(trailers));
         }
     }
 

@@ -12,9 +12,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    ClientIo,
-    deadline::Timer,
-    exchange,
+    ClientIo, exchange,
     h1::{self, BadHead, Body, Conn, Framing, Limits, RequestFrame},
     headers,
     message::{Broken, Client, Interim, Length, Piece, ResponseHead},
@@ -22,6 +20,7 @@ use super::{
     relay::{Downstream, Gone},
     reply::Reply,
 };
+use crate::timer::Timer;
 
 /// What comes next on a connection.
 #[expect(clippy::large_enum_variant, reason = "nearly always the large one, and short-lived")]
@@ -37,6 +36,7 @@ enum Next {
 /// One request's use of the connection.
 struct Exchanging<'a, I: ClientIo> {
     conn: &'a mut Conn<I>,
+    timer: &'a mut Timer,
     http10: bool,
     head_only: bool,
     expects_continue: bool,
@@ -145,6 +145,7 @@ async fn one<I: ClientIo>(
     };
     let mut down = Exchanging {
         conn,
+        timer,
         http10,
         head_only: head.method == Method::HEAD,
         expects_continue: head.expects_continue && !no_body,
@@ -154,7 +155,7 @@ async fn one<I: ClientIo>(
         tunnel: false,
         ended: false,
     };
-    exchange::run(client, &mut down, timer, head, start).await;
+    exchange::run(client, &mut down, head, start).await;
     let (keep, whole) = (down.keep, down.responded && down.ended && !down.aborted);
     drop(down);
     if !whole {
@@ -315,6 +316,10 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
             Ok(()) => Poll::Ready(Gone::HalfClosed),
             Err(_) => Poll::Ready(Gone::Broken(Broken::Closed)),
         }
+    }
+
+    fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        self.timer.poll(cx, deadline)
     }
 
     fn abort(&mut self, _cause: &Broken) {

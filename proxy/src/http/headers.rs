@@ -3,7 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, header,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header,
     uri::{Authority, PathAndQuery},
 };
 
@@ -13,7 +13,11 @@ use super::{
     message::{Length, RequestHead, ResponseHead},
     reply::Reply,
 };
-use crate::{router::path, upstream::connect::Wire};
+use crate::{
+    h2::{Request, Response},
+    router::path,
+    upstream::connect::Wire,
+};
 
 /// A request as HTTP/1.1 delivered it.
 pub(super) fn from_h1(frame: RequestFrame, peer: &Peer) -> Result<RequestHead, Reply> {
@@ -131,34 +135,23 @@ pub(super) enum Refusal {
     Reply(Reply),
 }
 
-/// A request as HTTP/2 delivered it. The `h2` crate has refused upper-case names,
-/// connection-specific fields, `TE` other than `trailers`, and wrong pseudo-headers.
-pub(super) fn from_h2(parts: http::request::Parts, end: bool) -> Result<RequestHead, Refusal> {
-    let http::request::Parts { method, uri, mut headers, .. } = parts;
-    let uri = uri.into_parts();
-    let found = Found::look(&headers).ok_or(Refusal::Reset)?;
-    let hosts = found.hosts;
+/// A request as HTTP/2 delivered it, well-formed; `end` when no body follows.
+pub(super) fn from_h2(request: Request, end: bool) -> Result<RequestHead, Refusal> {
+    let Request { method, host, mut headers, content_length, .. } = request;
     if method == Method::CONNECT {
-        return Err(if uri.authority.is_some() {
-            Refusal::Reply(Reply::CONNECT)
-        } else {
-            Refusal::Reset
-        });
+        return Err(Refusal::Reply(Reply::CONNECT));
     }
-    let host = if hosts == 0 { None } else { headers.remove(header::HOST) };
-    let authority = match (uri.authority, host) {
+    let authority = match (request.authority, host) {
         (Some(authority), None) => authority,
         // RFC 9113 §8.3.1: they must not differ.
         (Some(authority), Some(host)) => {
-            let same = authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
-            if hosts > 1 || !same {
+            if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) {
                 return Err(Refusal::Reset);
             }
             authority
         }
-        (None, Some(host)) if hosts == 1 => Authority::try_from(host.as_bytes())
+        (None, Some(host)) => Authority::try_from(host.as_bytes())
             .map_err(|_| Refusal::Reply(Reply::bad_request("the Host is not valid")))?,
-        (None, Some(_)) => return Err(Refusal::Reset),
         (None, None) => {
             return Err(Refusal::Reply(Reply::bad_request("the request names no host")));
         }
@@ -166,58 +159,26 @@ pub(super) fn from_h2(parts: http::request::Parts, end: bool) -> Result<RequestH
     if authority.as_str().contains('@') || !has_valid_port(&authority) {
         return Err(Refusal::Reset);
     }
-    let target = uri.path_and_query.ok_or(Refusal::Reset)?;
+    let target = request.path.ok_or(Refusal::Reset)?;
     let target = target_of(target, &method).map_err(Refusal::Reply)?;
     if !count_forwards(&method, &mut headers) {
         return Err(Refusal::Reply(Reply::MAX_FORWARDS));
     }
-    let te_trailers = found.te && headers.remove(header::TE).is_some();
-    let expects_continue = found.expect
-        && headers
-            .remove(header::EXPECT)
-            .is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     Ok(RequestHead {
         received: Wire::Http2,
         method,
         authority,
         target,
         headers,
-        length: match found.length {
+        length: match content_length {
             _ if end => Length::None,
             Some(bytes) => Length::Known(bytes),
             None => Length::Unknown,
         },
-        te_trailers,
+        te_trailers: request.te_trailers,
         upgrade: None,
-        expects_continue,
+        expects_continue: request.expects_continue,
     })
-}
-
-/// What one look at all fields finds.
-#[derive(Default)]
-struct Found {
-    hosts: usize,
-    length: Option<u64>,
-    te: bool,
-    expect: bool,
-}
-
-impl Found {
-    /// `None` when a length is malformed or given twice.
-    fn look(headers: &HeaderMap) -> Option<Self> {
-        let mut found = Self::default();
-        for (name, value) in headers {
-            match *name {
-                header::HOST => found.hosts += 1,
-                header::TE => found.te = true,
-                header::EXPECT => found.expect = true,
-                header::CONTENT_LENGTH if found.length.is_some() => return None,
-                header::CONTENT_LENGTH => found.length = Some(digits(value)?),
-                _ => {}
-            }
-        }
-        Some(found)
-    }
 }
 
 fn digits(value: &HeaderValue) -> Option<u64> {
@@ -226,16 +187,6 @@ fn digits(value: &HeaderValue) -> Option<u64> {
         return None;
     }
     text.parse().ok()
-}
-
-/// The one `Content-Length`, if there is any.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
-    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(());
-    }
-    digits(value).map(Some).ok_or(())
 }
 
 /// A final response as HTTP/1.1 delivered it.
@@ -252,23 +203,21 @@ pub(super) fn response_from_h1(frame: ResponseFrame) -> ResponseHead {
     ResponseHead { status, headers: fields.map, length }
 }
 
-/// A final response as HTTP/2 delivered it; `None` when its length is malformed.
-pub(super) fn response_from_h2(
-    parts: http::response::Parts,
-    method: &Method,
-    end: bool,
-) -> Option<ResponseHead> {
-    let http::response::Parts { status, headers, .. } = parts;
-    let declared = content_length(&headers).ok()?;
+/// A final response as HTTP/2 delivered it; `end` when no body follows.
+pub(super) fn response_from_h2(response: Response, method: &Method, end: bool) -> ResponseHead {
+    let Response { status, mut headers, content_length } = response;
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let bodiless = method == Method::HEAD
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
-    let length = match declared {
+    let length = match content_length {
         _ if end || bodiless => Length::None,
         Some(bytes) => Length::Known(bytes),
         None => Length::Unknown,
     };
-    Some(ResponseHead { status, headers, length })
+    ResponseHead { status, headers, length }
 }
 
 /// Removes from trailers what only a head may say (RFC 9110 §6.5.1).
@@ -286,6 +235,20 @@ pub(super) fn strip_from_trailers(trailers: &mut HeaderMap) {
         header::AUTHORIZATION,
         header::COOKIE,
         header::SET_COOKIE,
+        header::PROXY_AUTHORIZATION,
+        header::WWW_AUTHENTICATE,
+        header::PROXY_AUTHENTICATE,
+        header::CACHE_CONTROL,
+        header::EXPECT,
+        header::MAX_FORWARDS,
+        header::RANGE,
+        header::CONTENT_RANGE,
+        header::LOCATION,
+        header::VIA,
+        header::FORWARDED,
+        HeaderName::from_static("x-forwarded-for"),
+        HeaderName::from_static("x-forwarded-host"),
+        HeaderName::from_static("x-forwarded-proto"),
     ] {
         trailers.remove(name);
     }

@@ -9,7 +9,12 @@ use http::{
 };
 
 use super::{HttpListener, Peer, forwarded::Forwarding};
-use crate::{drain, router::Router, upstream::connect::Wire};
+use crate::{
+    drain,
+    h2::{ErrorCode, StreamError},
+    router::Router,
+    upstream::connect::Wire,
+};
 
 /// What all exchanges of one client connection share.
 pub(super) struct Client {
@@ -97,7 +102,7 @@ pub(super) enum Broken {
     Closed,
     /// The peer reset the stream.
     #[error("stream reset ({0})")]
-    Reset(h2::Reason),
+    Reset(ErrorCode),
     /// The peer refused the stream unprocessed.
     #[error("stream refused unprocessed")]
     Refused,
@@ -116,18 +121,13 @@ impl Length {
     }
 }
 
-impl Broken {
-    pub(super) fn of_h2(error: &h2::Error) -> Self {
-        let reason = error.reason();
-        if error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR) {
-            // h2 gives this error to exactly those streams that are beyond the last processed one.
-            return Self::Refused;
-        }
-        match reason {
-            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Refused,
-            Some(reason) if error.is_reset() && error.is_remote() => Self::Reset(reason),
-            Some(_) if error.is_reset() => Self::Malformed("HTTP/2 stream error"),
-            _ => Self::Closed,
+impl From<StreamError> for Broken {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Closed => Self::Closed,
+            StreamError::Reset(code) => Self::Reset(code),
+            StreamError::Refused => Self::Refused,
+            StreamError::Malformed(what) => Self::Malformed(what),
         }
     }
 }

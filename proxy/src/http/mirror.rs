@@ -136,16 +136,16 @@ async fn exchange(
             Upstream::Http1(Box::new(Http1::new(connection, reused, &head, &head.authority)))
         }
         Wire::Http2 => {
-            let scheme = service.connector.scheme();
-            let mut request = Some(h2_client::request(&head, &head.authority, &scheme));
-            let opened = loop {
-                let empty = head.length.is_empty();
-                if let Some(opened) = endpoint.live.open_stream(worker, &mut request, empty) {
-                    break opened.ok()?;
+            let request = h2_client::request(&head, service.connector.is_tls());
+            let empty = head.length.is_empty();
+            let stream = match endpoint.live.open_stream(worker, &request, empty) {
+                Ok(stream) => stream,
+                Err(_) => {
+                    h2_pool::connect_shared(&service, &endpoint, worker).await.ok()?;
+                    endpoint.live.open_stream(worker, &request, empty).ok()?
                 }
-                h2_pool::connect_shared(&service, &endpoint, worker).await.ok()?;
             };
-            Upstream::Http2(Http2::new(opened, head.method.clone()))
+            Upstream::Http2(Http2::new(stream, head.method.clone()))
         }
     };
     if !head.length.is_empty() {

@@ -55,6 +55,10 @@ impl<'a> Recorder<'a> {
         self.route = Some((route, backend));
     }
 
+    pub(super) fn route(&self) -> Option<&CompiledRoute> {
+        self.route.as_ref().map(|(route, _)| &**route)
+    }
+
     pub(super) fn backend(&self) -> Option<&Backend> {
         let (route, backend) = self.route.as_ref()?;
         match &route.action {

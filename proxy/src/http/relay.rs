@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::{
     deadline::Expired,
@@ -36,6 +37,8 @@ pub(super) trait Downstream: Send {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
     /// Ready when the client is gone, or has closed its sending side.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
+    /// Ready once `deadline` has passed.
+    fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
     /// Ends the exchange so that the client cannot take it for complete.
     fn abort(&mut self, cause: &Broken);
     /// From here on, bytes both ways until both sides close (after a 101).
@@ -176,7 +179,8 @@ impl<D: Downstream> Exchange<'_, D> {
                     }
                     up.data(bytes, last)
                 }
-                Piece::End(trailers) => {
+                Piece::End(mut trailers) => {
+                    self.guard_trailers(trailers.as_mut(), true);
                     self.upload = Upload::Done;
                     up.end(trailers)
                 }
@@ -220,16 +224,15 @@ impl<D: Downstream> Exchange<'_, D> {
             // A tunnel lasts as long as something moves in it.
             self.limits.overall = None;
         }
-        let mut answered = false;
         let outcome = poll_fn(|cx| {
             if let Err(cut) = self.poll_upload(up, cx) {
                 return Poll::Ready(Err(cut));
             }
-            if !answered {
-                answered = self.poll_download(up, cx)?.is_ready();
+            if !self.answered {
+                self.answered = self.poll_download(up, cx)?.is_ready();
             }
             let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?.is_ready();
-            if flushed && answered && (!tunnel || self.upload != Upload::Active) {
+            if flushed && self.answered && (!tunnel || self.upload != Upload::Active) {
                 return Poll::Ready(Ok(()));
             }
             self.poll_cut(cx)
@@ -262,7 +265,8 @@ impl<D: Downstream> Exchange<'_, D> {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Piece::End(trailers) => {
+                Piece::End(mut trailers) => {
+                    self.guard_trailers(trailers.as_mut(), false);
                     self.note_trailers(trailers.as_ref());
                     self.down.end(trailers).map_err(Cut::Endpoint)?;
                     return Poll::Ready(Ok(()));
@@ -279,10 +283,14 @@ impl<D: Downstream> Exchange<'_, D> {
             Poll::Ready(Gone::HalfClosed) if self.upload != Upload::Active => self.half_closed(),
             Poll::Ready(Gone::HalfClosed) | Poll::Pending => {}
         }
-        match self.limits.poll(self.timer, cx, &mut self.moved) {
-            Poll::Ready(expired) => Poll::Ready(Err(Cut::Expired(expired))),
-            Poll::Pending => Poll::Pending,
-        }
+        self.poll_limits(cx)
+    }
+
+    /// Ready when a time limit is reached.
+    pub(super) fn poll_limits<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
+        let until = |deadline| self.down.poll_until(cx, deadline);
+        let expired = ready!(self.limits.poll(until, &mut self.moved));
+        Poll::Ready(Err(Cut::Expired(expired)))
     }
 }
 

@@ -28,6 +28,13 @@ impl Edit {
         })
     }
 
+    /// Removes from trailers what heads may not bring in past this edit either.
+    pub(crate) fn guard(&self, trailers: &mut HeaderMap) {
+        for name in self.remove.iter().chain(self.set.iter().map(|(name, _)| name)) {
+            trailers.remove(name);
+        }
+    }
+
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {
             headers.remove(name);

@@ -111,9 +111,9 @@ impl Connector {
         self.terms
     }
 
-    /// `https` or `http`.
-    pub fn scheme(&self) -> http::uri::Scheme {
-        if self.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
+    /// Whether connections are under TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Connects to `endpoint` within the service's connect timeout; `None` for opaque bytes.

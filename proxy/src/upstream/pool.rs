@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed}
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, sleep};
 
-use super::{EndpointLive, admission::ConnectionGuard, h2_pool::Shared, io::UpstreamIo, now_ms};
+use super::{EndpointLive, admission::ConnectionGuard, io::UpstreamIo, now_ms};
+use crate::h2::Client;
 
 /// The pools of one endpoint, by worker.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) struct Pools(Box<[CachePadded<Mutex<Pool>>]>);
 pub(crate) struct Pool {
     /// Last in, first out: the warmest is used, the coldest age out.
     idle: Vec<Idle>,
-    pub(super) shared: Vec<Shared>,
+    pub(super) shared: Vec<Client>,
     pub(super) connecting: Option<super::h2_pool::Connecting>,
     sweeping: bool,
 }
@@ -111,7 +112,7 @@ async fn sweep_idle(live: Weak<EndpointLive>, worker: usize, idle_timeout: Durat
         let mut pool = live.pools.lock(worker);
         let oldest = now_ms().saturating_sub(idle_ms);
         pool.idle.retain_mut(|i| i.since_ms > oldest && i.connection.io.is_quiet());
-        pool.shared.retain(|s| s.stands(oldest));
+        pool.shared.retain(|client| client.stands(idle_timeout));
         if pool.idle.is_empty() && pool.shared.is_empty() {
             pool.sweeping = false;
             return;

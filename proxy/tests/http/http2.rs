@@ -423,7 +423,7 @@ async fn a_drained_connection_says_goaway_and_finishes_its_streams() {
 }
 
 #[tokio::test]
-async fn pseudo_headers_in_trailers_never_reach_an_origin() {
+async fn pseudo_headers_in_trailers_are_refused() {
     let (addr, requests) = answering(OK).await;
     let proxy = Setup::to(addr).start().await;
     let mut io: TcpStream = proxy.connect().await;
@@ -437,13 +437,15 @@ async fn pseudo_headers_in_trailers_never_reach_an_origin() {
     bytes.extend([0, 0, trailers.len() as u8, 1, 5, 0, 0, 0, 1]);
     bytes.extend(trailers);
     io.write_all(&bytes).await.unwrap();
-    // Until the stream is answered (HEADERS) or reset (RST_STREAM).
     loop {
         let mut frame = [0; 9];
         soon(io.read_exact(&mut frame)).await.unwrap();
         let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
-        soon(io.read_exact(&mut vec![0; length as usize])).await.unwrap();
-        if frame[8] == 1 && matches!(frame[3], 1 | 3) {
+        let mut payload = vec![0; length as usize];
+        soon(io.read_exact(&mut payload)).await.unwrap();
+        assert_ne!(frame[3], 1, "it is answered");
+        if frame[8] == 1 && frame[3] == 3 {
+            assert_eq!(payload, u32::from(Reason::PROTOCOL_ERROR).to_be_bytes());
             break;
         }
     }

@@ -40,6 +40,7 @@ async fn malformed_heads_are_refused_before_the_origin_hears_of_them() {
         ("an empty :method", instead(":method", "")),
         ("a :path without a slash", instead(":path", "x")),
         ("a :path that is an absolute URI", instead(":path", "http://b/x")),
+        ("a :path with a fragment", instead(":path", "/x#y")),
         ("an asterisk for GET", instead(":path", "*")),
         ("a pseudo-header after a field", after(GET)),
         ("an unknown pseudo-header", with(&[(":x", "y")])),
@@ -160,31 +161,12 @@ async fn a_body_of_another_length_than_declared_reaches_no_origin_whole() {
 async fn trailers_are_no_second_head() {
     let origin = StrictOrigin::start().await;
     let proxy = Proxy::before("HTTP", &[origin.address]).await;
-    // The h2 crate drops a pseudo-header here before the proxy sees it (§8.1 asks for a
-    // refusal): nothing of it may reach the origin, and the request stays one request.
-    for trailers in [
-        &[(":path", "/smuggled")][..],
-        &[(":authority", "b")],
-        &[(":status", "200")],
-        &[("x", "y"), (":method", "GET")],
-    ] {
-        let mut client = Frames::connect(proxy.address).await;
-        client.send(headers(0, 1, POST)).await;
-        client.send(frame(0, 0, 1, "ab")).await;
-        client.send(headers(END_STREAM, 1, trailers)).await;
-        let refusal = refused(client.verdict(1).await);
-        match &origin.take()[..] {
-            [] if refusal.is_ok() => {}
-            [Seen::Request(seen)] => {
-                assert_eq!((seen.method.as_str(), &seen.body[..]), ("POST", &b"ab"[..]));
-                let all = format!("{seen:?}");
-                assert!(!all.contains("smuggled") && !all.contains("\":"), "{trailers:?}: {all}");
-            }
-            other => panic!("{trailers:?}: the origin saw {other:?}"),
-        }
-    }
     for (name, trailers) in [
-        ("transfer-encoding", &[("transfer-encoding", "chunked")][..]),
+        (":path", &[(":path", "/smuggled")][..]),
+        (":authority", &[(":authority", "b")]),
+        (":status", &[(":status", "200")]),
+        (":method after a field", &[("x", "y"), (":method", "GET")]),
+        ("transfer-encoding", &[("transfer-encoding", "chunked")]),
         ("connection", &[("connection", "close")]),
         ("an upper case name", &[("X", "y")]),
         ("a line end", &[("x", "y\r\n\r\nGET /smuggled HTTP/1.1")]),

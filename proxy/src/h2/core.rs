@@ -1,0 +1,254 @@
+//! The state of a connection: what both its driver and its streams work on.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::{
+    budget::Budget,
+    error::{Fatal, StreamError},
+    frame,
+    head::{Request, Response},
+    hpack,
+    out::Out,
+    settings::{self, Peer},
+    streams::{Key, Streams},
+};
+
+/// Bytes of the table with which heads are decoded (RFC 7541 §4.2); the default.
+pub(super) const HEADER_TABLE: usize = 4096;
+
+/// Our side's terms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config {
+    /// Bytes a peer may send on a stream ahead of what was taken.
+    pub(crate) stream_window: u32,
+    /// The same for all streams together; at least 65,535.
+    pub(crate) connection_window: u32,
+    /// Largest frame taken, in bytes; at least 16,384.
+    pub(crate) frame: u32,
+    /// Most streams at a time: those a client may open, or those we open as one.
+    pub(crate) streams: u32,
+    /// Most bytes of a head as RFC 9113 §6.5.2 counts them.
+    pub(crate) header_list: u32,
+    /// Most fields of a head.
+    pub(crate) fields: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+/// How far the end of the connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Streams may be opened.
+    No,
+    /// GOAWAY was sent; streams on their way to us are still taken (RFC 9113 §6.8).
+    Announced,
+    /// No stream is taken any more. It ends with the last one.
+    Final,
+    /// Over; streams know.
+    Over,
+}
+
+/// What a client asked for.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly always the large one, and short-lived")]
+pub(super) enum Asked {
+    Request(Key, Request),
+    TooLarge(Key),
+    Malformed,
+}
+
+/// All of a connection but its socket.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) role: Role,
+    pub(super) config: Config,
+    pub(super) peer: Peer,
+    pub(super) streams: Streams,
+    pub(super) decoder: hpack::Decoder,
+    pub(super) encoder: hpack::Encoder,
+    /// A header block whose end is still to come.
+    pub(super) block: Option<Block>,
+    /// The highest stream the peer opened, or the next we open.
+    pub(super) highest: u32,
+    pub(super) next: u32,
+    /// What the peer may still send on all streams, and what it may send again but was not told.
+    pub(super) receive_window: u32,
+    pub(super) owed: u32,
+    pub(super) send_window: i64,
+    pub(super) out: Out,
+    /// Streams that wait for the connection's window or for room in `out`, first come first.
+    pub(super) blocked: VecDeque<Key>,
+    pub(super) asked: VecDeque<Asked>,
+    pub(super) ending: Ending,
+    pub(super) budget: Budget,
+    /// No stream's deadline is earlier.
+    pub(super) deadline: Option<Instant>,
+    /// Since when there is no stream.
+    pub(super) idle_since: Instant,
+    driver: Option<Waker>,
+    notified: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) stream: u32,
+    pub(super) end_stream: bool,
+    pub(super) bytes: BytesMut,
+    /// When it has taken too long.
+    pub(super) deadline: Instant,
+}
+
+/// One stream.
+#[derive(Debug, Default)]
+pub(super) struct StreamState {
+    pub(super) id: u32,
+    pub(super) waker: Option<Waker>,
+
+    // what comes in
+    pub(super) interims: VecDeque<Response>,
+    pub(super) response: Option<Response>,
+    /// The final head is here.
+    pub(super) headed: bool,
+    /// The answer to a HEAD.
+    pub(super) bodiless: bool,
+    pub(super) chunks: VecDeque<Bytes>,
+    /// Small payloads behind the chunks, joined.
+    pub(super) joined: BytesMut,
+    /// What the declared length leaves to come.
+    pub(super) remaining: Option<u64>,
+    pub(super) end: Option<Option<HeaderMap>>,
+    pub(super) remote_closed: bool,
+    pub(super) receive_window: u32,
+    pub(super) owed: u32,
+    /// Bytes that nobody has credited yet.
+    pub(super) uncredited: u32,
+
+    // what goes out
+    pub(super) pending: VecDeque<Bytes>,
+    pub(super) pending_end: Option<Option<HeaderMap>>,
+    pub(super) local_closed: bool,
+    pub(super) window: i64,
+    /// It is among the blocked.
+    pub(super) queued: bool,
+    /// Its owner waits for room, or for all to be out.
+    pub(super) wants_room: bool,
+
+    pub(super) failed: Option<StreamError>,
+    /// Its owner is gone.
+    pub(super) released: bool,
+    pub(super) deadline: Option<Instant>,
+    pub(super) due: bool,
+}
+
+impl Core {
+    pub(super) fn new(role: Role, config: Config) -> Self {
+        let mut out = Out::default();
+        if role == Role::Client {
+            out.tail.extend_from_slice(frame::PREFACE);
+        }
+        settings::put_ours(&mut out.tail, &config, role == Role::Server);
+        Self {
+            role,
+            config,
+            peer: Peer::default(),
+            streams: Streams::default(),
+            decoder: hpack::Decoder::new(HEADER_TABLE),
+            encoder: hpack::Encoder::default(),
+            block: None,
+            highest: 0,
+            next: 1,
+            receive_window: config.connection_window,
+            owed: 0,
+            send_window: i64::from(settings::DEFAULT_WINDOW),
+            out,
+            blocked: VecDeque::new(),
+            asked: VecDeque::new(),
+            ending: Ending::No,
+            budget: Budget::default(),
+            deadline: None,
+            idle_since: Instant::now(),
+            driver: None,
+            notified: false,
+        }
+    }
+
+    /// A new stream, in the state both sides begin in.
+    pub(super) fn add_stream(&mut self, id: u32) -> Key {
+        self.streams.add(StreamState {
+            id,
+            receive_window: self.config.stream_window,
+            window: i64::from(self.peer.window),
+            ..StreamState::default()
+        })
+    }
+
+    /// Charges the peer for work that carries nothing.
+    pub(super) fn charge(&mut self) -> Result<(), Fatal> {
+        match self.budget.charge() {
+            true => Ok(()),
+            false => Err(Fatal(
+                super::ErrorCode::ENHANCE_YOUR_CALM,
+                "too many frames that carry nothing",
+            )),
+        }
+    }
+
+    /// Registers the driver, which looks at everything now.
+    pub(super) fn driven_by(&mut self, cx: &Context<'_>) {
+        self.notified = true;
+        register(&mut self.driver, cx);
+    }
+
+    /// The driver has dealt with everything.
+    pub(super) fn left_by_driver(&mut self) {
+        self.notified = false;
+    }
+
+    pub(super) fn has_failed(&self, key: Key) -> bool {
+        self.streams.get(key).is_none_or(|stream| stream.failed.is_some())
+    }
+
+    /// Has the driver look again.
+    pub(super) fn notify_driver(&mut self) {
+        if !std::mem::replace(&mut self.notified, true)
+            && let Some(driver) = &self.driver
+        {
+            driver.wake_by_ref();
+        }
+    }
+}
+
+impl StreamState {
+    pub(super) fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn watched_by(&mut self, cx: &Context<'_>) {
+        register(&mut self.waker, cx);
+    }
+
+    /// Nothing waits to be framed.
+    pub(super) fn is_sent(&self) -> bool {
+        self.pending.is_empty() && self.pending_end.is_none()
+    }
+}
+
+fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}
