@@ -266,7 +266,9 @@ fn term(forward: &Forward, field: &str) -> String {
         "retry backoff" => words::time(retry.backoff_base),
         "longest backoff" => words::time(retry.backoff_max),
         "replay limit" => words::bytes(retry.replay_limit_bytes),
+        "replay disk limit" => words::bytes(retry.replay_disk_limit_bytes),
         "with idempotency key" => retry.with_idempotency_key.to_string(),
+        "mint idempotency key" => retry.mint_idempotency_key.to_string(),
         _ => String::new(),
     }
 }

@@ -61,6 +61,14 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
 
+    /// Where request bodies are kept for another try, as far as a policy's replayDiskLimit allows
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub spool_dir: PathBuf,
+
+    /// Most bytes of disk they take together; 0 keeps none
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPOOL_BYTES)]
+    pub spool_bytes: u64,
+
     /// End with the process that started this one
     #[arg(long, hide = true)]
     pub die_with_parent: bool,
@@ -81,7 +89,13 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Most open connections per listener.
     pub max_connections: u32,
+    /// Folder for request bodies kept for another try.
+    pub spool_dir: PathBuf,
+    /// Most bytes of disk they take together.
+    pub spool_bytes: u64,
 }
+
+const DEFAULT_SPOOL_BYTES: u64 = 16 << 30;
 
 impl Config {
     /// One worker, admin on a free port of loopback, no access log: for tests and embedding.
@@ -93,6 +107,8 @@ impl Config {
             access_log: Target::Off,
             drain_timeout: Duration::from_secs(30),
             max_connections: default_max_connections(),
+            spool_dir: std::env::temp_dir(),
+            spool_bytes: DEFAULT_SPOOL_BYTES,
         }
     }
 }
@@ -121,6 +137,8 @@ impl Args {
             access_log: self.access_log.parse::<Target>().context("--access-log")?,
             drain_timeout: self.drain_timeout,
             max_connections: self.max_connections.unwrap_or_else(default_max_connections),
+            spool_dir: self.spool_dir,
+            spool_bytes: self.spool_bytes,
         })
     }
 }

@@ -33,7 +33,7 @@ mod retry;
 
 pub use retry::RetryReason;
 
-use crate::{access_log::AccessLog, drain, router::Router, upstream::connect::Wire};
+use crate::{access_log::AccessLog, drain, router::Router, spool::Space, upstream::connect::Wire};
 
 /// What an HTTP listener (one chain of it) needs to serve its connections.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct HttpListener {
     pub router: Arc<ArcSwap<Router>>,
     /// Where finished exchanges are written.
     pub access_log: Option<AccessLog>,
+    /// Where request bodies are kept on disk for another try.
+    pub spool: Option<Arc<Space>>,
     via: Option<Via>,
 }
 
@@ -101,7 +103,7 @@ impl HttpListener {
                 http2: HeaderValue::from_str(&format!("2 {pseudonym}")).ok()?,
             })
         });
-        Self { name, options, router, access_log, via }
+        Self { name, options, router, access_log, spool: None, via }
     }
 
     fn via(&self, received: Wire) -> Option<&HeaderValue> {

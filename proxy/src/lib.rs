@@ -26,6 +26,7 @@ pub mod router;
 mod run;
 mod sniff;
 mod source;
+pub mod spool;
 mod tcp;
 mod timer;
 mod tls;

@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 27] = [
+const HELP: [(&str, &str); 29] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -292,6 +292,11 @@ const HELP: [(&str, &str); 27] = [
     ("towpath_response_bytes_total", "Response body bytes."),
     ("towpath_retries_total", "Further tries."),
     ("towpath_retry_budget_exhausted_total", "Retries not made because the budget was used up."),
+    ("towpath_spool_bytes", "Disk taken by request bodies kept for another try."),
+    (
+        "towpath_spool_refused_total",
+        "Request bodies not kept on disk: no room, or the disk failed.",
+    ),
     ("towpath_tcp_bytes_total", "Opaque bytes relayed."),
     ("towpath_tcp_connections_total", "Opaque connections relayed."),
     ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),

@@ -24,6 +24,7 @@ use crate::{
     admin,
     control::Control,
     logging, source,
+    spool::Space,
     worker::Workers,
     world::{Rejection, Terms, World},
 };
@@ -151,6 +152,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         workers: workers.clone(),
         access_log: access_log.clone(),
         max_connections: config.max_connections,
+        spool: (config.spool_bytes > 0)
+            .then(|| Arc::new(Space::new(config.spool_dir, config.spool_bytes))),
     };
     let control = Control::new(World::new(terms), workers, access_log);
     let mut tasks = vec![

@@ -26,6 +26,7 @@ use crate::{
     listener::Listening,
     metrics::{Counter, registry},
     router::Router,
+    spool::Space,
     upstream::{self, ServiceState},
     worker::Workers,
 };
@@ -72,6 +73,8 @@ pub(crate) struct Terms {
     pub(crate) workers: Arc<Workers>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) max_connections: u32,
+    /// Where request bodies are kept on disk for another try.
+    pub(crate) spool: Option<Arc<Space>>,
 }
 
 /// A route table and its router; connections hold the place, not the router.

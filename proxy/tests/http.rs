@@ -14,5 +14,7 @@ mod harness;
 mod http2;
 #[path = "http/relay.rs"]
 mod relay;
+#[path = "http/replay.rs"]
+mod replay;
 #[path = "http/retries.rs"]
 mod retries;

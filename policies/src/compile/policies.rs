@@ -226,6 +226,24 @@ fn check_retry(retry: &TransferRetry, on_service: bool, problems: &mut Problems)
             .error(Rule::InvalidValue, max.span, "the longest pause is shorter than the first")
             .related(base.span, "the first");
     }
+    if let (Some(mint), Some(with)) = (&retry.mint_idempotency_key, &retry.with_idempotency_key)
+        && mint.value
+        && !with.value
+    {
+        problems
+            .error(Rule::NoEffect, mint.span, "a key is made that no retry heeds")
+            .related(with.span, "requests with a key are not retried")
+            .help("set `withIdempotencyKey: true`, or leave `mintIdempotencyKey` out");
+    }
+    if let (Some(disk), Some(attempts)) = (&retry.replay_disk_limit, &retry.attempts)
+        && disk.0 > 0
+        && ***attempts == 0
+    {
+        problems
+            .error(Rule::NoEffect, disk.span, "bodies are kept for tries that are never made")
+            .related(attempts.span, "no further try")
+            .help("raise `attempts`, or leave `replayDiskLimit` out");
+    }
     if let Some(budget) = &retry.budget
         && !on_service
     {
@@ -320,9 +338,15 @@ impl Levels<'_> {
         let replay = self.retry(|r| r.replay_limit.as_ref().map(|b| (b.0, b.span)));
         let (replay, origin) = split(replay);
         note("replay limit", origin);
+        let disk = self.retry(|r| r.replay_disk_limit.as_ref().map(|b| (b.0, b.span)));
+        let (disk, origin) = split(disk);
+        note("replay disk limit", origin);
         let key = self.retry(|r| r.with_idempotency_key.as_ref().map(|b| (b.value, b.span)));
         let (key, origin) = split(key);
         note("with idempotency key", origin);
+        let mint = self.retry(|r| r.mint_idempotency_key.as_ref().map(|b| (b.value, b.span)));
+        let (mint, origin) = split(mint);
+        note("mint idempotency key", origin);
         RetryPolicy {
             attempts: attempts.unwrap_or(default.attempts),
             on: on.unwrap_or(default.on),
@@ -330,7 +354,9 @@ impl Levels<'_> {
             backoff_base: base,
             backoff_max: max.unwrap_or_else(|| default.backoff_max.max(base * 10)).max(base),
             replay_limit_bytes: replay.unwrap_or(default.replay_limit_bytes),
+            replay_disk_limit_bytes: disk.unwrap_or(default.replay_disk_limit_bytes),
             with_idempotency_key: key.unwrap_or(default.with_idempotency_key),
+            mint_idempotency_key: mint.unwrap_or(default.mint_idempotency_key),
         }
     }
 

@@ -257,10 +257,14 @@ object! {
         "grpcStatusCodes" => grpc_status_codes: Option<At<Vec<At<Whole<1, 16>>>>>,
         /// Pause before a further try.
         "backoff" => backoff: Option<BackoffSpec>,
-        /// Largest request body kept for replay; default 64KiB.
+        /// Largest request body kept in memory for replay; default 64KiB.
         "replayLimit" => replay_limit: Option<At<Bytes>>,
+        /// What of a larger one is kept on the proxy's disk; default 0, nothing.
+        "replayDiskLimit" => replay_disk_limit: Option<At<Bytes>>,
         /// Also retry methods that are not idempotent when the request has an Idempotency-Key; default true.
         "withIdempotencyKey" => with_idempotency_key: Option<At<bool>>,
+        /// Give such requests an Idempotency-Key where they have none, the same for all tries; default false.
+        "mintIdempotencyKey" => mint_idempotency_key: Option<At<bool>>,
         /// Most retries at a time; only in policies that target a Service.
         "budget" => budget: Option<At<BudgetSpec>>,
     }

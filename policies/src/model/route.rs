@@ -270,8 +270,12 @@ pub struct RetryPolicy {
     pub backoff_max: Duration,
     /// Largest request body kept for replay, in bytes. Default 64 KiB.
     pub replay_limit_bytes: u64,
+    /// What may be kept beyond it on the proxy's disk, in bytes per request. Default 0: nothing.
+    pub replay_disk_limit_bytes: u64,
     /// Retry methods that are not idempotent (RFC 9110 §9.2.2) when the request has an `Idempotency-Key`.
     pub with_idempotency_key: bool,
+    /// Give such a request an `Idempotency-Key` when it has none, the same for all its tries.
+    pub mint_idempotency_key: bool,
 }
 
 /// A failure that may be retried.
@@ -306,7 +310,9 @@ impl Default for RetryPolicy {
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
             replay_limit_bytes: 64 * 1024,
+            replay_disk_limit_bytes: 0,
             with_idempotency_key: true,
+            mint_idempotency_key: false,
         }
     }
 }

@@ -14,7 +14,7 @@ use towpath_policies::model::RetryCondition;
 
 use super::{
     deadline::{Expired, grpc_timeout_value},
-    exchange::{Exchange, Stop},
+    exchange::{Exchange, IDEMPOTENCY_KEY, Stop},
     h1_client::Http1,
     h2_client::{self, Http2},
     message::{Broken, ResponseHead},
@@ -94,7 +94,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 reason,
                 tries: self.record.attempts,
                 idempotent: self.is_idempotent(),
-                keyed: self.head.headers.contains_key("idempotency-key"),
+                keyed: self.head.headers.contains_key(IDEMPOTENCY_KEY),
                 replayable: self.replay.is_complete(),
                 retry_after: answer.as_ref().and_then(|(_, head)| retry_after(head)),
                 jitter: fastrand::f64(),
@@ -194,6 +194,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.expired(expired, service, endpoint, blameless)
             }
             Err(Cut::Endpoint(broken)) => self.broken(&broken, &up, service, endpoint),
+            Err(Cut::Spool(error)) => {
+                tracing::warn!(%error, "a request body kept for another try cannot be read");
+                Err(Stop::Reply(Reply::SPOOL))
+            }
         }
     }
 
@@ -266,6 +270,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Ok(done) => Ok(Ok(done)),
             Err(Cut::Expired(expired)) => Ok(Err(expired)),
             Err(Cut::Client(broken) | Cut::Endpoint(broken)) => Err(Stop::Client(broken)),
+            // Nothing is read while a connection is waited for.
+            Err(Cut::Spool(_)) => Err(Stop::Reply(Reply::SPOOL)),
         }
     }
 

@@ -7,8 +7,12 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{self, Entry},
+};
 use tokio::time::{Instant, timeout};
+use towpath_policies::model::RetryPolicy;
 
 use super::{
     deadline::{Expired, Limits, grpc_timeout},
@@ -18,7 +22,7 @@ use super::{
     mirror,
     record::{Recorder, grpc_status},
     relay::{Cut, Downstream, Upload, Upstream},
-    replay::Replay,
+    replay::{Replay, Terms},
     reply::Reply,
 };
 use crate::{
@@ -73,7 +77,7 @@ pub(super) fn run<'a, D: Downstream>(
         down,
         upload: Upload::Active,
         limits: Limits::new(start, None, None),
-        replay: Replay::new(0),
+        replay: Replay::new(Terms::default()),
         moved: false,
         ticket: None,
         grpc: is_grpc(&head.headers),
@@ -153,12 +157,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.limits = Limits::new(start, overall, forward.idle_timeout);
         self.limits.ours = overall == forward.timeout;
         let mirrors = mirror::draw(forward);
-        let keep = if forward.retry.attempts > 0 || !mirrors.is_empty() {
-            forward.retry.replay_limit_bytes
-        } else {
-            0
-        };
-        self.replay = Replay::new(keep);
+        self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
         let (mut up, answer, switched) = self.attempts(forward, backend).await?;
         if mirrors.is_empty() {
@@ -176,6 +175,17 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(())
     }
 
+    /// How much of the request body is kept.
+    fn keep(&self, policy: &RetryPolicy, mirrored: bool) -> Terms {
+        let retried = policy.attempts > 0;
+        let disk = if retried { policy.replay_disk_limit_bytes } else { 0 };
+        Terms {
+            memory: if retried || mirrored { policy.replay_limit_bytes } else { 0 },
+            disk,
+            space: self.client.listener.spool.clone().filter(|_| disk > 0),
+        }
+    }
+
     /// Turns the request into what endpoints get.
     fn prepare(
         &mut self,
@@ -191,6 +201,11 @@ impl<D: Downstream> Exchange<'_, D> {
         self.client.forwarding.apply(&mut head.headers);
         if let Some(via) = self.client.listener.via(head.received) {
             head.headers.append(header::VIA, via.clone());
+        }
+        let mints = forward.retry.mint_idempotency_key && !head.method.is_idempotent();
+        if mints && let Entry::Vacant(place) = head.headers.entry(IDEMPOTENCY_KEY) {
+            // The same for all tries, so that a receiver can tell that it has seen the request.
+            place.insert(mint_key());
         }
         if let Some(host) = backend.host.as_ref().or(forward.host.as_ref()) {
             if keeps_claims(self.client.listener.options.forwarded)
@@ -247,6 +262,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Client(broken) => ("client_gone", None, broken.clone()),
             Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), broken.clone()),
             Cut::Expired(Expired::Idle) => ("idle_timeout", None, Broken::Reset(ErrorCode::CANCEL)),
+            Cut::Spool(_) => ("spool", None, Broken::Closed),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
                 // A client that set the deadline, or was itself slow, says nothing of the endpoint.
@@ -415,6 +431,16 @@ impl<D: Downstream> Exchange<'_, D> {
             self.record.grpc_status = grpc_status(trailers).or(self.record.grpc_status);
         }
     }
+}
+
+/// draft-ietf-httpapi-idempotency-key-header.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// 128 random bits, as a structured field's string.
+fn mint_key() -> HeaderValue {
+    let key = fastrand::u128(..);
+    let text = format!("\"{key:032x}\"");
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

@@ -84,6 +84,8 @@ pub(super) enum Cut {
     Client(Broken),
     Endpoint(Broken),
     Expired(Expired),
+    /// What was kept of the request body cannot be read.
+    Spool(std::io::Error),
 }
 
 impl Upstream {
@@ -198,8 +200,14 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn next_piece(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
-        if let Some(piece) = self.replay.next() {
-            return Ok(Some(piece));
+        match self.replay.poll_next(cx) {
+            Poll::Pending => return Ok(None),
+            Poll::Ready(Err(error)) => return Err(Cut::Spool(error)),
+            Poll::Ready(Ok(Some(piece))) => return Ok(Some(piece)),
+            Poll::Ready(Ok(None)) => {}
+        }
+        if self.replay.poll_room(cx).is_pending() {
+            return Ok(None);
         }
         match self.down.poll_body(cx) {
             Poll::Pending => Ok(None),

@@ -1,74 +1,121 @@
 //! The part of a request body that could be sent again.
 //!
-//! Every piece taken from the client passes through here once: it is kept
-//! while all of them together stay under a limit, and handed out again, from
-//! the first, to each further try. A try thus sees each byte once, in order,
-//! first what was kept and then what the client sends next.
+//! Every piece taken from the client passes through here once: it is kept, in
+//! memory up to a limit and then on disk up to another, and handed out again,
+//! from the first, to each further try. A try thus sees each byte once, in
+//! order, first what was kept and then what the client sends next.
+
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use http::HeaderMap;
 
 use super::message::Piece;
+use crate::spool::{Space, Spool};
 
 /// Pieces kept, and how far the current try has got.
 #[derive(Debug)]
 pub(super) struct Replay {
+    terms: Terms,
+    /// The first bytes of the body.
     kept: Vec<Bytes>,
     bytes: u64,
-    limit: u64,
+    /// All that came after them.
+    spool: Option<Spool>,
     /// `Some` once the client's body has ended.
     end: Option<Option<HeaderMap>>,
     /// False when bytes have passed that are not kept.
     complete: bool,
     next: usize,
+    next_spooled: u64,
     end_handed_out: bool,
+}
+
+/// How much is kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Terms {
+    /// Most bytes in memory.
+    pub(super) memory: u64,
+    /// Most bytes on disk.
+    pub(super) disk: u64,
+    /// Where on disk.
+    pub(super) space: Option<Arc<Space>>,
 }
 
 /// What keeping a piece costs beside its bytes: many small ones count too.
 const PIECE_BYTES: u64 = 64;
 
 impl Replay {
-    /// Keeps bodies up to `limit_bytes`.
-    pub(super) fn new(limit_bytes: u64) -> Self {
+    pub(super) fn new(terms: Terms) -> Self {
         Self {
+            terms,
             kept: Vec::new(),
             bytes: 0,
-            limit: limit_bytes,
+            spool: None,
             end: None,
             complete: true,
             next: 0,
+            next_spooled: 0,
             end_handed_out: false,
         }
     }
 
     /// Whether everything the client has sent so far can be sent again.
     pub(super) fn is_complete(&self) -> bool {
-        self.complete
+        self.complete && self.spool.as_ref().is_none_or(|spool| !spool.has_failed())
     }
 
     /// Whether the client has sent anything yet.
     pub(super) fn has_begun(&self) -> bool {
-        !self.complete || !self.kept.is_empty() || self.end.is_some()
+        !self.complete || !self.kept.is_empty() || self.spool.is_some() || self.end.is_some()
     }
 
     /// Begins anew for the next try.
     pub(super) fn rewind(&mut self) {
         self.next = 0;
+        self.next_spooled = 0;
         self.end_handed_out = false;
+        if let Some(spool) = &mut self.spool {
+            spool.rewind();
+        }
     }
 
-    /// The next piece this try has not seen and the client has sent before.
-    pub(super) fn next(&mut self) -> Option<Piece> {
+    /// The next piece this try has not seen and the client has sent before; `None` when there
+    /// is none, and pending while it is read from disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Piece>>> {
         if let Some(kept) = self.kept.get_mut(self.next) {
             self.next += 1;
             let bytes = if self.complete { kept.clone() } else { std::mem::take(kept) };
-            return Some(Piece::Data { bytes, last: false });
+            return Poll::Ready(Ok(Some(Piece::Data { bytes, last: false })));
         }
-        let end = self.end.as_ref()?;
+        if let Some(spool) = &mut self.spool
+            && self.next_spooled < spool.len()
+        {
+            let bytes = ready!(spool.poll_read(cx, self.next_spooled))?;
+            self.next_spooled += bytes.len() as u64;
+            self.drop_spent();
+            return Poll::Ready(Ok(Some(Piece::Data { bytes, last: false })));
+        }
+        let Some(end) = &self.end else { return Poll::Ready(Ok(None)) };
         if std::mem::replace(&mut self.end_handed_out, true) {
-            return None;
+            return Poll::Ready(Ok(None));
         }
-        Some(Piece::End(end.clone()))
+        Poll::Ready(Ok(Some(Piece::End(end.clone()))))
+    }
+
+    /// Ready when another piece may be [noted](Self::note): a slow disk slows the client.
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.spool {
+            Some(spool) if self.complete => spool.poll_room(cx),
+            _ => Poll::Ready(()),
+        }
     }
 
     /// Notes what came from the client and goes to the current try right away.
@@ -78,13 +125,9 @@ impl Replay {
         }
         match piece {
             Piece::Data { bytes, last } => {
-                self.bytes += bytes.len() as u64 + PIECE_BYTES;
-                if self.bytes > self.limit {
-                    self.give_up();
-                    return;
+                if !self.keep(bytes) {
+                    return self.give_up();
                 }
-                self.kept.push(bytes.clone());
-                self.next = self.kept.len();
                 if *last {
                     self.end = Some(None);
                     self.end_handed_out = true;
@@ -97,17 +140,49 @@ impl Replay {
         }
     }
 
+    /// Keeps bytes that the current try has seen. False when there is no room for them.
+    fn keep(&mut self, bytes: &Bytes) -> bool {
+        let length = bytes.len() as u64;
+        if self.spool.is_none() {
+            let total = self.bytes + length + PIECE_BYTES;
+            if total <= self.terms.memory {
+                self.bytes = total;
+                self.kept.push(bytes.clone());
+                self.next = self.kept.len();
+                return true;
+            }
+        }
+        let Some(space) = &self.terms.space else { return false };
+        let spooled = self.spool.as_ref().map_or(0, Spool::len);
+        if spooled + length > self.terms.disk {
+            return false;
+        }
+        let spool = self.spool.get_or_insert_with(|| Spool::new(space.clone()));
+        let kept = spool.push(bytes.clone());
+        // The current try has seen it all, kept or not.
+        self.next_spooled = spool.len();
+        kept
+    }
+
     /// Keeps nothing more from here on: no further try will be made. What the
     /// current try has not seen yet is still handed out to it.
     pub(super) fn give_up(&mut self) {
         self.complete = false;
         self.kept.drain(..self.next);
         self.next = 0;
+        self.drop_spent();
     }
 
-    /// The whole body, once the client has sent all of it and all of it is kept.
+    /// Drops a spool that nobody will read any more.
+    fn drop_spent(&mut self) {
+        if !self.complete && self.spool.as_ref().is_some_and(|s| self.next_spooled >= s.len()) {
+            self.spool = None;
+        }
+    }
+
+    /// The whole body, once the client has sent all of it and all of it is kept in memory.
     pub(super) fn whole(&self) -> Option<(&[Bytes], Option<&HeaderMap>)> {
-        let end = self.end.as_ref().filter(|_| self.complete)?;
+        let end = self.end.as_ref().filter(|_| self.complete && self.spool.is_none())?;
         Some((&self.kept, end.as_ref()))
     }
 }

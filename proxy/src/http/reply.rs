@@ -41,6 +41,7 @@ replies! {
     CONNECT_FAILED = SERVICE_UNAVAILABLE, "connect_failure", "No connection to an endpoint of the service could be made.";
     REFUSED = SERVICE_UNAVAILABLE, "refused", "The endpoint refused the request without processing it.";
     BROKEN = BAD_GATEWAY, "upstream_reset", "The endpoint closed the connection before it answered.";
+    SPOOL = SERVICE_UNAVAILABLE, "spool", "The copy of the request body that another try needs cannot be read from disk.";
     MALFORMED = BAD_GATEWAY, "upstream_protocol", "The endpoint's answer is not valid HTTP.";
     TIMEOUT = GATEWAY_TIMEOUT, "timeout", "The endpoint did not answer in time.";
     IDLE = GATEWAY_TIMEOUT, "idle_timeout", "Nothing moved for too long.";

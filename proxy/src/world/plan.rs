@@ -223,7 +223,8 @@ impl World {
                         |compiled| compiled.place.clone(),
                     );
                     let log = self.terms.access_log.clone();
-                    let http = HttpListener::new(name.clone(), options.clone(), place, log);
+                    let mut http = HttpListener::new(name.clone(), options.clone(), place, log);
+                    http.spool.clone_from(&self.terms.spool);
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),

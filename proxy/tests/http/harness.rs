@@ -23,6 +23,7 @@ use towpath_proxy::{
     drain,
     http::{HttpListener, Peer, serve_connection},
     router::Router,
+    spool::Space,
     upstream::{self, ServiceState, connect::Wire},
 };
 
@@ -32,6 +33,7 @@ pub(crate) struct Setup {
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) forward: Forward,
     pub(crate) options: HttpOptions,
+    pub(crate) spool: Option<Arc<Space>>,
 }
 
 /// A proxy that runs.
@@ -69,6 +71,7 @@ impl Setup {
                 },
             },
             options: HttpOptions::default(),
+            spool: None,
         }
     }
 
@@ -91,7 +94,9 @@ impl Setup {
         let router =
             Router::compile("test", &table, &|name| (name == "origin").then(|| live.clone()));
         let router = Arc::new(ArcSwap::from_pointee(router.unwrap()));
-        let listener = Arc::new(HttpListener::new("test".into(), self.options, router, None));
+        let mut listener = HttpListener::new("test".into(), self.options, router, None);
+        listener.spool = self.spool;
+        let listener = Arc::new(listener);
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = socket.local_addr().unwrap();
         let drain = drain::Signal::new();

@@ -120,6 +120,8 @@ fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
             backoff_base: base,
             backoff_max: max,
             replay_limit_bytes: replay,
+            replay_disk_limit_bytes: replay * 7,
+            mint_idempotency_key: !key,
             with_idempotency_key: key,
         });
     prop_oneof![Just(RetryPolicy::default()), whole]

@@ -1,89 +1,131 @@
+use std::future::poll_fn;
+
 use super::*;
 
 fn data(text: &'static str) -> Piece {
     Piece::Data { bytes: Bytes::from_static(text.as_bytes()), last: false }
 }
 
+fn memory(bytes: u64) -> Terms {
+    Terms { memory: bytes, ..Terms::default() }
+}
+
+/// Keeping everything in memory, everything on disk, and the first two pieces in memory.
+fn places(folder: &tempfile::TempDir) -> [Terms; 3] {
+    let space = Arc::new(Space::new(folder.path().into(), 1 << 20));
+    let disk = |memory| Terms { memory, disk: 1000, space: Some(space.clone()) };
+    [memory(1000), disk(0), disk(2 * (PIECE_BYTES + 1))]
+}
+
+async fn next(replay: &mut Replay) -> Option<Piece> {
+    poll_fn(|cx| replay.poll_next(cx)).await.unwrap()
+}
+
 /// What a try would be handed: replayed pieces, then `fresh` ones.
-fn run(replay: &mut Replay, fresh: &[&'static str], end: bool) -> String {
+async fn run(replay: &mut Replay, fresh: &[&'static str], end: bool) -> String {
     let mut seen = String::new();
     let mut take = |piece: &Piece| match piece {
         Piece::Data { bytes, .. } => seen += std::str::from_utf8(bytes).unwrap(),
         Piece::End(_) => seen += "|",
     };
-    while let Some(piece) = replay.next() {
+    while let Some(piece) = next(replay).await {
         take(&piece);
     }
     for text in fresh {
         let piece = data(text);
+        poll_fn(|cx| replay.poll_room(cx)).await;
         replay.note(&piece);
         take(&piece);
-        assert!(replay.next().is_none(), "what was just sent is not handed out again");
+        assert!(next(replay).await.is_none(), "what was just sent is not handed out again");
     }
     if end {
         replay.note(&Piece::End(None));
         take(&Piece::End(None));
-        assert!(replay.next().is_none());
+        assert!(next(replay).await.is_none());
     }
     seen
 }
 
-#[test]
-fn every_try_sees_every_piece_once_and_in_order() {
-    let mut replay = Replay::new(1000);
-    assert!(!replay.has_begun());
-    assert_eq!(run(&mut replay, &["a", "b"], false), "ab");
-    replay.rewind();
-    assert_eq!(run(&mut replay, &["c"], false), "abc");
-    replay.rewind();
-    assert_eq!(run(&mut replay, &[], false), "abc");
-    replay.rewind();
-    assert_eq!(run(&mut replay, &["d"], true), "abcd|");
-    replay.rewind();
-    assert_eq!(run(&mut replay, &[], false), "abcd|");
-    assert_eq!(replay.whole().unwrap().0.len(), 4);
-}
-
-#[test]
-fn a_try_that_stops_half_way_through_the_replay_costs_the_next_one_nothing() {
-    let mut replay = Replay::new(1000);
-    run(&mut replay, &["a", "b", "c"], false);
-    replay.rewind();
-    assert!(matches!(replay.next(), Some(Piece::Data { bytes, .. }) if bytes == "a"));
-    replay.rewind();
-    assert_eq!(run(&mut replay, &["d"], false), "abcd");
-}
-
-#[test]
-fn giving_up_half_way_through_the_replay_loses_nothing() {
-    for end in [false, true] {
-        let mut replay = Replay::new(1000);
-        run(&mut replay, &["a", "b", "c"], end);
+#[tokio::test]
+async fn every_try_sees_every_piece_once_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    for terms in places(&folder) {
+        let mut replay = Replay::new(terms);
+        assert!(!replay.has_begun());
+        assert_eq!(run(&mut replay, &["a", "b"], false).await, "ab");
         replay.rewind();
-        assert!(matches!(replay.next(), Some(Piece::Data { bytes, .. }) if bytes == "a"));
-        replay.give_up();
-        assert!(!replay.is_complete());
-        assert_eq!(run(&mut replay, &[], false), if end { "bc|" } else { "bc" });
-        assert_eq!(run(&mut replay, &["d"], !end), if end { "d" } else { "d|" });
+        assert_eq!(run(&mut replay, &["c"], false).await, "abc");
+        replay.rewind();
+        assert_eq!(run(&mut replay, &[], false).await, "abc");
+        replay.rewind();
+        assert_eq!(run(&mut replay, &["d"], true).await, "abcd|");
+        replay.rewind();
+        assert_eq!(run(&mut replay, &[], false).await, "abcd|");
+        assert!(replay.is_complete() && replay.has_begun());
     }
 }
 
-#[test]
-fn beyond_the_limit_nothing_is_kept_or_handed_out() {
-    let mut replay = Replay::new(3 + PIECE_BYTES);
-    run(&mut replay, &["ab"], false);
-    assert!(replay.is_complete());
-    run(&mut replay, &["cd"], false);
-    assert!(!replay.is_complete() && replay.has_begun() && replay.whole().is_none());
-    replay.rewind();
-    assert!(replay.next().is_none());
+#[tokio::test]
+async fn a_try_that_stops_half_way_through_the_replay_costs_the_next_one_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for terms in places(&folder) {
+        let mut replay = Replay::new(terms);
+        run(&mut replay, &["a", "b", "c"], false).await;
+        replay.rewind();
+        assert!(
+            matches!(next(&mut replay).await, Some(Piece::Data { bytes, .. }) if bytes[0] == b'a')
+        );
+        replay.rewind();
+        assert_eq!(run(&mut replay, &["d"], false).await, "abcd");
+    }
 }
 
-#[test]
-fn a_last_piece_ends_the_body() {
-    let mut replay = Replay::new(1000);
+#[tokio::test]
+async fn giving_up_half_way_through_the_replay_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for terms in places(&folder) {
+        for end in [false, true] {
+            let mut replay = Replay::new(terms.clone());
+            run(&mut replay, &["a", "b", "c"], end).await;
+            replay.rewind();
+            let Some(Piece::Data { bytes, .. }) = next(&mut replay).await else { panic!() };
+            replay.give_up();
+            assert!(!replay.is_complete());
+            let rest = run(&mut replay, &[], false).await;
+            let all = [std::str::from_utf8(&bytes).unwrap(), &rest].concat();
+            assert_eq!(all, if end { "abc|" } else { "abc" });
+            assert_eq!(run(&mut replay, &["d"], !end).await, if end { "d" } else { "d|" });
+            assert!(replay.spool.is_none(), "the disk is given back once all is read");
+        }
+    }
+}
+
+#[tokio::test]
+async fn beyond_the_limits_nothing_is_kept_or_handed_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let space = Arc::new(Space::new(folder.path().into(), 1 << 20));
+    let full = Arc::new(Space::new(folder.path().into(), 0));
+    for terms in [
+        memory(3 + PIECE_BYTES),
+        Terms { memory: 0, disk: 3, space: Some(space) },
+        Terms { memory: 3 + PIECE_BYTES, disk: 100, space: Some(full) },
+    ] {
+        let mut replay = Replay::new(terms);
+        run(&mut replay, &["ab"], false).await;
+        assert!(replay.is_complete());
+        run(&mut replay, &["cd"], false).await;
+        assert!(!replay.is_complete() && replay.has_begun() && replay.whole().is_none());
+        replay.rewind();
+        assert!(next(&mut replay).await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_last_piece_ends_the_body() {
+    let mut replay = Replay::new(memory(1000));
     replay.note(&Piece::Data { bytes: Bytes::from_static(b"x"), last: true });
-    assert!(replay.next().is_none());
+    assert!(next(&mut replay).await.is_none());
     replay.rewind();
-    assert_eq!(run(&mut replay, &[], false), "x|");
+    assert_eq!(run(&mut replay, &[], false).await, "x|");
+    assert_eq!(replay.whole().unwrap().0.len(), 1);
 }
