@@ -19,6 +19,8 @@ use tokio::{
 
 use super::*;
 
+mod raw;
+
 /// A socket that takes and gives a random part of what it could.
 struct Choppy {
     io: DuplexStream,
