@@ -145,6 +145,8 @@ pub(super) struct StreamState {
     pub(super) wants_room: bool,
 
     pub(super) failed: Option<StreamError>,
+    /// The peer reset it, and may send nothing more on it.
+    pub(super) peer_reset: bool,
     /// Its owner is gone.
     pub(super) released: bool,
     pub(super) deadline: Option<Instant>,

@@ -107,6 +107,10 @@ impl Core {
             return self.data_on_no_stream(head);
         };
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
+        if stream.peer_reset {
+            self.credit_connection(flow);
+            return self.closed_by_peer(head.stream);
+        }
         if stream.failed.is_some() || stream.remote_closed || stream.released {
             let ours = stream.failed.is_some() || !stream.remote_closed;
             self.credit_connection(flow);
@@ -147,6 +151,12 @@ impl Core {
             self.credit(key, flow as usize - length);
         }
         if length == 0 && !ends { self.charge() } else { Ok(()) }
+    }
+
+    /// Refuses a frame on a stream that the peer itself has reset (RFC 9113 §5.1).
+    fn closed_by_peer(&mut self, id: u32) -> Result<(), Fatal> {
+        frame::put_reset(&mut self.out.tail, id, ErrorCode::STREAM_CLOSED);
+        self.charge()
     }
 
     fn data_on_no_stream(&mut self, head: Head) -> Result<(), Fatal> {
@@ -234,6 +244,9 @@ impl Core {
         match (self.streams.find(id), self.role) {
             (Some(key), _) => {
                 let stream = self.streams.get(key);
+                if stream.is_some_and(|s| s.peer_reset) {
+                    return self.closed_by_peer(id);
+                }
                 if stream.is_some_and(|s| s.failed.is_some()) {
                     return Ok(());
                 }
@@ -375,7 +388,9 @@ impl Core {
             return Err(protocol("RST_STREAM on an idle stream"));
         }
         let Some(key) = self.streams.find(head.stream) else { return Ok(()) };
-        let early = self.streams.get(key).is_some_and(|s| !s.local_closed);
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
+        stream.peer_reset = true;
+        let early = !stream.local_closed;
         let failure = match ErrorCode(code) {
             ErrorCode::REFUSED_STREAM => StreamError::Refused,
             code => StreamError::Reset(code),
@@ -396,7 +411,7 @@ impl Core {
         }
         let before = i64::from(self.peer.window);
         let first = !self.peer.told;
-        self.peer.apply(payload)?;
+        self.peer.apply(payload, self.role)?;
         let more = i64::from(self.peer.window) - before;
         frame::put_head(&mut self.out.tail, 0, frame::SETTINGS, frame::ACK, 0);
         if more != 0 {

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    core::Config,
+    core::{Config, Role},
     error::{ErrorCode, Fatal},
     frame,
 };
@@ -43,7 +43,7 @@ impl Default for Peer {
 
 impl Peer {
     /// Takes over what a SETTINGS frame says.
-    pub(super) fn apply(&mut self, payload: &[u8]) -> Result<(), Fatal> {
+    pub(super) fn apply(&mut self, payload: &[u8], role: Role) -> Result<(), Fatal> {
         let (settings, []) = payload.as_chunks::<6>() else {
             return Err(Fatal(ErrorCode::FRAME_SIZE_ERROR, "SETTINGS is no multiple of 6 bytes"));
         };
@@ -53,8 +53,9 @@ impl Peer {
         for &[a, b, c, d, e, f] in settings {
             let value = u32::from_be_bytes([c, d, e, f]);
             match u16::from_be_bytes([a, b]) {
-                ENABLE_PUSH if value > 1 => {
-                    return Err(Fatal(ErrorCode::PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1"));
+                // A server has nothing to allow (RFC 9113 §6.5.2).
+                ENABLE_PUSH if value > u32::from(role == Role::Server) => {
+                    return Err(Fatal(ErrorCode::PROTOCOL_ERROR, "ENABLE_PUSH is out of range"));
                 }
                 MAX_CONCURRENT_STREAMS => self.streams = value,
                 INITIAL_WINDOW_SIZE if value > frame::MOST => {
