@@ -297,7 +297,7 @@ fn service_value(service: &Service, field: &str) -> String {
         "retry budget" => {
             let budget = service.retry_budget;
             format!(
-                "{} % of the requests in flight, at least {}",
+                "{} % of the requests and bytes in flight, at least {}",
                 budget.percent, budget.min_concurrent
             )
         }

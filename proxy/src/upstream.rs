@@ -124,6 +124,8 @@ pub struct ServiceLive {
     pub pending: AtomicU32,
     /// Retries in flight.
     pub retries: AtomicU32,
+    /// Bytes that retries under way send again.
+    pub retry_bytes: AtomicU64,
     /// Position of [`towpath_policies::model::Balancer::RoundRobin`].
     pub(crate) turn: AtomicU64,
     /// Handles for `/metrics`.
@@ -298,6 +300,7 @@ impl ServiceLive {
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             retries: AtomicU32::new(0),
+            retry_bytes: AtomicU64::new(0),
             turn: AtomicU64::new(0),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

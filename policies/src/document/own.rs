@@ -303,7 +303,7 @@ object! {
 object! {
     /// Most retries at a time: the larger of a share and a floor.
     struct BudgetSpec {
-        /// Per cent of the requests in flight; default 20.
+        /// Per cent of the requests and of the bytes in flight; default 20.
         "percent" => percent: Option<At<Percent>>,
         /// Always allowed; default 3.
         "minConcurrent" => min_concurrent: Option<At<Count>>,

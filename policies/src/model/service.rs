@@ -107,10 +107,11 @@ pub struct Thresholds {
     pub max_bytes_in_flight: Option<u64>,
 }
 
-/// Concurrent retries allowed: the larger of a share of the active requests and a floor.
+/// Retries allowed at a time: a few always, beyond those a share of the requests in flight and,
+/// as far as bodies are sent again, of the bytes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetShare {
-    /// Per cent of requests in flight. Default 20.
+    /// Per cent of requests and of bytes in flight. Default 20.
     pub percent: u32,
     /// Always allowed. Default 3.
     pub min_concurrent: u32,

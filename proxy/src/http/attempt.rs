@@ -102,7 +102,7 @@ impl<D: Downstream> Exchange<'_, D> {
             let wait = retry::decide(policy, &facts).filter(|wait| self.has_time_for(*wait));
             let granted = wait.and_then(|wait| {
                 drop(budget.take());
-                budget = service.retry();
+                budget = service.retry(self.replay.length());
                 budget.is_some().then_some(wait)
             });
             let Some(wait) = granted else {

@@ -69,6 +69,12 @@ impl Replay {
         self.complete && self.spool.as_ref().is_none_or(|spool| !spool.has_failed())
     }
 
+    /// Bytes that another try would be sent again.
+    pub(super) fn length(&self) -> u64 {
+        let pieces = self.kept.len() as u64 * PIECE_BYTES;
+        self.bytes.saturating_sub(pieces) + self.spool.as_ref().map_or(0, Spool::len)
+    }
+
     /// Whether the client has sent anything yet.
     pub(super) fn has_begun(&self) -> bool {
         !self.complete || !self.kept.is_empty() || self.spool.is_some() || self.end.is_some()

@@ -52,6 +52,7 @@ pub struct PendingGuard<'a> {
 #[derive(Debug)]
 pub struct RetryGuard {
     service: Arc<ServiceLive>,
+    bytes: u64,
 }
 
 /// The most one try counts as bytes in flight: 1 TiB, whatever is declared.
@@ -81,18 +82,24 @@ impl ServiceState {
         self.live.metrics.overflow[limit as usize].inc();
     }
 
-    /// Starts one more retry if the budget allows it.
-    pub fn retry(&self) -> Option<RetryGuard> {
+    /// Starts one more retry if the budget allows it: one that sends `bytes` again.
+    ///
+    /// A few may always be under way. Beyond those, retries stay within their share of the
+    /// requests in flight and, as far as bodies go, of the bytes in flight: a thousand small
+    /// repeats and one huge one are the same load to those who are still well.
+    pub fn retry(&self, bytes: u64) -> Option<RetryGuard> {
         let budget = self.spec.retry_budget;
-        let active = u64::from(self.live.requests.load(Relaxed));
-        let share = active * u64::from(budget.percent) / 100;
-        let allowed = share.max(u64::from(budget.min_concurrent));
-        let before = self.live.retries.fetch_add(1, Relaxed);
-        let guard = RetryGuard { service: self.live.clone() };
-        if u64::from(before) < allowed {
+        let share = |all: u64| all.saturating_mul(u64::from(budget.percent)) / 100;
+        let live = &self.live;
+        let before = live.retries.fetch_add(1, Relaxed);
+        let bytes_before = live.retry_bytes.fetch_add(bytes, Relaxed);
+        let guard = RetryGuard { service: live.clone(), bytes };
+        let within_share = u64::from(before) < share(u64::from(live.requests.load(Relaxed)))
+            && bytes_before.saturating_add(bytes) <= share(live.bytes_in_flight.load(Relaxed));
+        if before < budget.min_concurrent || within_share {
             return Some(guard);
         }
-        self.live.metrics.budget_exhausted.inc();
+        live.metrics.budget_exhausted.inc();
         None
     }
 
@@ -213,6 +220,7 @@ impl Drop for PendingGuard<'_> {
 impl Drop for RetryGuard {
     fn drop(&mut self) {
         self.service.retries.fetch_sub(1, Relaxed);
+        self.service.retry_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 

@@ -176,13 +176,19 @@ fn the_retry_budget_is_a_share_of_what_is_active_with_a_floor() {
     let state = state(endpoints(1), |s| {
         s.retry_budget = BudgetShare { percent: 20, min_concurrent: 1 };
     });
-    let one = state.retry().unwrap();
-    assert!(state.retry().is_none());
-    state.live.requests.store(10, Relaxed);
-    let two = state.retry().unwrap();
-    assert!(state.retry().is_none());
-    drop((one, two));
+    let one = state.retry(1 << 40).unwrap();
+    assert!(state.retry(0).is_none());
+    state.live.requests.store(100, Relaxed);
+    assert!(state.retry(0).is_none(), "the one under way is more than a share of the bytes");
+    drop(one);
+    let one = state.retry(0).unwrap();
+    state.live.bytes_in_flight.store(1000, Relaxed);
+    let two = state.retry(200).unwrap();
+    assert!(state.retry(1).is_none());
+    let three = state.retry(0).unwrap();
+    drop((one, two, three));
     assert_eq!(state.live.retries.load(Relaxed), 0);
+    assert_eq!(state.live.retry_bytes.load(Relaxed), 0);
 }
 
 #[test]
