@@ -25,6 +25,7 @@ mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub(crate) use self::{
     connection::{Client, Connection, Incoming, Unopened},

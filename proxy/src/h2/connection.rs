@@ -234,6 +234,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
         self.shared.lock().streams.len() > 0
     }
 
+    /// Reads the window streams have now.
+    #[cfg(test)]
+    pub(super) fn window(&self) -> impl Fn() -> u32 + use<I> {
+        let shared = self.shared.clone();
+        move || shared.lock().config.stream_window
+    }
+
     /// Begins a graceful end (RFC 9113 §6.8).
     pub(crate) fn leave(&mut self) {
         self.shared.lock().leave();

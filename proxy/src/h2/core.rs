@@ -18,6 +18,7 @@ use super::{
     out::Out,
     settings::{self, Peer},
     streams::{Key, Streams},
+    window::Estimate,
 };
 
 /// Bytes of the table with which heads are decoded (RFC 7541 §4.2); the default.
@@ -85,6 +86,7 @@ pub(super) struct Core {
     /// What the peer may still send on all streams, and what it may send again but was not told.
     pub(super) receive_window: u32,
     pub(super) owed: u32,
+    pub(super) estimate: Estimate,
     pub(super) send_window: i64,
     pub(super) out: Out,
     /// Streams that wait for the connection's window or for room in `out`, first come first.
@@ -172,6 +174,7 @@ impl Core {
             next: 1,
             receive_window: config.connection_window,
             owed: 0,
+            estimate: Estimate::default(),
             send_window: i64::from(settings::DEFAULT_WINDOW),
             out,
             blocked: VecDeque::new(),

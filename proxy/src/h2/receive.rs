@@ -13,6 +13,7 @@ use super::{
     head::Fields,
     lifecycle::FAREWELL,
     streams::Key,
+    window::PROBE,
 };
 
 /// The payload of a DATA frame.
@@ -125,6 +126,8 @@ impl Core {
         }
         stream.receive_window -= flow;
         stream.uncredited += flow;
+        self.measure(flow);
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let ends = head.has(frame::END_STREAM);
         let wrong = if self.role == Role::Client && !stream.headed {
             Some("DATA before the head")
@@ -442,8 +445,10 @@ impl Core {
         }
         let opaque: [u8; 8] = payload.try_into().map_err(|_| size("PING is not 8 bytes"))?;
         if head.has(frame::ACK) {
-            if opaque == FAREWELL {
-                self.left();
+            match opaque {
+                FAREWELL => self.left(),
+                PROBE => self.measured(),
+                _ => {}
             }
             return Ok(());
         }

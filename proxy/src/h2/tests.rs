@@ -19,6 +19,7 @@ use tokio::{
 
 use super::*;
 
+mod far;
 mod raw;
 
 /// A socket that takes and gives a random part of what it could.
