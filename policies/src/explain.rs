@@ -269,6 +269,8 @@ fn term(forward: &Forward, field: &str) -> String {
         "replay disk limit" => words::bytes(retry.replay_disk_limit_bytes),
         "with idempotency key" => retry.with_idempotency_key.to_string(),
         "mint idempotency key" => retry.mint_idempotency_key.to_string(),
+        "resume downloads" if retry.attempts == 0 => "false, there are no attempts".to_owned(),
+        "resume downloads" => retry.resume_downloads.to_string(),
         _ => String::new(),
     }
 }

@@ -272,6 +272,43 @@ fn retries_of_a_rule_keep_what_is_always_safe() {
 }
 
 #[test]
+fn downloads_are_resumed_where_resets_are_retried_or_somebody_says_so() {
+    for (spec, expected) in [
+        ("retry: {attempts: 1}", true),
+        ("retry: {attempts: 0}", false),
+        ("retry: {conditions: [reset]}", true),
+        ("retry: {conditions: [connect-failure, status]}", false),
+        ("retry: {conditions: [connect-failure]}, resume: {downloads: true}", true),
+        ("resume: {downloads: true}", true),
+        ("resume: {downloads: false}", false),
+        ("resume: {}", true),
+    ] {
+        let policy = format!(
+            "
+---
+apiVersion: towpath.dev/v1alpha1
+kind: TransferPolicy
+metadata: {{name: p}}
+spec: {{targetRefs: [{{kind: Service, name: etl}}], {spec}}}
+"
+        );
+        let routed = first_route(&mesh(&(SERVICE.to_owned() + &policy)), "mesh/etl");
+        assert_eq!(forward(&routed).retry.resume_downloads, expected, "{spec}");
+    }
+    // What a nearer policy takes away, a farther one cannot give.
+    let text = route(", retry: {attempts: 0}")
+        + "
+---
+apiVersion: towpath.dev/v1alpha1
+kind: TransferPolicy
+metadata: {name: p}
+spec: {targetRefs: [{kind: Service, name: etl}], resume: {downloads: true}}
+";
+    let routed = first_route(&mesh(&text), "gateway/edge/80");
+    assert!(!forward(&routed).retry.resume_downloads);
+}
+
+#[test]
 fn codes_alone_mean_that_they_are_retried_too() {
     let policy = "
 ---

@@ -66,6 +66,9 @@ pub struct Record {
     pub endpoint: Option<Arc<str>>,
     /// Tries made; 0 when it never left the proxy.
     pub attempts: u32,
+    /// Times a response that broke midway went on with another endpoint; left out when it never did.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub resumes: u32,
     /// Body bytes received from the client.
     pub request_bytes: u64,
     /// Body bytes sent to the client.
@@ -191,6 +194,7 @@ impl Record {
             service: None,
             endpoint: None,
             attempts: 0,
+            resumes: 0,
             request_bytes: 0,
             response_bytes: 0,
             user_agent: None,
@@ -290,6 +294,11 @@ fn display<S: Serializer, T: std::fmt::Display>(
         Some(value) => s.collect_str(value),
         None => s.serialize_none(),
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 fn header<S: Serializer>(value: &Option<HeaderValue>, s: S) -> Result<S::Ok, S::Error> {

@@ -32,5 +32,6 @@ pub(crate) use self::{
     core::Config,
     error::{ErrorCode, StreamError},
     head::{Request, RequestRef, Response},
+    receive::ENDED_SHORT,
     stream::{Part, Stream},
 };

@@ -29,8 +29,10 @@ mod record;
 mod relay;
 mod replay;
 mod reply;
+mod resume;
 mod retry;
 
+pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 
 use crate::{access_log::AccessLog, drain, router::Router, spool::Space, upstream::connect::Wire};

@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 29] = [
+const HELP: [(&str, &str); 30] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -290,6 +290,7 @@ const HELP: [(&str, &str); 29] = [
     ("towpath_request_seconds", "From request head to the last byte of the response."),
     ("towpath_requests_total", "Exchanges that ended."),
     ("towpath_response_bytes_total", "Response body bytes."),
+    ("towpath_resumes_total", "Responses that broke midway, and what came of going on elsewhere."),
     ("towpath_retries_total", "Further tries."),
     ("towpath_retry_budget_exhausted_total", "Retries not made because the budget was used up."),
     ("towpath_spool_bytes", "Disk taken by request bodies kept for another try."),

@@ -139,6 +139,8 @@ pub struct ServiceLive {
 pub struct ServiceMetrics {
     /// `towpath_retries_total{reason}`, by [`crate::http::RetryReason`].
     pub retries: [metrics::Counter; 6],
+    /// `towpath_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
+    pub resumes: [metrics::Counter; 4],
     /// `towpath_retry_budget_exhausted_total`.
     pub budget_exhausted: metrics::Counter,
     /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
@@ -315,6 +317,9 @@ impl ServiceMetrics {
         Self {
             retries: crate::http::RetryReason::NAMES
                 .map(|reason| registry.counter("towpath_retries_total", &[of, ("reason", reason)])),
+            resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {
+                registry.counter("towpath_resumes_total", &[of, ("outcome", outcome)])
+            }),
             budget_exhausted: registry.counter("towpath_retry_budget_exhausted_total", &[of]),
             overflow: admission::Limit::NAMES
                 .map(|limit| registry.counter("towpath_overflow_total", &[of, ("limit", limit)])),

@@ -16,5 +16,7 @@ mod http2;
 mod relay;
 #[path = "http/replay.rs"]
 mod replay;
+#[path = "http/resume.rs"]
+mod resume;
 #[path = "http/retries.rs"]
 mod retries;

@@ -194,10 +194,21 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
     if let Some(retry) = &spec.retry {
         check_retry(retry, on_service, problems);
     }
-    if spec.timeouts.is_none() && spec.retry.is_none() {
+    if let (Some(retry), Some(resume)) = (&spec.retry, &spec.resume)
+        && let (Some(attempts), Some(downloads)) = (&retry.attempts, &resume.downloads)
+        && ***attempts == 0
+        && downloads.value
+    {
+        let message = "a download cannot be resumed without a further try";
+        problems
+            .error(Rule::Conflict, downloads.span, message)
+            .related(attempts.span, "no further try is allowed")
+            .help("allow attempts, or set downloads: false");
+    }
+    if spec.timeouts.is_none() && spec.retry.is_none() && spec.resume.is_none() {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `timeouts` or `retry`");
+            .help("give `timeouts`, `retry` or `resume`");
     }
 }
 
@@ -347,9 +358,17 @@ impl Levels<'_> {
         let mint = self.retry(|r| r.mint_idempotency_key.as_ref().map(|b| (b.value, b.span)));
         let (mint, origin) = split(mint);
         note("mint idempotency key", origin);
+
+        let downloads =
+            self.pick(|s| s.resume.as_ref()?.downloads.as_ref().map(|d| (d.value, d.span)));
+        let (downloads, origin) = split(downloads);
+        note("resume downloads", origin);
+        let attempts = attempts.unwrap_or(default.attempts);
+        let on = on.unwrap_or(default.on);
+        let by_default = RetryPolicy::resumes_by_default(attempts, &on);
         RetryPolicy {
-            attempts: attempts.unwrap_or(default.attempts),
-            on: on.unwrap_or(default.on),
+            attempts,
+            on,
             per_try_timeout: per_try.flatten(),
             backoff_base: base,
             backoff_max: max.unwrap_or_else(|| default.backoff_max.max(base * 10)).max(base),
@@ -357,6 +376,7 @@ impl Levels<'_> {
             replay_disk_limit_bytes: disk.unwrap_or(default.replay_disk_limit_bytes),
             with_idempotency_key: key.unwrap_or(default.with_idempotency_key),
             mint_idempotency_key: mint.unwrap_or(default.mint_idempotency_key),
+            resume_downloads: downloads.map_or(by_default, |told| told && attempts > 0),
         }
     }
 

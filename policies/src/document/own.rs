@@ -229,6 +229,8 @@ object! {
         "timeouts" => timeouts: Option<TransferTimeouts>,
         /// Further tries after a failed one.
         "retry" => retry: Option<TransferRetry>,
+        /// What goes on elsewhere when an endpoint breaks midway.
+        "resume" => resume: Option<TransferResume>,
     }
 }
 
@@ -270,6 +272,15 @@ object! {
     }
     // YAML 1.1 reads a bare `on` as true.
     renamed { "on" => "conditions", }
+}
+
+object! {
+    /// What goes on elsewhere when an endpoint breaks midway; each time takes one of the attempts of `retry`.
+    struct TransferResume {
+        /// A GET goes on with another endpoint from the byte it had got to, by Range and If-Range, if its
+        /// response has a strong ETag; default: true where `retry` has attempts and its conditions name `reset`.
+        "downloads" => downloads: Option<At<bool>>,
+    }
 }
 
 choice! {

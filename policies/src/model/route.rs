@@ -276,6 +276,10 @@ pub struct RetryPolicy {
     pub with_idempotency_key: bool,
     /// Give such a request an `Idempotency-Key` when it has none, the same for all its tries.
     pub mint_idempotency_key: bool,
+    /// A `GET` whose response breaks midway goes on with another endpoint, where a strong entity tag
+    /// proves that the rest is the same. Never true without attempts, of which each such try takes one.
+    #[serde(default)]
+    pub resume_downloads: bool,
 }
 
 /// A failure that may be retried.
@@ -313,13 +317,22 @@ impl Default for RetryPolicy {
             replay_disk_limit_bytes: 0,
             with_idempotency_key: true,
             mint_idempotency_key: false,
+            resume_downloads: true,
         }
+    }
+}
+
+impl RetryPolicy {
+    /// Whether downloads are resumed where nobody says: a broken connection is retried anyway, and
+    /// under a strong entity tag a break after the head is no worse than one before it.
+    pub fn resumes_by_default(attempts: u32, on: &[RetryCondition]) -> bool {
+        attempts > 0 && on.contains(&RetryCondition::Reset)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Pattern;
+    use super::{Pattern, RetryPolicy};
 
     #[test]
     fn a_pattern_cannot_leave_its_anchors() {
@@ -329,5 +342,13 @@ mod tests {
         let either = Pattern::new("/admin|/pub").unwrap();
         assert!(either.is_match("/admin") && either.is_match("/pub"));
         assert!(!either.is_match("/public") && !either.is_match("/x/pub"));
+    }
+
+    #[test]
+    fn a_retry_policy_from_before_resumes_were_known_resumes_nothing() {
+        let mut old = serde_json::to_value(RetryPolicy::default()).unwrap();
+        assert!(old.as_object_mut().unwrap().remove("resume_downloads").is_some());
+        let read: RetryPolicy = serde_json::from_value(old).unwrap();
+        assert_eq!(read, RetryPolicy { resume_downloads: false, ..RetryPolicy::default() });
     }
 }

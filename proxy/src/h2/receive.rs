@@ -24,6 +24,8 @@ pub(super) enum Body<'a> {
     Large(Bytes),
 }
 
+/// Why a stream fails that ends before its declared length.
+pub(crate) const ENDED_SHORT: &str = "fewer bytes than content-length says";
 /// Interim responses that wait to be read.
 const MOST_INTERIMS: usize = 8;
 /// Payloads up to this size are joined when they must wait.
@@ -179,8 +181,7 @@ impl Core {
     fn ended(&mut self, key: Key, trailers: Option<http::HeaderMap>) -> Result<(), Fatal> {
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         if stream.remaining.is_some_and(|left| left > 0) {
-            let why = "fewer bytes than content-length says";
-            return self.misused(key, ErrorCode::PROTOCOL_ERROR, why);
+            return self.misused(key, ErrorCode::PROTOCOL_ERROR, ENDED_SHORT);
         }
         stream.remote_closed = true;
         stream.end = Some(trailers);
@@ -352,8 +353,7 @@ impl Core {
             || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         stream.remaining = if bodiless { Some(0) } else { response.content_length };
         if end_stream && stream.remaining.is_some_and(|left| left > 0) {
-            let why = "fewer bytes than content-length says";
-            return self.misused(key, ErrorCode::PROTOCOL_ERROR, why);
+            return self.misused(key, ErrorCode::PROTOCOL_ERROR, ENDED_SHORT);
         }
         stream.headed = true;
         stream.response = Some(response);

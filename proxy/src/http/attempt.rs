@@ -12,6 +12,8 @@ use http::header;
 use tokio::time::Instant;
 use towpath_policies::model::RetryCondition;
 
+mod resumed;
+
 use super::{
     deadline::{Expired, grpc_timeout_value},
     exchange::{Exchange, IDEMPOTENCY_KEY, Stop},

@@ -24,12 +24,13 @@ use super::{
     relay::{Cut, Downstream, Upload, Upstream},
     replay::{Replay, Terms},
     reply::Reply,
+    resume::{self, Resume},
 };
 use crate::{
     h2::ErrorCode,
     outlier::{self, Failure, Outcome},
     router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
-    upstream::{admission::Ticket, connect::Wire},
+    upstream::{admission::Ticket, connect::Wire, pick::Tried},
 };
 
 /// Everything one exchange knows while it lasts.
@@ -48,7 +49,11 @@ pub(super) struct Exchange<'a, D> {
     /// The answer is whole.
     pub(super) answered: bool,
     half_closed: bool,
-    response_length: Length,
+    pub(super) response_length: Length,
+    /// What goes on with the response if it breaks midway; `None` when nothing may.
+    pub(super) resume: Option<Resume>,
+    /// The endpoints that broke it, or could not go on.
+    pub(super) broke: Option<Box<Tried>>,
 }
 
 /// A client that closed its sending side after its request is answered if the
@@ -84,6 +89,8 @@ pub(super) fn run<'a, D: Downstream>(
         answered: false,
         half_closed: false,
         response_length: Length::None,
+        resume: None,
+        broke: None,
         record: Recorder::new(client, &head, start),
         head,
     };
@@ -160,18 +167,26 @@ impl<D: Downstream> Exchange<'_, D> {
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
         let (mut up, answer, switched) = self.attempts(forward, backend).await?;
-        if mirrors.is_empty() {
+        if forward.retry.resume_downloads {
+            self.resume = Resume::of(&self.head, &answer);
+        }
+        if mirrors.is_empty() && self.resume.is_none() {
             self.replay.give_up();
         }
         self.finish_head(route, backend, answer)?;
-        match self.relay(&mut up, switched).await {
-            Ok(()) => self.complete(up, mirrors),
-            Err(cut) => {
-                // What came before the break is passed on as far as it goes at once.
-                let _ = poll_fn(|cx| Poll::Ready(self.down.poll_flush(cx).is_ready())).await;
-                self.cut(&cut);
+        while let Err(cut) = self.relay(&mut up, switched).await {
+            // What came before the break is passed on as far as it goes at once.
+            let flushed = poll_fn(|cx| Poll::Ready(self.down.poll_flush(cx).is_ready())).await;
+            // Rare and large, so on the heap.
+            match Box::pin(self.resumed(&forward.retry, backend, up, cut, flushed)).await {
+                Ok(next) => up = next,
+                Err(cut) => {
+                    self.cut(&cut);
+                    return Ok(());
+                }
             }
         }
+        self.complete(up, mirrors);
         Ok(())
     }
 
@@ -421,6 +436,9 @@ impl<D: Downstream> Exchange<'_, D> {
             route.request_headers.guard(trailers);
             backend.inspect(|b| b.request_headers.guard(trailers));
         } else {
+            if self.record.resumes > 0 {
+                resume::strip_digests(trailers);
+            }
             route.response_headers.guard(trailers);
             backend.inspect(|b| b.response_headers.guard(trailers));
         }

@@ -25,6 +25,7 @@ pub(super) struct Recorder<'a> {
     pub(super) reason: Option<&'static str>,
     pub(super) grpc_status: Option<u32>,
     pub(super) attempts: u32,
+    pub(super) resumes: u32,
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) endpoint: Option<Arc<EndpointState>>,
@@ -44,6 +45,7 @@ impl<'a> Recorder<'a> {
             reason: None,
             grpc_status: None,
             attempts: 0,
+            resumes: 0,
             request_bytes: 0,
             response_bytes: 0,
             endpoint: None,
@@ -77,6 +79,7 @@ impl<'a> Recorder<'a> {
         line.service = self.backend().map(|b| b.name.clone());
         line.endpoint = self.endpoint.as_ref().map(|e| e.spec.name.as_str().into());
         line.attempts = self.attempts;
+        line.resumes = self.resumes;
         line.request_bytes = self.request_bytes;
         line.response_bytes = self.response_bytes;
         log.send(*line);

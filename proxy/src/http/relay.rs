@@ -267,19 +267,33 @@ impl<D: Downstream> Exchange<'_, D> {
                 Piece::Data { bytes, last } => {
                     let length = bytes.len();
                     self.count_received(length as u64);
-                    self.down.data(bytes, last).map_err(Cut::Client)?;
+                    self.check_extent(last)?;
+                    self.down.data(bytes, last).map_err(of_client)?;
                     up.credit(length);
                     if last {
                         return Poll::Ready(Ok(()));
                     }
                 }
                 Piece::End(mut trailers) => {
+                    self.check_extent(true)?;
                     self.guard_trailers(trailers.as_mut(), false);
                     self.note_trailers(trailers.as_ref());
-                    self.down.end(trailers).map_err(Cut::Endpoint)?;
+                    self.down.end(trailers).map_err(of_client)?;
                     return Poll::Ready(Ok(()));
                 }
             }
+        }
+    }
+
+    /// Holds a response that went on elsewhere to what was promised: its parts make the whole.
+    fn check_extent(&self, last: bool) -> Result<(), Cut> {
+        match &self.resume {
+            Some(resume)
+                if self.record.resumes > 0 && !resume.allows(self.record.response_bytes, last) =>
+            {
+                Err(Cut::Endpoint(Broken::Malformed("the parts of the body do not make the whole")))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -299,6 +313,14 @@ impl<D: Downstream> Exchange<'_, D> {
         let until = |deadline| self.down.poll_until(cx, deadline);
         let expired = ready!(self.limits.poll(until, &mut self.moved));
         Poll::Ready(Err(Cut::Expired(expired)))
+    }
+}
+
+/// What the client's side finds malformed is the endpoint's doing.
+fn of_client(broken: Broken) -> Cut {
+    match broken {
+        Broken::Malformed(_) => Cut::Endpoint(broken),
+        _ => Cut::Client(broken),
     }
 }
 

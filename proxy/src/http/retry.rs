@@ -83,16 +83,22 @@ pub(super) fn decide(policy: &RetryPolicy, facts: &Facts) -> Option<Duration> {
     }
     match facts.retry_after {
         Some(asked) if asked > MAX_RETRY_AFTER => None,
-        Some(asked) => Some(asked.max(backoff(policy, facts))),
-        None => Some(backoff(policy, facts)),
+        Some(asked) => Some(asked.max(backoff(policy, facts.tries, facts.jitter))),
+        None => Some(backoff(policy, facts.tries, facts.jitter)),
     }
 }
 
+/// The time to wait before a response that broke midway is asked for elsewhere; `None` when
+/// it is not. What makes it safe is the entity tag and not the reason, so that none is asked for.
+pub(super) fn resume_after(policy: &RetryPolicy, tries: u32, jitter: f64) -> Option<Duration> {
+    (policy.resume_downloads && tries <= policy.attempts).then(|| backoff(policy, tries, jitter))
+}
+
 /// Full jitter over an exponentially growing span, but never nothing: between half of it and all of it.
-fn backoff(policy: &RetryPolicy, facts: &Facts) -> Duration {
-    let doublings = facts.tries.saturating_sub(1).min(20);
+fn backoff(policy: &RetryPolicy, tries: u32, jitter: f64) -> Duration {
+    let doublings = tries.saturating_sub(1).min(20);
     let span = policy.backoff_base.saturating_mul(1 << doublings).min(policy.backoff_max);
-    span.mul_f64(0.5 + facts.jitter.clamp(0.0, 1.0) / 2.0)
+    span.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 fn covers(condition: &RetryCondition, reason: RetryReason) -> bool {

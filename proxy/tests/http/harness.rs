@@ -20,6 +20,7 @@ use towpath_policies::model::{
     Protocol, RetryPolicy, Route, RouteMatch, RouteTable, Service, VirtualHost, WeightedBackend,
 };
 use towpath_proxy::{
+    access_log::AccessLog,
     drain,
     http::{HttpListener, Peer, serve_connection},
     router::Router,
@@ -34,6 +35,7 @@ pub(crate) struct Setup {
     pub(crate) forward: Forward,
     pub(crate) options: HttpOptions,
     pub(crate) spool: Option<Arc<Space>>,
+    pub(crate) access_log: Option<AccessLog>,
 }
 
 /// A proxy that runs.
@@ -72,6 +74,7 @@ impl Setup {
             },
             options: HttpOptions::default(),
             spool: None,
+            access_log: None,
         }
     }
 
@@ -94,7 +97,7 @@ impl Setup {
         let router =
             Router::compile("test", &table, &|name| (name == "origin").then(|| live.clone()));
         let router = Arc::new(ArcSwap::from_pointee(router.unwrap()));
-        let mut listener = HttpListener::new("test".into(), self.options, router, None);
+        let mut listener = HttpListener::new("test".into(), self.options, router, self.access_log);
         listener.spool = self.spool;
         let listener = Arc::new(listener);
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -175,7 +178,7 @@ pub(crate) async fn answering(answer: &'static str) -> (SocketAddr, Requests) {
         async move {
             let mut input = Input::default();
             while let Some(request) = input.message(&mut io).await {
-                log.0.lock().unwrap().push(request);
+                log.note(request);
                 if io.write_all(answer.as_bytes()).await.is_err() {
                     return;
                 }
@@ -191,6 +194,10 @@ pub(crate) async fn answering(answer: &'static str) -> (SocketAddr, Requests) {
 pub(crate) struct Requests(Arc<std::sync::Mutex<Vec<String>>>);
 
 impl Requests {
+    pub(crate) fn note(&self, request: String) {
+        self.0.lock().unwrap().push(request);
+    }
+
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }

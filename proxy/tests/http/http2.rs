@@ -15,7 +15,7 @@ use crate::harness::{Input, Proxy, Setup, answering, eventually, origin, read_al
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-async fn client(proxy: &Proxy) -> SendRequest<Bytes> {
+pub(crate) async fn client(proxy: &Proxy) -> SendRequest<Bytes> {
     let (send, connection) = h2::client::Builder::new()
         .initial_connection_window_size(1 << 20)
         .handshake(proxy.connect().await)
@@ -26,7 +26,7 @@ async fn client(proxy: &Proxy) -> SendRequest<Bytes> {
 }
 
 /// An HTTP/2 origin; every stream is played by `script`.
-async fn h2_origin<F: Future<Output = ()> + Send>(
+pub(crate) async fn h2_origin<F: Future<Output = ()> + Send>(
     script: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Clone + Send + 'static,
 ) -> SocketAddr {
     origin(move |io, _| {
@@ -47,7 +47,9 @@ async fn h2_origin<F: Future<Output = ()> + Send>(
     .0
 }
 
-async fn collect(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
+pub(crate) async fn collect(
+    body: &mut RecvStream,
+) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
     let mut all = Vec::new();
     while let Some(bytes) = body.data().await {
         let bytes = bytes?;

@@ -90,7 +90,12 @@ fn repeatable(with_idempotency_key: bool) -> Vec<rds::HeaderMatcher> {
 }
 
 pub(super) fn decode(pb: Option<&rds::RetryPolicy>) -> Result<RetryPolicy> {
-    let none = RetryPolicy { attempts: 0, on: Vec::new(), ..RetryPolicy::default() };
+    let none = RetryPolicy {
+        attempts: 0,
+        on: Vec::new(),
+        resume_downloads: false,
+        ..RetryPolicy::default()
+    };
     let Some(pb) = pb else { return Ok(none) };
     let mut retry = RetryPolicy {
         attempts: read_u32(pb.num_retries.as_ref()).unwrap_or(1),
@@ -108,6 +113,8 @@ pub(super) fn decode(pb: Option<&rds::RetryPolicy>) -> Result<RetryPolicy> {
             None => retry.attempts = 0,
         }
     }
+    // Envoy has no word for it: another server's route resumes as a policy file's does that says nothing.
+    retry.resume_downloads = RetryPolicy::resumes_by_default(retry.attempts, &retry.on);
     if let Some(back_off) = &pb.retry_back_off {
         let base = optional_duration(back_off.base_interval.as_ref(), "base_interval")
             .at("retry_back_off")?;

@@ -23,7 +23,7 @@ use envoy_types::pb::{
 };
 use towpath_policies::model::{
     Action, Balancer, Bind, ChainKind, Discovery, Forward, HostRewrite, PathMatch, PathRewrite,
-    Protocol, Thresholds, ValueMatch,
+    Protocol, RetryPolicy, Thresholds, ValueMatch,
 };
 
 use super::*;
@@ -228,6 +228,20 @@ fn a_plain_foreign_route_means_what_envoy_takes_it_for() {
     assert_eq!(forward.idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!(forward.retry.attempts, 0);
     assert_eq!(forward.host, HostRewrite::Keep);
+}
+
+#[test]
+fn whether_downloads_are_resumed_survives_though_envoy_has_no_word_for_it() {
+    let mut table = route::decode(&foreign_table(vec![foreign_route("/", to("c"))])).unwrap();
+    for (attempts, resume_downloads) in [(1, true), (1, false), (3, true), (0, false)] {
+        let retry = RetryPolicy { attempts, resume_downloads, ..RetryPolicy::default() };
+        let Action::Forward(forward) = &mut table.virtual_hosts[0].routes[0].action else {
+            panic!("a forward")
+        };
+        forward.retry = retry;
+        let pb = route::encode(&table, false);
+        assert_eq!(route::decode(&pb).unwrap(), table);
+    }
 }
 
 #[test]

@@ -112,17 +112,21 @@ fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
         duration(),
         0u64..1 << 50,
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(attempts, on, per_try_timeout, base, max, replay, key)| RetryPolicy {
-            attempts,
-            on,
-            per_try_timeout,
-            backoff_base: base,
-            backoff_max: max,
-            replay_limit_bytes: replay,
-            replay_disk_limit_bytes: replay * 7,
-            mint_idempotency_key: !key,
-            with_idempotency_key: key,
+        .prop_map(|(attempts, on, per_try_timeout, base, max, replay, key, resume)| {
+            RetryPolicy {
+                attempts,
+                on,
+                per_try_timeout,
+                backoff_base: base,
+                backoff_max: max,
+                replay_limit_bytes: replay,
+                replay_disk_limit_bytes: replay * 7,
+                mint_idempotency_key: !key,
+                with_idempotency_key: key,
+                resume_downloads: resume,
+            }
         });
     prop_oneof![Just(RetryPolicy::default()), whole]
 }

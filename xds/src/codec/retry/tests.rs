@@ -26,3 +26,21 @@ fn another_choice_of_requests_is_not_widened() {
     pb.retriable_request_headers[0].name = "x-may-retry".to_owned();
     assert_eq!(decode(Some(&pb)).unwrap().attempts, 0);
 }
+
+#[test]
+fn a_foreign_policy_resumes_downloads_where_it_retries_resets() {
+    for (retry_on, attempts, expected) in [
+        ("connect-failure,reset", 1, true),
+        ("5xx", 3, true),
+        ("reset", 0, false),
+        ("connect-failure", 1, false),
+    ] {
+        let pb = rds::RetryPolicy {
+            retry_on: retry_on.to_owned(),
+            num_retries: u32_value(attempts),
+            ..Default::default()
+        };
+        assert_eq!(decode(Some(&pb)).unwrap().resume_downloads, expected, "{retry_on}");
+    }
+    assert!(!decode(None).unwrap().resume_downloads);
+}
