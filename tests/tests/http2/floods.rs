@@ -3,13 +3,10 @@
 use towpath_tests::{
     Proxy, RawOrigin, StrictOrigin,
     frames::{
-        CONTINUATION, DATA, END_STREAM, Frames, HEADERS, PING, RST_STREAM, SETTINGS, Verdict,
-        frame, headers, section, setting,
+        CANCEL, CONTINUATION, DATA, END_STREAM, Frames, GET, HEADERS, PING, POST, SETTINGS,
+        Verdict, frame, headers, reset, section, setting,
     },
 };
-
-const GET: &[(&str, &str)] =
-    &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/x")];
 
 /// More memory than any of these attacks may pin, in bytes.
 const BOUND: u64 = 96 << 20;
@@ -42,7 +39,7 @@ async fn rapid_resets_are_cut_off_or_cheap() {
     let mut sent = 0;
     for stream in (1..20_000).step_by(2) {
         let mut pair = headers(END_STREAM, stream, GET);
-        pair.extend(frame(RST_STREAM, 0, stream, 8_u32.to_be_bytes()));
+        pair.extend(reset(stream, CANCEL));
         if !client.wire.try_send(pair).await {
             break;
         }
@@ -143,8 +140,7 @@ async fn empty_data_frames_cost_nothing_for_ever() {
     let proxy = Proxy::before("HTTP", &[origin.address]).await;
     let before = resident();
     let mut client = Frames::connect(proxy.address).await;
-    let post = [&[(":method", "POST")], &GET[1..]].concat();
-    client.send(headers(0, 1, &post)).await;
+    client.send(headers(0, 1, POST)).await;
     let mut upstream = origin.accept().await;
     upstream.request_head().await;
     let flood = frame(DATA, 0, 1, []).repeat(1000);

@@ -6,16 +6,12 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use towpath_tests::{
     Proxy, Seen, StrictOrigin,
-    frames::{END_HEADERS, END_STREAM, Frames, Verdict, frame, headers, section, window},
+    frames::{
+        END_HEADERS, END_STREAM, Fields, Frames, GET, POST, Verdict, frame, headers, section,
+        window,
+    },
     panic_text,
 };
-
-type Fields = &'static [(&'static str, &'static str)];
-
-const GET: Fields =
-    &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/x")];
-const POST: Fields =
-    &[(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/x")];
 
 #[tokio::test]
 async fn malformed_heads_are_refused_before_the_origin_hears_of_them() {

@@ -4,18 +4,15 @@
 use bytes::Bytes;
 use h2::{Reason, client::SendRequest};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use tokio::task::JoinSet;
 use towpath_tests::{
     Proxy, RawOrigin, Script, ScriptedOrigin, Wire,
     frames::{
-        DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, SETTINGS, Verdict,
-        frame, headers, setting, window,
+        ACK, CANCEL, DATA, END_HEADERS, END_STREAM, Frames, GET, GOAWAY, HEADERS,
+        MAX_CONCURRENT_STREAMS, NO_ERROR, PING, POST, REFUSED_STREAM, RST_STREAM, SETTINGS,
+        Verdict, frame, goaway, headers, reset, setting, window,
     },
 };
-
-const GET: &[(&str, &str)] =
-    &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/x")];
-const POST: &[(&str, &str)] =
-    &[(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/x")];
 
 /// `:status: 200` by its index.
 const OK: [u8; 1] = [0x88];
@@ -203,7 +200,7 @@ async fn streams_that_a_leaving_origin_did_not_process_are_sent_again() {
     client.send(headers(END_STREAM, 3, POST)).await;
     assert_eq!(leaving.next_of(&[HEADERS]).await.stream, 3, "many streams share a connection");
     // Stream 1 was the last one seen.
-    leaving.send(frame(GOAWAY, 0, 0, [1_u32.to_be_bytes(), 0_u32.to_be_bytes()].concat())).await;
+    leaving.send(goaway(1, NO_ERROR)).await;
     let mut next = Frames::accept(origin.accept().await, &frame(SETTINGS, 0, 0, [])).await;
     let again = next.next_of(&[HEADERS]).await;
     next.send(frame(HEADERS, END_STREAM | END_HEADERS, again.stream, OK)).await;
@@ -227,7 +224,7 @@ async fn a_refused_stream_is_sent_again() {
     client.send(frame(DATA, END_STREAM, 1, "ab")).await;
     let mut upstream = Frames::accept(origin.accept().await, &frame(SETTINGS, 0, 0, [])).await;
     let first = upstream.next_of(&[HEADERS]).await.stream;
-    upstream.send(frame(RST_STREAM, 0, first, 7_u32.to_be_bytes())).await;
+    upstream.send(reset(first, REFUSED_STREAM)).await;
     // On this connection or another.
     let answered = async {
         loop {
@@ -252,43 +249,75 @@ async fn a_refused_stream_is_sent_again() {
     assert_eq!(verdict, Verdict::Status(200));
 }
 
+/// Answers each stream once the proxy has had a turn to send another on top of it, which it
+/// may not once it has acknowledged the limit of one. `held` waited since before.
+async fn answer_one_at_a_time(mut peer: Frames, held: Option<u32>) {
+    let (mut limited, mut open) = (held.is_some(), Vec::from_iter(held));
+    if held.is_some() {
+        peer.send(frame(PING, 0, 0, [0; 8])).await;
+    }
+    while let Some(next) = peer.any().await {
+        peer.acknowledge(&next).await;
+        match (next.kind, next.flags & ACK != 0) {
+            (SETTINGS, true) => limited = true,
+            (HEADERS, _) => {
+                open.push(next.stream);
+                assert!(!limited || open.len() == 1, "at once: {open:?}");
+                peer.send(frame(PING, 0, 0, [0; 8])).await;
+            }
+            (PING, true) => {
+                let stream = open.remove(0);
+                peer.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, OK)).await;
+            }
+            _ => {}
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_origin_that_takes_one_stream_at_a_time_gets_one_at_a_time() {
     let origin = RawOrigin::start().await;
     let proxy = Proxy::before("HTTP2", &[origin.address]).await;
     let mut client = Frames::connect(proxy.address).await;
     client.send(headers(END_STREAM, 1, GET)).await;
-    let mut first = Frames::accept(origin.accept().await, &setting(3, 1)).await;
-    let one = first.next_of(&[HEADERS]).await;
+    let limit = setting(MAX_CONCURRENT_STREAMS, 1);
+    let mut first = Frames::accept(origin.accept().await, &limit).await;
+    let (mut held, mut limited) = (None, false);
+    while held.is_none() || !limited {
+        let next = first.any().await.expect("a frame, not the end");
+        first.acknowledge(&next).await;
+        held = held.or((next.kind == HEADERS).then_some(next.stream));
+        limited |= next.kind == SETTINGS && next.flags & ACK != 0;
+    }
     client.send([headers(END_STREAM, 3, GET), headers(END_STREAM, 5, GET)].concat()).await;
+    assert!(client.settled().await, "the proxy has both");
     // Each further one waits, or gets a connection of its own.
-    let more = tokio::spawn(async move {
-        let mut open = Vec::new();
+    let serve = async {
+        let mut peers = JoinSet::new();
+        peers.spawn(answer_one_at_a_time(first, held));
         loop {
-            let mut other = Frames::accept(origin.accept().await, &setting(3, 1)).await;
-            let stream = other.next_of(&[HEADERS]).await.stream;
-            other.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, OK)).await;
-            open.push(other);
-        }
-    });
-    first.send(frame(HEADERS, END_STREAM | END_HEADERS, one.stream, OK)).await;
-    let rest = tokio::spawn(async move {
-        while let Some(head) = first.next().await {
-            if head.kind == HEADERS {
-                first.send(frame(HEADERS, END_STREAM | END_HEADERS, head.stream, OK)).await;
+            tokio::select! {
+                other = origin.accept() => {
+                    let limit = limit.clone();
+                    peers.spawn(async move {
+                        answer_one_at_a_time(Frames::accept(other, &limit).await, None).await;
+                    });
+                }
+                Some(ended) = peers.join_next() => ended.expect("one stream at a time"),
             }
         }
-    });
-    let mut answered = Vec::new();
-    while answered.len() < 3 {
-        let head = client.next_of(&[HEADERS, RST_STREAM]).await;
-        assert_eq!((head.kind, head.status()), (HEADERS, 200));
-        answered.push(head.stream);
-    }
-    answered.sort_unstable();
-    assert_eq!(answered, [1, 3, 5]);
-    more.abort();
-    rest.abort();
+    };
+    let ask = async {
+        let mut answered = Vec::new();
+        while answered.len() < 3 {
+            let head = client.next_of(&[HEADERS, RST_STREAM]).await;
+            assert_eq!((head.kind, head.status()), (HEADERS, 200));
+            answered.push(head.stream);
+        }
+        answered.sort_unstable();
+        assert_eq!(answered, [1, 3, 5]);
+    };
+    tokio::select! { never = serve => never, () = ask => {} }
 }
 
 #[tokio::test]
@@ -366,15 +395,8 @@ async fn small_frames_to_a_slow_client_kill_no_connection() {
         // The whole first window is used up before more is granted, then in small steps.
         stalled = stalled && got < 65_535;
         if !stalled && frame.kind == DATA {
-            client
-                .send(
-                    [
-                        window(0, frame.payload.len() as u32 + 1),
-                        window(1, frame.payload.len() as u32 + 1),
-                    ]
-                    .concat(),
-                )
-                .await;
+            let by = frame.payload.len() as u32 + 1;
+            client.send([window(0, by), window(1, by)].concat()).await;
         }
     }
     assert_eq!(got, 20_000 * 64);
@@ -430,7 +452,7 @@ async fn an_upload_that_the_client_resets_is_a_break_at_the_origin() {
             drop(client);
             upstream.ended().await;
         } else {
-            client.send(frame(RST_STREAM, 0, 1, 8_u32.to_be_bytes())).await;
+            client.send(reset(1, CANCEL)).await;
             upstream.ended().await;
         }
     }
