@@ -13,14 +13,18 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, spawn_blocking},
+};
 
 use crate::metrics::{Counter, Gauge, registry};
 
@@ -32,29 +36,39 @@ pub struct Space {
     used: AtomicU64,
     refused: Counter,
     occupied: Gauge,
-    /// Said once that there is no room, until there is again.
-    warned: AtomicBool,
+    since: Instant,
+    /// Seconds after `since` before which nothing more is said of refusals.
+    quiet_until: AtomicU64,
 }
 
 /// One file: appended to, and read from anywhere.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    share: Share,
-    file: Option<Arc<File>>,
+    held: Arc<Held>,
     waiting: Vec<Bytes>,
+    /// Small pieces behind those, joined: many must not cost more than their bytes.
+    joined: BytesMut,
     waiting_bytes: usize,
     /// Bytes appended, written or waiting.
     length: u64,
-    writing: Option<JoinHandle<io::Result<Arc<File>>>>,
+    writing: Option<JoinHandle<io::Result<()>>>,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     failed: bool,
 }
 
-/// What one spool has taken of the space; given back when dropped.
+/// A file, and what it has taken of the space; given back with its last user, jobs included.
 #[derive(Debug)]
-struct Share {
+struct Held {
     space: Arc<Space>,
-    bytes: u64,
+    file: OnceLock<File>,
+    taken: AtomicU64,
+}
+
+/// A file on its way out.
+struct Closing {
+    space: Arc<Space>,
+    file: Option<File>,
+    taken: u64,
 }
 
 /// Written in strides of at least so many bytes.
@@ -65,6 +79,10 @@ const MOST_WAITING: usize = 1024 * 1024;
 const READ: u64 = 256 * 1024;
 /// Space is taken in steps of so many bytes.
 const STEP: u64 = 1 << 20;
+/// Pieces below this are joined.
+const JOINED: usize = 8 * 1024;
+/// Seconds between two warnings that there is no room.
+const QUIET: u64 = 60;
 /// Pieces per write call.
 const SLICES: usize = 64;
 
@@ -77,7 +95,8 @@ impl Space {
             used: AtomicU64::new(0),
             refused: registry().counter("towpath_spool_refused_total", &[]),
             occupied: registry().gauge("towpath_spool_bytes", &[]),
-            warned: AtomicBool::new(false),
+            since: Instant::now(),
+            quiet_until: AtomicU64::new(0),
         }
     }
 
@@ -92,10 +111,12 @@ impl Space {
         taken
     }
 
-    /// Counts a transfer that goes on without a copy, and says so the first time.
+    /// Counts a transfer that goes on without a copy, and says so now and then.
     fn refuse(&self, why: &str) {
         self.refused.inc();
-        if !self.warned.swap(true, Relaxed) {
+        let now = self.since.elapsed().as_secs();
+        let said = |until: u64| (until <= now).then_some(now + QUIET);
+        if self.quiet_until.fetch_update(Relaxed, Relaxed, said).is_ok() {
             tracing::warn!(
                 folder = %self.folder.display(),
                 "no room to keep a request body for another try: {why}; transfers go on without one"
@@ -104,11 +125,34 @@ impl Space {
     }
 }
 
-impl Drop for Share {
+impl Held {
+    fn file(&self) -> io::Result<&File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        // One job at a time: nobody else can have made it meanwhile.
+        let file = create(&self.space.folder)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.space.used.fetch_sub(self.bytes, Relaxed);
-        self.space.occupied.add(-self.bytes.cast_signed());
-        self.space.warned.store(false, Relaxed);
+        let taken = std::mem::take(self.taken.get_mut());
+        let closing = Closing { space: self.space.clone(), file: self.file.take(), taken };
+        // To give gigabytes back takes the kernel a while, and this may be a worker's thread.
+        match Handle::try_current() {
+            Ok(runtime) if closing.file.is_some() => drop(runtime.spawn_blocking(|| drop(closing))),
+            _ => drop(closing),
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.file = None;
+        self.space.used.fetch_sub(self.taken, Relaxed);
+        self.space.occupied.add(-self.taken.cast_signed());
     }
 }
 
@@ -116,9 +160,9 @@ impl Spool {
     /// An empty one; its file is made with the first write.
     pub(crate) fn new(space: Arc<Space>) -> Self {
         Self {
-            share: Share { space, bytes: 0 },
-            file: None,
+            held: Arc::new(Held { space, file: OnceLock::new(), taken: AtomicU64::new(0) }),
             waiting: Vec::new(),
+            joined: BytesMut::new(),
             waiting_bytes: 0,
             length: 0,
             writing: None,
@@ -135,16 +179,22 @@ impl Spool {
     /// Appends. False when there is no room, or the disk failed: nothing can be read any more then.
     pub(crate) fn push(&mut self, bytes: Bytes) -> bool {
         let length = self.length + bytes.len() as u64;
-        if length > self.share.bytes {
-            let more = (length - self.share.bytes).next_multiple_of(STEP);
-            if !self.share.space.take(more) {
+        let taken = self.held.taken.load(Relaxed);
+        if length > taken {
+            let more = (length - taken).next_multiple_of(STEP);
+            if !self.held.space.take(more) {
                 return false;
             }
-            self.share.bytes += more;
+            self.held.taken.fetch_add(more, Relaxed);
         }
         self.length = length;
         self.waiting_bytes += bytes.len();
-        self.waiting.push(bytes);
+        if bytes.len() < JOINED {
+            self.joined.extend_from_slice(&bytes);
+        } else {
+            self.flush_joined();
+            self.waiting.push(bytes);
+        }
         if self.waiting_bytes >= STRIDE {
             self.write(&mut Context::from_waker(Waker::noop()));
         }
@@ -164,53 +214,54 @@ impl Spool {
         }
     }
 
+    fn flush_joined(&mut self) {
+        if !self.joined.is_empty() {
+            self.waiting.push(self.joined.split().freeze());
+        }
+    }
+
     /// Starts to write what waits, unless a write is under way.
     fn write(&mut self, cx: &mut Context<'_>) {
         if let Some(job) = &mut self.writing {
             let Poll::Ready(done) = Pin::new(job).poll(cx) else { return };
-            self.writing = None;
-            match flat(done) {
-                Ok(file) => self.file = Some(file),
-                Err(error) => self.fail(&error),
-            }
+            self.wrote(flat(done));
         }
-        if self.failed {
-            self.waiting.clear();
-            self.waiting_bytes = 0;
-        }
-        if self.waiting.is_empty() {
-            return;
-        }
+        self.flush_joined();
         let pieces = std::mem::take(&mut self.waiting);
         self.waiting_bytes = 0;
-        let (file, space) = (self.file.clone(), self.share.space.clone());
-        let mut job = spawn_blocking(move || {
-            let file = match file {
-                Some(file) => file,
-                None => Arc::new(create(&space.folder)?),
-            };
-            write_all(&file, &pieces)?;
-            Ok(file)
-        });
+        if self.failed || pieces.is_empty() {
+            return;
+        }
+        let held = self.held.clone();
+        let job = self.writing.insert(spawn_blocking(move || write_all(held.file()?, &pieces)));
         // Whoever waits for room is woken by this one.
-        if let Poll::Ready(done) = Pin::new(&mut job).poll(cx) {
-            match flat(done) {
-                Ok(file) => self.file = Some(file),
-                Err(error) => self.fail(&error),
-            }
-        } else {
-            self.writing = Some(job);
+        if let Poll::Ready(done) = Pin::new(job).poll(cx) {
+            self.wrote(flat(done));
         }
     }
 
-    fn fail(&mut self, error: &io::Error) {
-        self.failed = true;
-        self.share.space.refuse(&error.to_string());
+    fn wrote(&mut self, done: io::Result<()>) {
+        self.writing = None;
+        if let Err(error) = done {
+            self.failed = true;
+            self.held.space.refuse(&error.to_string());
+        }
     }
 
     /// Whether a write has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// Ready once all that was appended is written, or cannot be.
+    pub(crate) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.writing.is_some() || self.waiting_bytes > 0 {
+            self.write(cx);
+            if self.writing.is_some() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Some bytes from `at` on, which lies before the end.
@@ -224,19 +275,15 @@ impl Spool {
                 self.reading = None;
                 return Poll::Ready(flat(done));
             }
-            while self.writing.is_some() || !self.waiting.is_empty() {
-                self.write(cx);
-                if self.writing.is_some() {
-                    return Poll::Pending;
-                }
-            }
-            let Some(file) = self.file.clone().filter(|_| !self.failed) else {
+            ready!(self.poll_settled(cx));
+            if self.failed {
                 return Poll::Ready(Err(io::Error::other("the spool could not be written")));
-            };
+            }
+            let held = self.held.clone();
             let most = (self.length - at).min(READ) as usize;
             self.reading = Some(spawn_blocking(move || {
                 let mut bytes = BytesMut::zeroed(most);
-                file.read_exact_at(&mut bytes, at)?;
+                held.file()?.read_exact_at(&mut bytes, at)?;
                 Ok(bytes.freeze())
             }));
         }
@@ -264,10 +311,11 @@ fn write_all(mut file: &File, pieces: &[Bytes]) -> io::Result<()> {
         let mut slices: Vec<_> = some.iter().map(|piece| IoSlice::new(piece)).collect();
         let mut left = &mut slices[..];
         while !left.is_empty() {
-            let written = file.write_vectored(left)?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            let written = match file.write_vectored(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                written => written?,
+            };
             IoSlice::advance_slices(&mut left, written);
         }
     }
@@ -279,6 +327,17 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    /// Waits for files to be closed, by another thread.
+    async fn given_back(space: &Space) {
+        for _ in 0..10_000 {
+            if space.used.load(Relaxed) == 0 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        panic!("{} bytes are not given back", space.used.load(Relaxed));
+    }
 
     async fn read(spool: &mut Spool, from: u64) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
@@ -312,7 +371,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no name in the folder");
         assert!(space.used.load(Relaxed) >= all.len() as u64);
         drop(spool);
-        assert_eq!(space.used.load(Relaxed), 0, "the space is given back");
+        given_back(&space).await;
     }
 
     #[tokio::test]
@@ -325,6 +384,7 @@ mod tests {
         assert!(!second.push(vec![0; 1].into()), "the first has it all");
         assert_eq!(read(&mut first, 0).await.unwrap().len(), 1000);
         drop(first);
+        given_back(&space).await;
         assert!(second.push(vec![0; 1].into()));
 
         let nowhere = Arc::new(Space::new(folder.path().join("none"), STEP));

@@ -271,10 +271,12 @@ pub struct RetryPolicy {
     /// Largest request body kept for replay, in bytes. Default 64 KiB.
     pub replay_limit_bytes: u64,
     /// What may be kept beyond it on the proxy's disk, in bytes per request. Default 0: nothing.
+    #[serde(default)]
     pub replay_disk_limit_bytes: u64,
     /// Retry methods that are not idempotent (RFC 9110 §9.2.2) when the request has an `Idempotency-Key`.
     pub with_idempotency_key: bool,
     /// Give such a request an `Idempotency-Key` when it has none, the same for all its tries.
+    #[serde(default)]
     pub mint_idempotency_key: bool,
     /// A `GET` whose response breaks midway goes on with another endpoint, where a strong entity tag
     /// proves that the rest is the same. Never true without attempts, of which each such try takes one.

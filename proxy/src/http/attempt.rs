@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::header;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryCondition;
 
 mod resumed;
@@ -53,6 +53,9 @@ enum Tried1 {
 /// So often a try connects over HTTP/2 to find a stream that others did not take first.
 const CONNECT_ROUNDS: u8 = 4;
 
+/// Time for a disk to write the last of a body before it is sent again.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
+
 /// A connection for a try.
 type Ready = Result<Upstream, ConnectError>;
 
@@ -92,6 +95,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Tried1::Failed { reason, reply } => (reason, Some(reply), None),
             };
             fresh = false;
+            self.settle_replay().await;
             let facts = Facts {
                 reason,
                 tries: self.record.attempts,
@@ -122,7 +126,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.ticket = None;
             tried.add(&endpoint);
             self.replay.rewind();
+            self.limits.half_closed = None;
+            self.half_closed = false;
             self.pause(wait).await?;
+        }
+    }
+
+    /// Waits until it is known whether the request body could be kept. A disk that does not
+    /// say so in time is one that failed.
+    async fn settle_replay(&mut self) {
+        if self.replay.is_spooled()
+            && timeout(SETTLE_TIME, poll_fn(|cx| self.replay.poll_settled(cx))).await.is_err()
+        {
+            self.replay.give_up();
         }
     }
 
@@ -338,7 +354,8 @@ impl<D: Downstream> Exchange<'_, D> {
         endpoint: &EndpointState,
     ) -> Result<Tried1, Stop> {
         let repeatable = self.replay.is_complete() && self.is_idempotent();
-        if up.was_stale() && repeatable {
+        // Large bodies take their time: what ends then was no connection closed long before.
+        if up.was_stale() && repeatable && !self.replay.is_spooled() {
             return Ok(Tried1::Stale);
         }
         let (reason, reply) = match broken {

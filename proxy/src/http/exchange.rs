@@ -48,7 +48,7 @@ pub(super) struct Exchange<'a, D> {
     pub(super) grpc: bool,
     /// The answer is whole.
     pub(super) answered: bool,
-    half_closed: bool,
+    pub(super) half_closed: bool,
     pub(super) response_length: Length,
     /// What goes on with the response if it breaks midway; `None` when nothing may.
     pub(super) resume: Option<Resume>,
@@ -170,7 +170,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if forward.retry.resume_downloads {
             self.resume = Resume::of(&self.head, &answer);
         }
-        if mirrors.is_empty() && self.resume.is_none() {
+        if (mirrors.is_empty() && self.resume.is_none()) || switched || self.replay.is_spooled() {
             self.replay.give_up();
         }
         self.finish_head(route, backend, answer)?;
@@ -218,9 +218,12 @@ impl<D: Downstream> Exchange<'_, D> {
             head.headers.append(header::VIA, via.clone());
         }
         let mints = forward.retry.mint_idempotency_key && !head.method.is_idempotent();
-        if mints && let Entry::Vacant(place) = head.headers.entry(IDEMPOTENCY_KEY) {
+        if mints
+            && let Entry::Vacant(place) = head.headers.entry(IDEMPOTENCY_KEY)
+            && let Some(key) = mint_key()
+        {
             // The same for all tries, so that a receiver can tell that it has seen the request.
-            place.insert(mint_key());
+            place.insert(key);
         }
         if let Some(host) = backend.host.as_ref().or(forward.host.as_ref()) {
             if keeps_claims(self.client.listener.options.forwarded)
@@ -455,10 +458,11 @@ impl<D: Downstream> Exchange<'_, D> {
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// 128 random bits, as a structured field's string.
-fn mint_key() -> HeaderValue {
-    let key = fastrand::u128(..);
-    let text = format!("\"{key:032x}\"");
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("\"\""))
+fn mint_key() -> Option<HeaderValue> {
+    // From the system, since two requests anywhere with one key would be taken for one.
+    let mut key = [0; 16];
+    rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).ok()?;
+    HeaderValue::try_from(format!("\"{:032x}\"", u128::from_ne_bytes(key))).ok()
 }
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

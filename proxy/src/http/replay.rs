@@ -9,10 +9,12 @@ use std::{
     io,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::message::Piece;
 use crate::spool::{Space, Spool};
@@ -33,6 +35,8 @@ pub(super) struct Replay {
     next: usize,
     next_spooled: u64,
     end_handed_out: bool,
+    /// Since when the disk has taken nothing.
+    waits_since: Option<Instant>,
 }
 
 /// How much is kept.
@@ -48,6 +52,8 @@ pub(super) struct Terms {
 
 /// What keeping a piece costs beside its bytes: many small ones count too.
 const PIECE_BYTES: u64 = 64;
+/// A disk that takes nothing for so long is given up; looked at whenever anything moves.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Replay {
     pub(super) fn new(terms: Terms) -> Self {
@@ -61,6 +67,7 @@ impl Replay {
             next: 0,
             next_spooled: 0,
             end_handed_out: false,
+            waits_since: None,
         }
     }
 
@@ -73,6 +80,19 @@ impl Replay {
     pub(super) fn length(&self) -> u64 {
         let pieces = self.kept.len() as u64 * PIECE_BYTES;
         self.bytes.saturating_sub(pieces) + self.spool.as_ref().map_or(0, Spool::len)
+    }
+
+    /// Whether some of it is on disk.
+    pub(super) fn is_spooled(&self) -> bool {
+        self.spool.is_some()
+    }
+
+    /// Ready once it is known whether all could be kept.
+    pub(super) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.spool {
+            Some(spool) if self.complete => spool.poll_settled(cx),
+            _ => Poll::Ready(()),
+        }
     }
 
     /// Whether the client has sent anything yet.
@@ -118,10 +138,20 @@ impl Replay {
 
     /// Ready when another piece may be [noted](Self::note): a slow disk slows the client.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.spool {
+        let room = match &mut self.spool {
             Some(spool) if self.complete => spool.poll_room(cx),
             _ => Poll::Ready(()),
+        };
+        if room.is_ready() {
+            self.waits_since = None;
+            return room;
         }
+        if self.waits_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+            return Poll::Pending;
+        }
+        // The transfer itself must not end with the disk.
+        self.give_up();
+        Poll::Ready(())
     }
 
     /// Notes what came from the client and goes to the current try right away.
@@ -174,6 +204,7 @@ impl Replay {
     /// current try has not seen yet is still handed out to it.
     pub(super) fn give_up(&mut self) {
         self.complete = false;
+        self.terms = Terms::default();
         self.kept.drain(..self.next);
         self.next = 0;
         self.drop_spent();

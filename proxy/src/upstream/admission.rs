@@ -93,10 +93,17 @@ impl ServiceState {
         let live = &self.live;
         let before = live.retries.fetch_add(1, Relaxed);
         let bytes_before = live.retry_bytes.fetch_add(bytes, Relaxed);
-        let guard = RetryGuard { service: live.clone(), bytes };
-        let within_share = u64::from(before) < share(u64::from(live.requests.load(Relaxed)))
-            && bytes_before.saturating_add(bytes) <= share(live.bytes_in_flight.load(Relaxed));
-        if before < budget.min_concurrent || within_share {
+        let mut guard = RetryGuard { service: live.clone(), bytes };
+        if before < budget.min_concurrent {
+            // The few do not use up the share of the many.
+            live.retry_bytes.fetch_sub(std::mem::take(&mut guard.bytes), Relaxed);
+            return Some(guard);
+        }
+        let fits =
+            |before: u64| before.saturating_add(bytes) <= share(live.bytes_in_flight.load(Relaxed));
+        if u64::from(before) < share(u64::from(live.requests.load(Relaxed)))
+            && (bytes == 0 || fits(bytes_before))
+        {
             return Some(guard);
         }
         live.metrics.budget_exhausted.inc();

@@ -12,7 +12,7 @@ fn memory(bytes: u64) -> Terms {
 
 /// Keeping everything in memory, everything on disk, and the first two pieces in memory.
 fn places(folder: &tempfile::TempDir) -> [Terms; 3] {
-    let space = Arc::new(Space::new(folder.path().into(), 1 << 20));
+    let space = Arc::new(Space::new(folder.path().into(), 1 << 30));
     let disk = |memory| Terms { memory, disk: 1000, space: Some(space.clone()) };
     [memory(1000), disk(0), disk(2 * (PIECE_BYTES + 1))]
 }
