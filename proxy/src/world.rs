@@ -276,6 +276,10 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.drain();
+        // They and what they keep alive know each other, so they do not go by themselves.
+        for service in self.services.values() {
+            upstream::retire(service);
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
+use super::frame;
+
 /// Payloads below this many bytes are copied behind their frame's head.
 const COPIED: usize = 2 * 1024;
 /// Pieces of one write.
@@ -23,6 +25,15 @@ pub(super) struct Out {
     pub(super) tail: BytesMut,
     unflushed: bool,
     broken: bool,
+    open: Option<OpenFrame>,
+}
+
+/// A DATA frame in the tail to which more may be added while nothing follows it.
+#[derive(Clone, Copy, Debug)]
+struct OpenFrame {
+    stream: u32,
+    start: usize,
+    length: usize,
 }
 
 impl Out {
@@ -31,16 +42,43 @@ impl Out {
         self.in_pieces + self.tail.len()
     }
 
-    /// Appends a payload behind its frame's head, which is in the tail.
-    pub(super) fn payload(&mut self, bytes: Bytes) {
-        if bytes.len() < COPIED {
-            self.tail.extend_from_slice(&bytes);
+    /// Appends a DATA frame, or adds to the last one where that is of the same stream and still
+    /// here: many small pieces are to be few frames, since some peers take many for an attack.
+    pub(super) fn data(&mut self, stream: u32, bytes: Bytes, last: bool, most: usize) {
+        if self.extend(stream, &bytes, last, most) {
             return;
         }
+        let start = self.tail.len();
+        let flags = if last { frame::END_STREAM } else { 0 };
+        frame::put_head(&mut self.tail, bytes.len(), frame::DATA, flags, stream);
+        if bytes.len() < COPIED {
+            self.tail.extend_from_slice(&bytes);
+            self.open = Some(OpenFrame { stream, start, length: bytes.len() });
+            return;
+        }
+        self.open = None;
         let head = self.tail.split().freeze();
         self.in_pieces += head.len() + bytes.len();
         self.pieces.push_back(head);
         self.pieces.push_back(bytes);
+    }
+
+    fn extend(&mut self, stream: u32, bytes: &[u8], last: bool, most: usize) -> bool {
+        let Some(open) = &mut self.open else { return false };
+        let end = open.start + frame::HEAD + open.length;
+        let length = open.length + bytes.len();
+        if open.stream != stream || end != self.tail.len() || bytes.len() >= COPIED || length > most
+        {
+            return false;
+        }
+        open.length = length;
+        let start = open.start;
+        self.tail.extend_from_slice(bytes);
+        self.tail[start..start + 3].copy_from_slice(&(length as u32).to_be_bytes()[1..]);
+        if last {
+            self.tail[start + 4] |= frame::END_STREAM;
+        }
+        true
     }
 
     /// The socket takes nothing more: what waits, and what comes, is thrown away.
@@ -65,6 +103,7 @@ impl Out {
         if self.broken {
             self.give_up();
         }
+        self.open = None;
         while self.len() > 0 {
             self.unflushed = true;
             let written = if self.pieces.is_empty() {

@@ -341,9 +341,9 @@ impl Core {
             if end_stream {
                 return self.misused(key, ErrorCode::PROTOCOL_ERROR, "an interim response ends");
             }
+            // They are no more than hints: what nobody has read yet may be forgotten.
             if stream.interims.len() >= MOST_INTERIMS {
-                let why = "too many interim responses";
-                return self.misused(key, ErrorCode::ENHANCE_YOUR_CALM, why);
+                return self.charge();
             }
             stream.interims.push_back(response);
             stream.wake();

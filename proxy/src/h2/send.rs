@@ -107,9 +107,7 @@ impl Core {
             }
             let last =
                 stream.pending.is_empty() && stream.pending_end.take_if(|t| t.is_none()).is_some();
-            let flags = if last { frame::END_STREAM } else { 0 };
-            frame::put_head(&mut self.out.tail, length, frame::DATA, flags, stream.id);
-            self.out.payload(part);
+            self.out.data(stream.id, part, last, self.peer.frame);
             stream.window -= length as i64;
             self.send_window -= length as i64;
             stream.local_closed |= last;
@@ -121,9 +119,7 @@ impl Core {
             Some(trailers) => {
                 stream.local_closed = true;
                 match trailers.filter(|t| !t.is_empty()) {
-                    None => {
-                        frame::put_head(&mut self.out.tail, 0, frame::DATA, frame::END_STREAM, id);
-                    }
+                    None => self.out.data(id, Bytes::new(), true, self.peer.frame),
                     Some(trailers) => {
                         self.send_block(id, true, |out| head::fields(out, &trailers));
                     }

@@ -339,6 +339,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let bodiless = self.head.method == Method::HEAD
             || head.length.is_empty()
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        self.down.forgo_body();
         let mut sent = self.down.respond(head);
         if sent.is_ok() {
             self.record.response_bytes = if bodiless { 0 } else { body.len() as u64 };

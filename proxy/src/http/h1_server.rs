@@ -161,7 +161,7 @@ async fn one<I: ClientIo>(
     if !whole {
         return false;
     }
-    if keep && conn.reader.is_done() {
+    if keep && drain_body(conn).await {
         return true;
     }
     linger(conn).await;
@@ -179,6 +179,23 @@ async fn refuse<I: ClientIo>(conn: &mut Conn<I>, client: &Client, reply: Reply) 
     let _ = conn.writer.data(body);
     linger(conn).await;
     false
+}
+
+/// Reads on to the end of a body that its answer overtook, if that is near. The answer said
+/// nothing of closing, so that another request may be on its way.
+async fn drain_body<I: ClientIo>(conn: &mut Conn<I>) -> bool {
+    let mut read = 0;
+    let drained = poll_fn(|cx| {
+        while !conn.reader.is_done() && read < LINGER_BYTES {
+            match ready!(conn.poll_body(cx)) {
+                Ok(Piece::Data { bytes, .. }) => read += bytes.len(),
+                Ok(Piece::End(_)) => break,
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(conn.reader.is_done())
+    });
+    timeout(LINGER, drained).await.unwrap_or(false)
 }
 
 /// Ends our side, and reads on for a while so that the client can read what was sent.
@@ -221,6 +238,10 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
     }
 
     fn credit(&mut self, _bytes: usize) {}
+
+    fn forgo_body(&mut self) {
+        self.keep &= self.conn.reader.is_done();
+    }
 
     fn inform(&mut self, interim: Interim) {
         if self.http10 || self.responded {

@@ -23,6 +23,8 @@ pub(super) trait Downstream: Send {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>>;
     /// So many body bytes were passed on; the client may send as many more.
     fn credit(&mut self, bytes: usize);
+    /// Nobody takes what is left of the request body.
+    fn forgo_body(&mut self) {}
     /// Sends an interim response, where the client's version knows them.
     fn inform(&mut self, interim: Interim);
     /// Sends the head of the final response.

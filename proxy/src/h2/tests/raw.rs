@@ -321,3 +321,29 @@ async fn what_a_peer_makes_us_do_for_nothing_is_bounded() {
         taking.abort();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn small_pieces_are_few_frames_and_more_interims_than_are_kept_are_forgotten() {
+    let (mut raw, client, _driving) = client(&[]).await;
+    let mut stream = open(&client, false);
+    for n in 0..200_u8 {
+        stream.send(Bytes::from(vec![n; 64]), false).unwrap();
+    }
+    stream.end(None).unwrap();
+    let data = raw.next_of(frame::DATA).await;
+    let expected: Vec<u8> = (0..200_u8).flat_map(|n| [n; 64]).collect();
+    assert!(data.payload == expected && data.flags == frame::END_STREAM, "{}", data.payload.len());
+    for _ in 0..31 {
+        // `:status: 103`
+        raw.send(frame::HEADERS, frame::END_HEADERS, 1, &[0x08, 3, b'1', b'0', b'3']).await;
+    }
+    raw.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, OK).await;
+    // All of it has come once this is answered.
+    raw.send(frame::PING, 0, 0, &[0; 8]).await;
+    raw.next_of(frame::PING).await;
+    let mut interims = 0;
+    while poll_fn(|cx| stream.poll_head(cx)).await.unwrap().status != StatusCode::OK {
+        interims += 1;
+    }
+    assert_eq!(interims, 8);
+}
