@@ -3,6 +3,7 @@
 //!
 //! Everything started here ends when its value is dropped.
 
+pub mod faults;
 pub mod frames;
 mod git;
 mod origin;

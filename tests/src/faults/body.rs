@@ -1,0 +1,89 @@
+//! Bodies that say at every byte whose they are: pieces of one random block, begun elsewhere for
+//! each request and each answer, so that a byte lost, repeated or swapped shows at once.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+/// Odd, so that no power of two is a period.
+const BLOCK: usize = (1 << 20) - 3;
+
+/// What a body is, byte for byte.
+#[derive(Debug)]
+pub(super) struct Source {
+    at: usize,
+}
+
+/// Compares what arrives with what should.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    source: Source,
+    pub(super) received: u64,
+    /// Where it first differs.
+    pub(super) wrong: Option<u64>,
+}
+
+impl Source {
+    /// The body of a request, or of the answer to one of its tries.
+    pub(super) fn new(seed: u64, request: usize, attempt: Option<usize>) -> Self {
+        let salt = attempt.map_or(0, |attempt| attempt as u64 + 1);
+        let mut dice = fastrand::Rng::with_seed(seed ^ (request as u64) << 32 ^ salt << 48);
+        Self { at: dice.usize(..BLOCK) }
+    }
+
+    /// The next bytes: `most`, or fewer where the block ends.
+    pub(super) fn next(&mut self, most: u64) -> Bytes {
+        let end = BLOCK.min(self.at.saturating_add(usize::try_from(most).unwrap_or(usize::MAX)));
+        let bytes = block().slice(self.at..end);
+        self.at = end % BLOCK;
+        bytes
+    }
+}
+
+impl Verifier {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source, received: 0, wrong: None }
+    }
+
+    pub(super) fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let expected = self.source.next(bytes.len() as u64);
+            let (now, rest) = bytes.split_at(expected.len());
+            if now != expected && self.wrong.is_none() {
+                let same = now.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+                self.wrong = Some(self.received + same as u64);
+            }
+            self.received += now.len() as u64;
+            bytes = rest;
+        }
+    }
+}
+
+fn block() -> &'static Bytes {
+    static BYTES: OnceLock<Bytes> = OnceLock::new();
+    BYTES.get_or_init(|| {
+        let mut bytes = vec![0; BLOCK];
+        fastrand::Rng::with_seed(1).fill(&mut bytes);
+        bytes.into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_piece_is_noticed_and_a_prefix_is_none() {
+        let mut source = Source::new(7, 3, None);
+        let mut verifier = Verifier::new(Source::new(7, 3, None));
+        for _ in 0..3 {
+            verifier.take(&source.next(900_000));
+        }
+        assert_eq!(verifier.wrong, None);
+        let piece = source.next(100);
+        let received = verifier.received;
+        verifier.take(&piece);
+        verifier.take(&piece);
+        assert!(verifier.wrong.is_some_and(|at| (100..110).contains(&(at - received))));
+    }
+}

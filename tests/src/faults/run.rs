@@ -1,0 +1,260 @@
+//! One run from plan to verdict, and many of them.
+
+use std::{
+    fs,
+    io::{IsTerminal, Write as _},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    Limits,
+    answer::Outcome,
+    check::{self, Counted},
+    client::Client,
+    mesh::Mesh,
+    origin::Origin,
+    plan::{Event, EventKind, Plan},
+    scene::Scene,
+};
+
+/// A run that broke a promise.
+#[derive(Debug)]
+pub struct Failure {
+    /// Replays it.
+    pub seed: u64,
+    /// What is wrong, the plan and the story.
+    pub report: String,
+}
+
+/// What a campaign does.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// Seed of the first run; each further one has the next.
+    pub seed: u64,
+    /// How many.
+    pub runs: u64,
+    /// What is drawn from.
+    pub limits: Limits,
+    /// The story of every run is printed, not only of those that fail.
+    pub verbose: bool,
+}
+
+/// No run takes so long: that something hangs is told by this, and by nothing else.
+const MOST: Duration = Duration::from_secs(30);
+/// Nor does what is left after it.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+impl Campaign {
+    /// Makes the runs, one after the other; every failure is printed as it happens.
+    ///
+    /// # Panics
+    /// When this machine has no runtime to offer.
+    pub fn run(&self) -> Vec<Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be built");
+        let progress = std::io::stderr().is_terminal() && !self.verbose;
+        let mut failures = Vec::new();
+        // What a process opens once and keeps is no leak of the first run.
+        let calm = Limits { max_size: 1, ..self.limits.clone() };
+        let first = runtime.block_on(staged(Scene::new(Plan::draw(0, &calm))));
+        assert!(first.is_ok(), "nothing can be started here: {first:?}");
+        let begun = Instant::now();
+        for index in 0..self.runs {
+            let seed = self.seed.wrapping_add(index);
+            let plan = Plan::draw(seed, &self.limits);
+            let (scene, wrong) = runtime.block_on(one(plan));
+            if self.verbose {
+                println!("{}{}", scene.plan, scene.story());
+            }
+            if !wrong.is_empty() {
+                let report = report(&scene, &wrong);
+                eprintln!("{report}");
+                failures.push(Failure { seed, report });
+            }
+            if progress {
+                let rate = (index + 1) as f64 / begun.elapsed().as_secs_f64();
+                let _ = write!(
+                    std::io::stderr(),
+                    "\r{}/{} runs, {} failed, {rate:.0}/s ",
+                    index + 1,
+                    self.runs,
+                    failures.len()
+                );
+            }
+        }
+        if progress {
+            eprintln!();
+        }
+        failures
+    }
+}
+
+fn report(scene: &Scene, wrong: &[String]) -> String {
+    let mut report = format!("FAILED {}", scene.plan);
+    for what in wrong {
+        report.push_str(&format!("  WRONG {what}\n"));
+    }
+    report.push_str(&scene.story());
+    report
+}
+
+/// Makes a run; what is wrong with it.
+async fn one(plan: Plan) -> (Arc<Scene>, Vec<String>) {
+    let scene = Scene::new(plan);
+    let before = Left::now();
+    let mut wrong = match timeout(MOST, staged(scene.clone())).await {
+        Ok(Ok(wrong)) => wrong,
+        Ok(Err(error)) => vec![format!("could not be made: {error:#}")],
+        Err(_) => vec![format!("hung for {MOST:?}")],
+    };
+    if let Err(after) = settled(|| Some(Left::now()).filter(|now| !now.is_within(&before))).await {
+        wrong.push(format!("left behind: {after:?}, before: {before:?}"));
+    }
+    (scene, wrong)
+}
+
+async fn staged(scene: Arc<Scene>) -> anyhow::Result<Vec<String>> {
+    let plan = &scene.plan;
+    let mut origins = Vec::new();
+    for endpoint in 0..plan.endpoints + plan.spares {
+        origins.push(Origin::start(scene.clone(), endpoint).await?);
+    }
+    let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
+    let (first, spare) = addresses.split_at(plan.endpoints);
+    let mesh = Mesh::start(plan, first).await?;
+    let client = Client::new(mesh.address, scene.clone());
+    let mut outcomes: Vec<Vec<Outcome>> = plan.lanes.iter().map(|_| Vec::new()).collect();
+    let lanes =
+        join_all(plan.lanes.iter().zip(&mut outcomes).map(|(lane, seen)| client.lane(lane, seen)));
+    let event = async {
+        if let Some(event) = plan.event {
+            happen(&scene, event, &mesh, &origins, spare).await?;
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    tokio::select! {
+        _ = lanes => {}
+        failed = event => failed?,
+    }
+    drop(client);
+    scene.tell("all clients are done");
+    let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect();
+    let mut wrong = settle(&mesh).await;
+    drain(&mesh, &mut wrong).await;
+    let metrics = crate::get(mesh.inner().admin_addr(), "/metrics", "localhost").await;
+    if let Some(sidecar) = &mesh.sidecar {
+        // Brings the gauges of this one up to date too.
+        crate::get(sidecar.admin_addr(), "/metrics", "localhost").await;
+    }
+    let text = metrics.map(|(_, text)| text).unwrap_or_default();
+    let names: Vec<_> = addresses.iter().map(|address| Mesh::endpoint(*address)).collect();
+    let inner = mesh.service("sidecar");
+    let outer = mesh.service(if plan.sidecar.is_some() { "gateway" } else { "sidecar" });
+    let counted = Counted { text: &text, outer: &outer, inner: &inner, endpoints: &names };
+    // What a reload takes out of the configuration, it takes out of the counters.
+    let reloaded = matches!(plan.event, Some(Event { kind: EventKind::OtherService, .. }));
+    let counted = Some(&counted).filter(|_| !reloaded);
+    wrong.extend(check::check(plan, &scene.attempts(), &outcomes, counted));
+    mesh.forget();
+    shut_down(mesh, &origins, &mut wrong).await;
+    Ok(wrong)
+}
+
+/// Waits for its time, then does what the plan says.
+async fn happen(
+    scene: &Scene,
+    event: Event,
+    mesh: &Mesh,
+    origins: &[Origin],
+    spare: &[std::net::SocketAddr],
+) -> anyhow::Result<()> {
+    scene.passed(event.after_bytes).await;
+    scene.tell(format_args!("{:?}", event.kind));
+    match event.kind {
+        EventKind::Kill(endpoint) => origins[endpoint].kill(),
+        EventKind::OtherEndpoints | EventKind::OtherService => mesh.reload(event.kind, spare)?,
+        EventKind::Drain => mesh.gateway.drain(),
+    }
+    Ok(())
+}
+
+/// Waits until nothing is in flight any more.
+async fn settle(mesh: &Mesh) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (proxy, _) in mesh.proxies() {
+        let busy = || Some(proxy.leftovers()).filter(|l| l.requests > 0 || l.bytes_in_flight > 0);
+        if let Err(left) = settled(busy).await {
+            wrong.push(format!("still in flight: {left:?}"));
+        }
+    }
+    wrong
+}
+
+/// Has the proxies finish, after which all is counted.
+async fn drain(mesh: &Mesh, wrong: &mut Vec<String>) {
+    for (proxy, address) in mesh.proxies() {
+        proxy.drain();
+        // Until its socket is closed, it may yet take what the kernel holds for it.
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(LOOK).await;
+        }
+        if let Some(left) = proxy.drained().await {
+            wrong.push(format!("not drained: {left:?}"));
+        }
+    }
+}
+
+/// Ends the proxies, and sees their connections go.
+async fn shut_down(mesh: Mesh, origins: &[Origin], wrong: &mut Vec<String>) {
+    for proxy in [Some(mesh.gateway), mesh.sidecar].into_iter().flatten() {
+        // Without services: a proxy that is shut down with some keeps their idle connections.
+        if let Err(rejected) = proxy.apply(Arc::default()) {
+            wrong.push(format!("cannot be emptied: {rejected:?}"));
+        }
+        proxy.shutdown();
+    }
+    let standing = || Some(origins.iter().map(Origin::open).sum::<usize>()).filter(|n| *n > 0);
+    if let Err(count) = settled(standing).await {
+        wrong.push(format!("{count} connections to endpoints stand"));
+    }
+}
+
+/// What a run must not leave more of.
+#[derive(Debug)]
+struct Left {
+    descriptors: usize,
+    tasks: usize,
+}
+
+impl Left {
+    fn now() -> Self {
+        Self {
+            descriptors: fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+
+    fn is_within(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors && self.tasks <= before.tasks
+    }
+}
+
+/// Waits until there is nothing left to see; what there still is, when that takes too long.
+async fn settled<T>(mut left: impl FnMut() -> Option<T>) -> Result<(), T> {
+    let end = Instant::now() + SETTLE;
+    while let Some(still) = left() {
+        if Instant::now() >= end {
+            return Err(still);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
