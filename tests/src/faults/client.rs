@@ -159,7 +159,7 @@ impl Http1 {
             self.control.kill(Ending::Reset);
         }
         let whole = uploaded == Some(true) && end == End::Whole;
-        // An answer that overtakes its request has the proxy close without having said so.
+        // An answer that overtakes a large body has the proxy close without having said so.
         let overtaken = !request.tries.iter().all(|fault| fault.is_benign(scene.plan.endpoint));
         if whole && !close && !overtaken && request.quirk != Quirk::HalfClose {
             Kept::Yes(end)

@@ -374,8 +374,7 @@ impl Fault {
     pub(super) fn is_benign(self, wire: Wire) -> bool {
         match self {
             Self::None | Self::Stall(..) => true,
-            // More are too many at once over HTTP/2.
-            Self::Interims { count, .. } => count <= 8,
+            Self::Interims { count, .. } => count <= 32,
             // Goes on with the stream it has.
             Self::Break(_, Break::GoAway { below: false, abrupt: false }) => wire == Wire::Http2,
             _ => false,

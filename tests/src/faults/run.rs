@@ -215,10 +215,6 @@ async fn drain(mesh: &Mesh, wrong: &mut Vec<String>) {
 /// Ends the proxies, and sees their connections go.
 async fn shut_down(mesh: Mesh, origins: &[Origin], wrong: &mut Vec<String>) {
     for proxy in [Some(mesh.gateway), mesh.sidecar].into_iter().flatten() {
-        // Without services: a proxy that is shut down with some keeps their idle connections.
-        if let Err(rejected) = proxy.apply(Arc::default()) {
-            wrong.push(format!("cannot be emptied: {rejected:?}"));
-        }
         proxy.shutdown();
     }
     let standing = || Some(origins.iter().map(Origin::open).sum::<usize>()).filter(|n| *n > 0);
