@@ -16,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::task::AbortHandle;
 use towpath_policies::model::{
     Discovery, EndpointSet, Listener, ResourceKey, RouteTable, Service, Snapshot,
 };
@@ -25,6 +26,7 @@ use crate::{
     health::Probes,
     listener::Listening,
     metrics::{Counter, registry},
+    outlier::watch,
     router::Router,
     upstream::{self, ServiceState},
     worker::Workers,
@@ -62,6 +64,7 @@ pub(crate) struct World {
     /// Endpoints this proxy resolved itself, by service.
     resolved: BTreeMap<String, Arc<EndpointSet>>,
     probes: Probes,
+    watch: AbortHandle,
     rejected: Counter,
     draining: bool,
 }
@@ -90,10 +93,13 @@ struct Open {
 }
 
 impl World {
+    /// On the runtime of the control thread.
     pub(crate) fn new(terms: Terms) -> Self {
+        let view: Arc<ArcSwap<View>> = Arc::default();
         Self {
             terms,
-            view: Arc::default(),
+            watch: tokio::spawn(watch::run(view.clone())).abort_handle(),
+            view,
             services: BTreeMap::new(),
             routers: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -272,6 +278,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.watch.abort();
         self.drain();
     }
 }

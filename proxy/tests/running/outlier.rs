@@ -1,0 +1,120 @@
+//! Ejection of an endpoint whose goodput falls behind its peers'.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
+    task::JoinSet,
+    time::{Instant, interval},
+};
+use towpath_policies::model::*;
+use towpath_proxy::Running;
+
+use crate::support::*;
+
+/// Sends a very long body of declared length, 16 KiB every so many milliseconds.
+async fn paced(pause_ms: Arc<AtomicU64>) -> Origin {
+    origin(move |mut tcp| {
+        let pause_ms = pause_ms.clone();
+        async move {
+            if head(&mut tcp).await.is_none() {
+                return;
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 1_u64 << 40);
+            let mut sent = tcp.write_all(answer.as_bytes()).await;
+            let mut due = Instant::now();
+            while sent.is_ok() {
+                sent = tcp.write_all(&[0; 16 * 1024]).await;
+                due = due.max(Instant::now() - Duration::from_millis(100))
+                    + Duration::from_millis(pause_ms.load(SeqCst));
+                tokio::time::sleep_until(due).await;
+            }
+        }
+    })
+    .await
+}
+
+/// Three endpoints, and a client of each; the `slow`th reads 8 KiB every 50 ms.
+async fn three(slow: Option<usize>) -> (Running, Vec<Arc<AtomicU64>>, Vec<Origin>, JoinSet<()>) {
+    let paces: Vec<_> = (0..3).map(|_| Arc::new(AtomicU64::new(2))).collect();
+    let mut origins = Vec::new();
+    for pace in &paces {
+        origins.push(paced(pace.clone()).await);
+    }
+    let at: Vec<_> = origins.iter().map(|o| o.address).collect();
+    let service = Service::new("bulk", Protocol::Http1);
+    let proxy =
+        proxy_with(World::default().service_with(service, &at).http("bulk-in", "bulk")).await;
+    let mut clients = JoinSet::new();
+    let to = proxy.listener_addrs()["bulk-in"];
+    for n in 0..3 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let mut tcp = socket.connect(to).await.unwrap();
+        tcp.write_all(b"GET /partition HTTP/1.1\r\nhost: a.test\r\n\r\n").await.unwrap();
+        // The next one goes to another endpoint once this one's length is known.
+        head(&mut tcp).await.unwrap();
+        clients.spawn(async move {
+            let mut buffer = vec![0; if slow == Some(n) { 8 * 1024 } else { 256 * 1024 }];
+            let mut every = interval(Duration::from_millis(50));
+            while tcp.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                if slow == Some(n) {
+                    every.tick().await;
+                }
+            }
+        });
+    }
+    (proxy, paces, origins, clients)
+}
+
+async fn bulk(proxy: &Running) -> Vec<serde_json::Value> {
+    admin_json(proxy, "/endpoints").await["bulk"]["endpoints"].as_array().unwrap().clone()
+}
+
+/// Waits until the goodput of every endpoint is known.
+async fn measured(proxy: &Running) {
+    eventually("the goodput of all", || async {
+        let known = |e: &serde_json::Value| e["goodput_bytes_per_second"].as_u64() > Some(0);
+        bulk(proxy).await.iter().all(known).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_falls_to_a_tenth_of_its_peers_goodput_is_out() {
+    let (proxy, paces, _origins, _clients) = three(None).await;
+    measured(&proxy).await;
+    assert!(bulk(&proxy).await.iter().all(|e| e["requests_in_flight"] == 1));
+    paces[1].store(20, SeqCst);
+    eventually("the ejection", || async {
+        (bulk(&proxy).await[1]["ejected"] == true).then_some(())
+    })
+    .await;
+    let endpoints = bulk(&proxy).await;
+    assert_eq!(endpoints[1]["last_ejection"]["reason"], "goodput");
+    let why = endpoints[1]["last_ejection"]["why"].as_str().unwrap();
+    assert!(why.contains("its peers' median"), "{why}");
+    assert_eq!((&endpoints[0]["usable"], &endpoints[2]["usable"]), (&true.into(), &true.into()));
+    let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
+    let ejected = |line: &str| line.starts_with("towpath_ejections_total") && line.contains("bulk");
+    let lines: Vec<_> = metrics.lines().filter(|l| ejected(l)).collect();
+    assert!(lines.len() == 1 && lines[0].ends_with(r#"reason="goodput"} 1"#), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_slow_client_does_not_cost_its_endpoint_its_place() {
+    let (proxy, _paces, origins, _clients) = three(Some(1)).await;
+    measured(&proxy).await;
+    // Several times the window, with all buffers on the way full.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let endpoints = bulk(&proxy).await;
+    assert!(endpoints.iter().all(|e| e["ejections"] == 0), "{endpoints:?}");
+    assert!(origins.iter().all(|o| o.accepted() == 1));
+}
