@@ -42,18 +42,20 @@ async fn paced(pause_ms: Arc<AtomicU64>) -> Origin {
 }
 
 /// Three endpoints, and a client of each; the `slow`th reads 8 KiB every 50 ms.
-async fn three(slow: Option<usize>) -> (Running, Vec<Arc<AtomicU64>>, Vec<Origin>, JoinSet<()>) {
+async fn three(
+    service: &str,
+    slow: Option<usize>,
+) -> (Running, Vec<Arc<AtomicU64>>, Vec<Origin>, JoinSet<()>) {
     let paces: Vec<_> = (0..3).map(|_| Arc::new(AtomicU64::new(2))).collect();
     let mut origins = Vec::new();
     for pace in &paces {
         origins.push(paced(pace.clone()).await);
     }
     let at: Vec<_> = origins.iter().map(|o| o.address).collect();
-    let service = Service::new("bulk", Protocol::Http1);
-    let proxy =
-        proxy_with(World::default().service_with(service, &at).http("bulk-in", "bulk")).await;
+    let world = World::default().service(service, Protocol::Http1, &at).http("in", service);
+    let proxy = proxy_with(world).await;
     let mut clients = JoinSet::new();
-    let to = proxy.listener_addrs()["bulk-in"];
+    let to = proxy.listener_addrs()["in"];
     for n in 0..3 {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(16 * 1024).unwrap();
@@ -74,47 +76,50 @@ async fn three(slow: Option<usize>) -> (Running, Vec<Arc<AtomicU64>>, Vec<Origin
     (proxy, paces, origins, clients)
 }
 
-async fn bulk(proxy: &Running) -> Vec<serde_json::Value> {
-    admin_json(proxy, "/endpoints").await["bulk"]["endpoints"].as_array().unwrap().clone()
+async fn endpoints(proxy: &Running) -> Vec<serde_json::Value> {
+    let services = admin_json(proxy, "/endpoints").await;
+    let (_, service) = services.as_object().unwrap().iter().next().unwrap();
+    service["endpoints"].as_array().unwrap().clone()
 }
 
 /// Waits until the goodput of every endpoint is known.
 async fn measured(proxy: &Running) {
     eventually("the goodput of all", || async {
         let known = |e: &serde_json::Value| e["goodput_bytes_per_second"].as_u64() > Some(0);
-        bulk(proxy).await.iter().all(known).then_some(())
+        endpoints(proxy).await.iter().all(known).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
 async fn an_endpoint_that_falls_to_a_tenth_of_its_peers_goodput_is_out() {
-    let (proxy, paces, _origins, _clients) = three(None).await;
+    let (proxy, paces, _origins, _clients) = three("falls", None).await;
     measured(&proxy).await;
-    assert!(bulk(&proxy).await.iter().all(|e| e["requests_in_flight"] == 1));
+    assert!(endpoints(&proxy).await.iter().all(|e| e["requests_in_flight"] == 1));
     paces[1].store(20, SeqCst);
     eventually("the ejection", || async {
-        (bulk(&proxy).await[1]["ejected"] == true).then_some(())
+        (endpoints(&proxy).await[1]["ejected"] == true).then_some(())
     })
     .await;
-    let endpoints = bulk(&proxy).await;
-    assert_eq!(endpoints[1]["last_ejection"]["reason"], "goodput");
-    let why = endpoints[1]["last_ejection"]["why"].as_str().unwrap();
+    let all = endpoints(&proxy).await;
+    assert_eq!(all[1]["last_ejection"]["reason"], "goodput");
+    let why = all[1]["last_ejection"]["why"].as_str().unwrap();
     assert!(why.contains("its peers' median"), "{why}");
-    assert_eq!((&endpoints[0]["usable"], &endpoints[2]["usable"]), (&true.into(), &true.into()));
+    assert_eq!((&all[0]["usable"], &all[2]["usable"]), (&true.into(), &true.into()));
     let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
-    let ejected = |line: &str| line.starts_with("towpath_ejections_total") && line.contains("bulk");
+    let ejected =
+        |line: &str| line.starts_with("towpath_ejections_total") && line.contains("falls");
     let lines: Vec<_> = metrics.lines().filter(|l| ejected(l)).collect();
     assert!(lines.len() == 1 && lines[0].ends_with(r#"reason="goodput"} 1"#), "{lines:?}");
 }
 
 #[tokio::test]
 async fn a_slow_client_does_not_cost_its_endpoint_its_place() {
-    let (proxy, _paces, origins, _clients) = three(Some(1)).await;
+    let (proxy, _paces, origins, _clients) = three("slow", Some(1)).await;
     measured(&proxy).await;
     // Several times the window, with all buffers on the way full.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let endpoints = bulk(&proxy).await;
-    assert!(endpoints.iter().all(|e| e["ejections"] == 0), "{endpoints:?}");
+    let all = endpoints(&proxy).await;
+    assert!(all.iter().all(|e| e["ejections"] == 0), "{all:?}");
     assert!(origins.iter().all(|o| o.accepted() == 1));
 }
