@@ -119,6 +119,7 @@ async fn watch(service: Weak<ServiceLive>, address: SocketAddr, terms: HealthChe
         if let Some(healthy) = changed {
             if healthy {
                 endpoint.live.warm_from_ms.fetch_max(now_ms(), Relaxed);
+                state.live.recovering.store(true, Relaxed);
             }
             endpoint.live.probe_healthy.store(healthy, Relaxed);
             tell(&state, endpoint, healthy, &verdict);

@@ -137,6 +137,8 @@ pub struct ServiceLive {
     pub retries: AtomicU32,
     /// So few endpoints are usable that ejections and probes are ignored.
     pub panics: AtomicBool,
+    /// An endpoint may not have all of its weight yet.
+    pub recovering: AtomicBool,
     /// Position of [`towpath_policies::model::Balancer::RoundRobin`].
     pub(crate) turn: AtomicU64,
     /// Handles for `/metrics`.
@@ -340,6 +342,7 @@ impl ServiceLive {
             pending: AtomicU32::new(0),
             retries: AtomicU32::new(0),
             panics: AtomicBool::new(false),
+            recovering: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

@@ -4,10 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::Ordering::{self, Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -228,8 +225,10 @@ fn recover(service: &ServiceState, now_ms: u64) {
     let endpoints = &service.endpoints;
     let usable = endpoints.iter().filter(|e| e.usable(now_ms)).count();
     let allowed = endpoints.iter().filter(|e| e.allowed()).count();
+    let recovering = endpoints.iter().any(|e| e.live.warmth(now_ms, terms) < 1000);
+    service.live.recovering.store(recovering, Relaxed);
     let panics = panics(usable, allowed, terms);
-    if service.live.panics.swap(panics, Ordering::Relaxed) != panics {
+    if service.live.panics.swap(panics, Relaxed) != panics {
         let service = service.spec.name.as_str();
         if panics {
             tracing::warn!(service, usable, allowed, "too few are usable, ejections are ignored");

@@ -61,8 +61,10 @@ pub fn pick<'a>(
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
     let heeds = service.spec.recovery.panic_percent == 0;
     let panic = !heeds && service.live.panics.load(Relaxed);
+    let recovering = service.live.recovering.load(Relaxed);
+    let warm = Warm::All;
     let mut round =
-        Round { service, tried, now_ms, declared_bytes, panic, warm: Warm::All, full: None };
+        Round { service, tried, now_ms, declared_bytes, panic, recovering, warm, full: None };
     if let Some(found) = round.any_level() {
         return Ok(found);
     }
@@ -97,6 +99,8 @@ struct Round<'a, 't> {
     now_ms: u64,
     declared_bytes: u64,
     panic: bool,
+    /// Nearly always false, and then nobody's warmth is looked at.
+    recovering: bool,
     warm: Warm,
     full: Option<Limit>,
 }
@@ -139,6 +143,9 @@ impl<'a> Round<'a, '_> {
         &mut self,
         mut search: impl FnMut(&mut Self) -> Option<&'a Arc<EndpointState>>,
     ) -> Option<&'a Arc<EndpointState>> {
+        if !self.recovering {
+            return search(self);
+        }
         self.warm = Warm::Drawn;
         let found = search(self);
         let passed = std::mem::replace(&mut self.warm, Warm::All) == Warm::Passed;
@@ -187,8 +194,11 @@ impl<'a> Round<'a, '_> {
 
     /// Whether `a` is strictly cheaper than `b`, both in proportion to their weights.
     fn cost_less(&self, a: &EndpointState, b: &EndpointState) -> bool {
-        let weight = |e: &EndpointState| u128::from(e.spec.weight) * u128::from(self.warmth(e));
-        let (wa, wb) = (weight(a), weight(b));
+        let (mut wa, mut wb) = (u128::from(a.spec.weight), u128::from(b.spec.weight));
+        if self.recovering {
+            wa *= u128::from(self.warmth(a));
+            wb *= u128::from(self.warmth(b));
+        }
         let requests = |e: &EndpointState| u128::from(e.live.requests.load(Relaxed)) + 1;
         let by_requests = || requests(a) * wb < requests(b) * wa;
         if self.service.spec.balancer == Balancer::LeastRequest {

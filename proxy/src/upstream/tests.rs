@@ -225,6 +225,7 @@ fn one_that_came_back_is_picked_less_often_at_first() {
     for balancer in [Balancer::BytesInFlight, Balancer::RoundRobin, Balancer::Random] {
         let state = state(endpoints(3), |s| s.balancer = balancer);
         let endpoint = &state.endpoints[0];
+        state.live.recovering.store(true, Relaxed);
         let now = now_ms();
         let share = |back_for_ms: u64| {
             let mut tickets = Vec::new();
@@ -249,6 +250,7 @@ fn the_only_one_is_picked_however_cold() {
     for balancer in [Balancer::BytesInFlight, Balancer::RoundRobin, Balancer::Random] {
         let state = state(endpoints(1), |s| s.balancer = balancer);
         state.endpoints[0].live.warm_from_ms.store(now_ms(), Relaxed);
+        state.live.recovering.store(true, Relaxed);
         assert_eq!(tally(&state, 50), [50]);
     }
 }

@@ -123,3 +123,58 @@ async fn a_slow_client_does_not_cost_its_endpoint_its_place() {
     assert!(all.iter().all(|e| e["ejections"] == 0), "{all:?}");
     assert!(origins.iter().all(|o| o.accepted() == 1));
 }
+
+/// Reads a body, 16 KiB every so many milliseconds.
+async fn taking(pause_ms: Arc<AtomicU64>) -> Origin {
+    origin(move |mut tcp| {
+        let pause_ms = pause_ms.clone();
+        async move {
+            socket2::SockRef::from(&tcp).set_recv_buffer_size(64 * 1024).unwrap();
+            let mut buffer = vec![0; 16 * 1024];
+            let mut due = Instant::now();
+            while tcp.read_exact(&mut buffer).await.is_ok() {
+                due = due.max(Instant::now() - Duration::from_millis(100))
+                    + Duration::from_millis(pause_ms.load(SeqCst));
+                tokio::time::sleep_until(due).await;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_an_upload_at_a_tenth_of_its_peers_pace_is_out() {
+    let paces: Vec<_> = (0..3).map(|_| Arc::new(AtomicU64::new(2))).collect();
+    let mut origins = Vec::new();
+    for pace in &paces {
+        origins.push(taking(pace.clone()).await);
+    }
+    let at: Vec<_> = origins.iter().map(|o| o.address).collect();
+    let world = World::default().service("takes", Protocol::Http1, &at).http("in", "takes");
+    let proxy = proxy_with(world).await;
+    let mut clients = JoinSet::new();
+    for n in 1..=3 {
+        let mut tcp = connect(&proxy, "in").await;
+        clients.spawn(async move {
+            let length = 1_u64 << 40;
+            let head =
+                format!("PUT /p HTTP/1.1\r\nhost: a.test\r\ncontent-length: {length}\r\n\r\n");
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            while tcp.write_all(&[0; 64 * 1024]).await.is_ok() {}
+        });
+        eventually("its own endpoint", || async {
+            let busy = |e: &&serde_json::Value| e["requests_in_flight"] == 1;
+            (endpoints(&proxy).await.iter().filter(busy).count() == n).then_some(())
+        })
+        .await;
+    }
+    measured(&proxy).await;
+    paces[1].store(20, SeqCst);
+    eventually("the ejection", || async {
+        (endpoints(&proxy).await[1]["ejected"] == true).then_some(())
+    })
+    .await;
+    let all = endpoints(&proxy).await;
+    assert_eq!(all[1]["last_ejection"]["reason"], "goodput");
+    assert_eq!((&all[0]["ejections"], &all[2]["ejections"]), (&0.into(), &0.into()));
+}

@@ -64,6 +64,10 @@ fn a_download_that_falls_to_a_tenth_is_seen_within_two_seconds() {
     assert!(why.why.contains("MB/s"), "{}", why.why);
     let warm = service.endpoints[1].live.warm_from_ms.load(Relaxed);
     assert_eq!(warm, service.endpoints[1].live.ejected_until_ms.load(Relaxed));
+    assert!(service.live.recovering.load(Relaxed), "it will not have all of its weight");
+    clock.1 = warm + 60_000;
+    (0..TICKS_PER_ROUND).for_each(|_| clock.tick(&services));
+    assert!(!service.live.recovering.load(Relaxed));
 }
 
 #[test]
