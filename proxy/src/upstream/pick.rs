@@ -152,6 +152,17 @@ impl<'a> Round<'a, '_> {
         if found.is_none() && passed { search(self) } else { found }
     }
 
+    /// Whether an endpoint that is not warm has no luck this time.
+    #[cold]
+    fn passes_over(&mut self, endpoint: &EndpointState) -> bool {
+        let passed = fastrand::u64(..1000) >= self.warmth(endpoint);
+        if passed {
+            self.warm = Warm::Passed;
+        }
+        passed
+    }
+
+    #[cold]
     fn warmth(&self, endpoint: &EndpointState) -> u64 {
         endpoint.live.warmth(self.now_ms, &self.service.spec.recovery)
     }
@@ -233,12 +244,8 @@ impl<'a> Round<'a, '_> {
         if !usable || self.tried.has(endpoint) {
             return None;
         }
-        if self.warm != Warm::All {
-            let warmth = self.warmth(endpoint);
-            if warmth < 1000 && fastrand::u64(..1000) >= warmth {
-                self.warm = Warm::Passed;
-                return None;
-            }
+        if self.warm != Warm::All && self.passes_over(endpoint) {
+            return None;
         }
         match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {
             Ok(()) => Some(endpoint),
