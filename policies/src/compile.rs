@@ -6,6 +6,7 @@ mod gateways;
 mod index;
 mod matches;
 mod origin;
+mod outlier;
 mod policies;
 mod routes;
 mod rules;

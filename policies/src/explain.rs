@@ -284,18 +284,8 @@ fn service_value(service: &Service, field: &str) -> String {
         "balancer" => words::balancer(service.balancer).to_owned(),
         "limits" => words::thresholds(&service.breaker.service),
         "limits of each endpoint" => words::thresholds(&service.breaker.endpoint),
-        "outlier ejection" => service.outlier.map_or_else(
-            || "off".to_owned(),
-            |outlier| {
-                format!(
-                    "after {} failures in a row, for {} up to {}, at most {} % at once",
-                    outlier.consecutive_failures,
-                    words::time(outlier.base_ejection),
-                    words::time(outlier.max_ejection),
-                    outlier.max_ejected_percent
-                )
-            },
-        ),
+        "outlier ejection" => words::outlier(service.outlier.as_ref()),
+        "recovery" => words::recovery(&service.recovery),
         "retry budget" => {
             let budget = service.retry_budget;
             format!(

@@ -26,7 +26,7 @@ pub use route::{
     VirtualHost, WeightedBackend,
 };
 pub use service::{
-    Balancer, Breaker, BudgetShare, Discovery, HealthCheck, HealthProbe, Outlier, Protocol,
-    Service, Thresholds, UpstreamTls,
+    Balancer, Breaker, BudgetShare, Discovery, Goodput, HealthCheck, HealthProbe, Latency, Outlier,
+    Protocol, Recovery, Service, SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};

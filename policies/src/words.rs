@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::model::{
-    Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, PathMatch,
-    PathRewrite, Protocol, RetryCondition, RouteMatch, Thresholds, ValueMatch, WeightedBackend,
+    Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
+    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, Thresholds, ValueMatch,
+    WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -200,6 +201,59 @@ pub(crate) fn health_check(check: Option<&HealthCheck>) -> String {
         check.unhealthy_threshold,
         check.healthy_threshold
     )
+}
+
+pub(crate) fn outlier(outlier: Option<&Outlier>) -> String {
+    let Some(outlier) = outlier else { return "off".to_owned() };
+    let mut text = format!("after {} failures in a row", outlier.consecutive_failures);
+    if let Some(rate) = &outlier.success_rate {
+        text += &format!(
+            "; {} points below the peers' success rate over {} requests in {}",
+            rate.margin_percent,
+            rate.min_requests,
+            time(outlier.interval)
+        );
+    }
+    if let Some(latency) = &outlier.latency {
+        text += &format!(
+            "; at {} % of the peers' time to the head and {} over it, over {} requests in {}",
+            latency.above_percent,
+            time(latency.margin),
+            latency.min_requests,
+            time(outlier.interval)
+        );
+    }
+    if let Some(goodput) = &outlier.goodput {
+        text += &format!(
+            "; below {} % of the peers' goodput over {} and {}",
+            goodput.below_percent,
+            bytes(goodput.min_bytes),
+            time(goodput.window)
+        );
+    }
+    if outlier.success_rate.is_some() || outlier.latency.is_some() || outlier.goodput.is_some() {
+        text += &format!("; among {} endpoints or more", outlier.min_endpoints);
+    }
+    text + &format!(
+        "; for {} up to {}, at most {} % at once",
+        time(outlier.base_ejection),
+        time(outlier.max_ejection),
+        outlier.max_ejected_percent
+    )
+}
+
+pub(crate) fn recovery(recovery: &Recovery) -> String {
+    let mut text = if recovery.slow_start.is_zero() {
+        "full weight at once".to_owned()
+    } else {
+        let floor = recovery.slow_start_floor_percent;
+        format!("from {floor} % of the weight to all of it in {}", time(recovery.slow_start))
+    };
+    text += &match recovery.panic_percent {
+        0 => ", ejections and probes always heeded".to_owned(),
+        percent => format!(", ejections and probes ignored below {percent} % usable"),
+    };
+    text
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

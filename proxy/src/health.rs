@@ -18,7 +18,7 @@ use towpath_policies::model::HealthCheck;
 
 use crate::{
     metrics::registry,
-    upstream::{EndpointState, ServiceLive, ServiceState},
+    upstream::{EndpointState, ServiceLive, ServiceState, now_ms},
 };
 use probe::Verdict;
 
@@ -117,6 +117,10 @@ async fn watch(service: Weak<ServiceLive>, address: SocketAddr, terms: HealthChe
             Verdict::Unknown => None,
         };
         if let Some(healthy) = changed {
+            if healthy {
+                endpoint.live.warm_from_ms.fetch_max(now_ms(), Relaxed);
+                state.live.recovering.store(true, Relaxed);
+            }
             endpoint.live.probe_healthy.store(healthy, Relaxed);
             tell(&state, endpoint, healthy, &verdict);
         }

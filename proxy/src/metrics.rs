@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 30] = [
+const HELP: [(&str, &str); 31] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -278,8 +278,12 @@ const HELP: [(&str, &str); 30] = [
     ("towpath_config_version_info", "The configuration in use, as a label."),
     ("towpath_connections", "Open client connections."),
     ("towpath_connections_total", "Client connections accepted."),
-    ("towpath_ejections_total", "Endpoints left alone for a while after failures in a row."),
+    ("towpath_ejections_total", "Endpoints left alone for a while: they failed, or lagged behind."),
     ("towpath_endpoint_bytes_total", "Body bytes to and from an endpoint."),
+    (
+        "towpath_endpoint_goodput_bytes_per_second",
+        "Body bytes per second of active large transfers, of late; 0 = unknown.",
+    ),
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
     ("towpath_health_probes_total", "Active health probes."),
     ("towpath_mirrors_dropped_total", "Mirror copies not sent."),

@@ -1,11 +1,19 @@
-//! Passive ejection: an endpoint that fails several times in a row is left
-//! alone for a while, longer each time.
+//! Passive ejection: an endpoint that fails several times in a row, or lags
+//! behind its peers, is left alone for a while, longer each time.
 //!
-//! The decision is a pure function of what is remembered and the time
-//! ([`eject`]); what was decided is a time that picks compare with.
+//! Decisions are pure functions of what is remembered and the time ([`eject`],
+//! [`goodput`], [`rates`]); what was decided is a time that picks compare with.
+//! Failures in a row are seen as they happen, on the request's way; peers are
+//! compared on the control thread ([`watch`]).
+
+pub mod goodput;
+pub mod meter;
+pub mod peers;
+pub mod rates;
+pub(crate) mod watch;
 
 use std::{
-    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -50,6 +58,31 @@ impl Failure {
     }
 }
 
+/// Why an endpoint is ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Failures in a row, the last of them this one.
+    InARow(Failure),
+    /// Its share of successes is far below its peers'.
+    SuccessRate,
+    /// Its time to the response head is far above its peers'.
+    Latency,
+    /// Its goodput is far below its peers'.
+    Goodput,
+}
+
+impl Reason {
+    /// Its name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InARow(failure) => failure.as_str(),
+            Self::SuccessRate => "success_rate",
+            Self::Latency => "latency",
+            Self::Goodput => "goodput",
+        }
+    }
+}
+
 /// What is remembered of one endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Past {
@@ -57,6 +90,15 @@ pub struct Past {
     pub ejections: u32,
     /// When the last one ends, or ended; 0 = there was none.
     pub ejected_until_ms: u64,
+}
+
+/// The last ejection, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// As in metrics.
+    pub reason: &'static str,
+    /// For a person.
+    pub why: String,
 }
 
 /// What the other endpoints of the service look like when one is about to be ejected.
@@ -103,14 +145,22 @@ pub fn report(service: &ServiceState, endpoint: &EndpointState, outcome: Outcome
         }
         Outcome::Failure(failure) => failure,
     };
+    live.meter.fail();
     let failures = live.consecutive_failures.fetch_add(1, Relaxed).saturating_add(1);
     let Some(limits) = &service.spec.outlier else { return };
     if failures >= limits.consecutive_failures {
-        try_eject(service, endpoint, limits, failure);
+        let why = format!("{failures} failures in a row, the last: {}", failure.as_str());
+        try_eject(service, endpoint, limits, Reason::InARow(failure), why);
     }
 }
 
-fn try_eject(service: &ServiceState, endpoint: &EndpointState, limits: &Outlier, failure: Failure) {
+fn try_eject(
+    service: &ServiceState,
+    endpoint: &EndpointState,
+    limits: &Outlier,
+    reason: Reason,
+    why: String,
+) {
     // One decision at a time, or two workers could each eject the other's last usable endpoint.
     static DECIDING: Mutex<()> = Mutex::new(());
     let _deciding = DECIDING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,18 +178,15 @@ fn try_eject(service: &ServiceState, endpoint: &EndpointState, limits: &Outlier,
     let Some(decided) = eject(past, others, limits, now) else { return };
     live.ejections.store(decided.ejections, Relaxed);
     live.ejected_until_ms.store(decided.ejected_until_ms, Relaxed);
+    live.warm_from_ms.store(decided.ejected_until_ms, Relaxed);
     live.consecutive_failures.store(0, Relaxed);
     let (service, name) = (service.spec.name.as_str(), endpoint.spec.name.as_str());
-    let labels = [("service", service), ("endpoint", name), ("reason", failure.as_str())];
+    let reason = reason.as_str();
+    let labels = [("service", service), ("endpoint", name), ("reason", reason)];
     registry().counter("towpath_ejections_total", &labels).inc();
-    tracing::warn!(
-        service,
-        endpoint = name,
-        reason = failure.as_str(),
-        for_ms = decided.ejected_until_ms - now,
-        "endpoint ejected after {} failures in a row",
-        limits.consecutive_failures
-    );
+    let for_ms = decided.ejected_until_ms - now;
+    tracing::warn!(service, endpoint = name, reason, for_ms, why, "endpoint ejected");
+    live.last_ejection.store(Some(Arc::new(Ejection { reason, why })));
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -155,6 +202,11 @@ mod tests {
         base_ejection: Duration::from_secs(30),
         max_ejection: Duration::from_secs(100),
         max_ejected_percent: 50,
+        interval: Duration::from_secs(10),
+        min_endpoints: 3,
+        success_rate: None,
+        latency: None,
+        goodput: None,
     };
     const OTHERS: Others = Others { total: 3, usable: 2, ejected: 0 };
 

@@ -18,7 +18,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
-use towpath_policies::model::{Endpoint, EndpointSet, Health, Service};
+use towpath_policies::model::{Endpoint, EndpointSet, Health, Recovery, Service};
 
 pub mod admission;
 pub mod connect;
@@ -30,7 +30,10 @@ pub(crate) mod pool;
 #[cfg(test)]
 mod tests;
 
-use crate::metrics;
+use crate::{
+    metrics,
+    outlier::{Ejection, meter::Meter},
+};
 use pool::Pools;
 
 /// One view of a service: what the configuration says, and the live state it
@@ -90,6 +93,14 @@ pub struct EndpointLive {
     pub consecutive_failures: AtomicU32,
     /// Passive ejection: how often it was ejected in a row.
     pub ejections: AtomicU32,
+    /// Passive ejection: the last one, for a person.
+    pub last_ejection: ArcSwapOption<Ejection>,
+    /// Slow start: [`now_ms`] time from which its weight grows; 0 = it has all of it.
+    pub warm_from_ms: AtomicU64,
+    /// What it is compared with its peers by.
+    pub meter: Meter,
+    /// Bytes per second of active transfer, of late; 0 = unknown.
+    pub goodput: AtomicU64,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -126,6 +137,10 @@ pub struct ServiceLive {
     pub retries: AtomicU32,
     /// Bytes that retries under way send again.
     pub retry_bytes: AtomicU64,
+    /// So few endpoints are usable that ejections and probes are ignored.
+    pub panics: AtomicBool,
+    /// An endpoint may not have all of its weight yet.
+    pub recovering: AtomicBool,
     /// Position of [`towpath_policies::model::Balancer::RoundRobin`].
     pub(crate) turn: AtomicU64,
     /// Handles for `/metrics`.
@@ -237,7 +252,12 @@ pub fn retire(old: &ServiceState) {
 impl EndpointState {
     /// Whether new exchanges may go here: told healthy, probed healthy, not ejected.
     pub fn usable(&self, now_ms: u64) -> bool {
-        matches!(self.spec.health, Health::Unknown | Health::Healthy) && self.live.usable(now_ms)
+        self.allowed() && self.live.usable(now_ms)
+    }
+
+    /// Whether the control plane lets it be used.
+    pub fn allowed(&self) -> bool {
+        matches!(self.spec.health, Health::Unknown | Health::Healthy)
     }
 }
 
@@ -253,6 +273,10 @@ impl EndpointLive {
             ejected_until_ms: AtomicU64::new(0),
             consecutive_failures: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
+            last_ejection: ArcSwapOption::empty(),
+            warm_from_ms: AtomicU64::new(0),
+            meter: Meter::default(),
+            goodput: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
             terms: AtomicU64::new(0),
@@ -265,10 +289,29 @@ impl EndpointLive {
         self.probe_healthy.load(Relaxed) && !self.ejected(now_ms)
     }
 
+    /// Its share of its weight at this time, in thousandths: all, but for a
+    /// while after it was ejected or failed its probes.
+    pub fn warmth(&self, now_ms: u64, terms: &Recovery) -> u64 {
+        match self.warm_from_ms.load(Relaxed) {
+            0 => 1000,
+            from => warmth(now_ms.saturating_sub(from), terms),
+        }
+    }
+
     /// Whether it is ejected at this time.
     pub fn ejected(&self, now_ms: u64) -> bool {
         self.ejected_until_ms.load(Relaxed) > now_ms
     }
+}
+
+/// The share of its weight that an endpoint has so long after it came back, in thousandths.
+fn warmth(back_for_ms: u64, terms: &Recovery) -> u64 {
+    let whole = u64::try_from(terms.slow_start.as_millis()).unwrap_or(u64::MAX);
+    if back_for_ms >= whole {
+        return 1000;
+    }
+    let floor = u64::from(terms.slow_start_floor_percent.clamp(1, 100)) * 10;
+    floor.max(u64::try_from(u128::from(back_for_ms) * 1000 / u128::from(whole)).unwrap_or(1000))
 }
 
 impl EndpointMetrics {
@@ -303,6 +346,8 @@ impl ServiceLive {
             pending: AtomicU32::new(0),
             retries: AtomicU32::new(0),
             retry_bytes: AtomicU64::new(0),
+            panics: AtomicBool::new(false),
+            recovering: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

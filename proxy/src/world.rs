@@ -16,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::task::AbortHandle;
 use towpath_policies::model::{
     Discovery, EndpointSet, Listener, ResourceKey, RouteTable, Service, Snapshot,
 };
@@ -25,6 +26,7 @@ use crate::{
     health::Probes,
     listener::Listening,
     metrics::{Counter, registry},
+    outlier::watch,
     router::Router,
     spool::Space,
     upstream::{self, ServiceState},
@@ -63,6 +65,7 @@ pub(crate) struct World {
     /// Endpoints this proxy resolved itself, by service.
     resolved: BTreeMap<String, Arc<EndpointSet>>,
     probes: Probes,
+    watch: AbortHandle,
     rejected: Counter,
     draining: bool,
 }
@@ -93,10 +96,13 @@ struct Open {
 }
 
 impl World {
+    /// On the runtime of the control thread.
     pub(crate) fn new(terms: Terms) -> Self {
+        let view: Arc<ArcSwap<View>> = Arc::default();
         Self {
             terms,
-            view: Arc::default(),
+            watch: tokio::spawn(watch::run(view.clone())).abort_handle(),
+            view,
             services: BTreeMap::new(),
             routers: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -275,6 +281,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.watch.abort();
         self.drain();
         // They and what they keep alive know each other, so they do not go by themselves.
         for service in self.services.values() {

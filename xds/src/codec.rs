@@ -19,6 +19,7 @@ mod headers;
 mod http;
 mod listener;
 mod matching;
+mod outlier;
 mod retry;
 mod route;
 mod service;

@@ -8,7 +8,7 @@ use crate::{
         Documents, Kind, Object,
         own::{
             BalancerKind, BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
-            OutlierSpec, ServiceProtocol, ServiceSpec, SidecarSpec,
+            ServiceProtocol, ServiceSpec, SidecarSpec,
         },
         read::{invalid, ticked},
         value::{Positive, PositiveTime},
@@ -16,7 +16,7 @@ use crate::{
     model::{
         Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Coordinates, Discovery, Endpoint,
         EndpointSet, Gpu, Health, HealthCheck, HealthProbe, HttpOptions, Listener, Locality,
-        NodeSelector, Outlier, Protocol, Service, TcpForward, Thresholds, UpstreamTls,
+        NodeSelector, Protocol, Service, TcpForward, Thresholds, UpstreamTls,
     },
     problem::{At, Problems, Span},
 };
@@ -25,6 +25,7 @@ use super::{
     Output,
     index::Index,
     origin::{Origin, Origins},
+    outlier,
     policies::Policies,
     rules::{PreparedRule, backend_to},
     sockets::{Opener, Sockets},
@@ -120,11 +121,11 @@ fn protocol(spec: &ServiceSpec) -> Protocol {
     }
 }
 
-fn time(written: Option<&At<PositiveTime>>, default: Duration) -> Duration {
+pub(super) fn time(written: Option<&At<PositiveTime>>, default: Duration) -> Duration {
     written.map_or(default, |t| t.0)
 }
 
-fn count(written: Option<&At<Positive>>, default: u32) -> u32 {
+pub(super) fn count(written: Option<&At<Positive>>, default: u32) -> u32 {
     written.map_or(default, |c| ***c)
 }
 
@@ -207,51 +208,11 @@ fn breaker(
     origins.push(("limits", whole.map_or(Origin::Default, |l| of(l.span))));
     origins.push(("limits of each endpoint", each.map_or(Origin::Default, |l| of(l.span))));
     let written = spec.and_then(|s| s.outlier.as_ref());
-    service.outlier = outlier(written, problems);
+    service.outlier = outlier::compile(written, service, problems);
     origins.push(("outlier ejection", written.map_or(Origin::Default, |o| of(o.span))));
-}
-
-fn outlier(written: Option<&OutlierSpec>, problems: &mut Problems) -> Option<Outlier> {
-    let default = Outlier::default();
-    let Some(spec) = written else { return Some(default) };
-    if let Some(off) = spec.off.as_ref().filter(|off| off.value) {
-        let others = spec.consecutive_failures.is_some()
-            || spec.base_ejection.is_some()
-            || spec.max_ejection.is_some()
-            || spec.max_ejected_percent.is_some();
-        if others {
-            problems
-                .warning(
-                    Rule::NoEffect,
-                    off.span,
-                    "ejection is off, so the other values have no effect",
-                )
-                .help("remove them, or `off`");
-        }
-        return None;
-    }
-    let outlier = Outlier {
-        consecutive_failures: count(
-            spec.consecutive_failures.as_ref(),
-            default.consecutive_failures,
-        ),
-        base_ejection: time(spec.base_ejection.as_ref(), default.base_ejection),
-        max_ejection: time(spec.max_ejection.as_ref(), default.max_ejection),
-        max_ejected_percent: spec
-            .max_ejected_percent
-            .as_ref()
-            .map_or(default.max_ejected_percent, |p| ***p),
-    };
-    if outlier.max_ejection < outlier.base_ejection {
-        let span = spec
-            .max_ejection
-            .as_ref()
-            .or(spec.base_ejection.as_ref())
-            .map_or(spec.span, |t| t.span);
-        let help = "maxEjection (default 5m) must be at least baseEjection (default 30s)";
-        invalid(span, "the longest ejection is shorter than the first", help, problems);
-    }
-    Some(outlier)
+    service.recovery = outlier::recovery(spec, service.outlier.as_ref(), problems);
+    let span = spec.and_then(outlier::recovery_span);
+    origins.push(("recovery", span.map_or(Origin::Default, of)));
 }
 
 /// The listed endpoints and their names.

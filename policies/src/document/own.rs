@@ -346,7 +346,7 @@ choice! {
 }
 
 object! {
-    /// Limits beyond which requests are refused at once, and ejection of endpoints that fail.
+    /// Limits beyond which requests are refused at once, and ejection of endpoints that fail or lag.
     struct BreakerPolicySpec {
         /// The Services it is attached to.
         "targetRefs" => target_refs: AtLeastOne<TargetRef>,
@@ -354,8 +354,16 @@ object! {
         "service" => service: Option<LimitsSpec>,
         /// Limits of each endpoint; default unlimited.
         "endpoint" => endpoint: Option<LimitsSpec>,
-        /// Ejection of endpoints that fail in a row; on by default.
+        /// Ejection of endpoints that fail, or lag behind the others; on by default.
         "outlier" => outlier: Option<OutlierSpec>,
+        /// An endpoint that comes back gets its full share only after this, and more and more until then;
+        /// default 10s, `0s` is at once.
+        "slowStart" => slow_start: Option<At<Time>>,
+        /// Share of its weight with which it begins, 1 to 100; default 10.
+        "slowStartFloorPercent" => slow_start_floor_percent: Option<At<Whole<1, 100>>>,
+        /// When a smaller share of the endpoints than this is usable, ejections and probes are
+        /// ignored; default 10, and 0 is never.
+        "panicPercent" => panic_percent: Option<At<Percent>>,
     }
 }
 
@@ -374,7 +382,7 @@ object! {
 }
 
 object! {
-    /// Ejection of endpoints that fail in a row.
+    /// Ejection of endpoints that fail in a row, or lag behind the others of their priority.
     struct OutlierSpec {
         /// True turns it off.
         "off" => off: Option<At<bool>>,
@@ -386,5 +394,57 @@ object! {
         "maxEjection" => max_ejection: Option<At<PositiveTime>>,
         /// Largest share of the endpoints ejected at once; default 50.
         "maxEjectedPercent" => max_ejected_percent: Option<At<Percent>>,
+        /// Success rate and latency are judged over this time, 1s to 1h; default 10s.
+        "interval" => interval: Option<At<PositiveTime>>,
+        /// With fewer endpoints that have enough traffic, none is compared with the others; at
+        /// least 2, default 3.
+        "minEndpoints" => min_endpoints: Option<At<Whole<2, 1_000>>>,
+        /// Ejection by the share of successes; on by default.
+        "successRate" => success_rate: Option<SuccessRateSpec>,
+        /// Ejection by the time to the response head; off unless it is there.
+        "latency" => latency: Option<LatencySpec>,
+        /// Ejection by goodput; on by default.
+        "goodput" => goodput: Option<GoodputSpec>,
+    }
+}
+
+object! {
+    /// Out is an endpoint whose share of successes lies far below the others' median.
+    struct SuccessRateSpec {
+        /// True turns it off.
+        "off" => off: Option<At<bool>>,
+        /// Requests within the interval below which an endpoint is not judged; default 100.
+        "minRequests" => min_requests: Option<At<Positive>>,
+        /// Percentage points below the median, 1 to 100; default 10.
+        "marginPercent" => margin_percent: Option<At<Whole<1, 100>>>,
+    }
+}
+
+object! {
+    /// Out is an endpoint whose median time to the response head, without the time of the upload,
+    /// lies far above the others'.
+    struct LatencySpec {
+        /// Requests within the interval below which an endpoint is not judged; default 100.
+        "minRequests" => min_requests: Option<At<Positive>>,
+        /// Per cent of the others' median, above 100; default 400.
+        "abovePercent" => above_percent: Option<At<Whole<101, 1_000_000>>>,
+        /// And so much longer than it; default 100ms.
+        "margin" => margin: Option<At<PositiveTime>>,
+    }
+}
+
+object! {
+    /// Out is an endpoint that moves far fewer bytes per second than the others while transfers
+    /// wait for it. Time in which a transfer waits for its client does not count, nor do
+    /// transfers under 256KiB, responses of unknown length, and opaque connections.
+    struct GoodputSpec {
+        /// True turns it off.
+        "off" => off: Option<At<bool>>,
+        /// Per cent of the others' median, 1 to 90; default 25.
+        "belowPercent" => below_percent: Option<At<Whole<1, 90>>>,
+        /// Judged over this time, 250ms to 1m; default 1s.
+        "window" => window: Option<At<PositiveTime>>,
+        /// An endpoint is judged when the others would have moved so much in its place; default 1MiB.
+        "minBytes" => min_bytes: Option<At<Bytes>>,
     }
 }

@@ -21,6 +21,9 @@ pub struct Service {
     pub breaker: Breaker,
     /// Passive ejection; `None` = off.
     pub outlier: Option<Outlier>,
+    /// Slow start on return, and the panic threshold.
+    #[serde(default)]
+    pub recovery: Recovery,
     /// Active probes; `None` = off.
     pub health_check: Option<HealthCheck>,
     /// Time allowed for a connection to stand (TCP and TLS). Default 5 s.
@@ -123,8 +126,12 @@ impl Default for BudgetShare {
     }
 }
 
-/// Passive ejection by consecutive failures. The last usable endpoint is never ejected.
+/// Passive ejection. The last usable endpoint is never ejected.
+///
+/// Failures in a row are seen as they happen; the rest compares an endpoint
+/// with its peers, the other endpoints of its priority, from time to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outlier {
     /// Consecutive failures (5xx, reset, connect failure, timeout) that eject. Default 5.
     pub consecutive_failures: u32,
@@ -134,6 +141,73 @@ pub struct Outlier {
     pub max_ejection: Duration,
     /// Largest share of the endpoints ejected at once, in per cent; one may always be. Default 50.
     pub max_ejected_percent: u32,
+    /// Success rate and latency are judged over this time. Default 10 s.
+    pub interval: Duration,
+    /// Endpoints with enough traffic to be compared, this one included, below
+    /// which none is judged by its peers. Default 3.
+    pub min_endpoints: u32,
+    /// Ejection by the share of successes; `None` = off. On by default.
+    pub success_rate: Option<SuccessRate>,
+    /// Ejection by the time to the response head; `None` = off, the default:
+    /// requests of one service may differ by orders of magnitude in what they ask for.
+    pub latency: Option<Latency>,
+    /// Ejection by goodput; `None` = off. On by default.
+    pub goodput: Option<Goodput>,
+}
+
+/// An endpoint is out when its share of successes lies this far below its peers' median.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SuccessRate {
+    /// Requests within the interval below which an endpoint is not judged. Default 100.
+    pub min_requests: u32,
+    /// Percentage points below the median. Default 10.
+    pub margin_percent: u32,
+    /// And so many thousandths of a standard deviation (estimated from the
+    /// median absolute deviation). Default 1,900, as Envoy's `success_rate_stdev_factor`.
+    pub deviation_permille: u32,
+}
+
+/// An endpoint is out when its median time to the response head lies this far above its peers'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// Requests within the interval below which an endpoint is not judged. Default 100.
+    pub min_requests: u32,
+    /// Per cent of the peers' median, above 100. Default 400.
+    pub above_percent: u32,
+    /// And so much more than it. Default 100 ms.
+    pub margin: Duration,
+}
+
+/// An endpoint is out when its goodput lies this far below its peers': bytes
+/// per second of the time in which a transfer waited for the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Goodput {
+    /// Per cent of the peers' median, below 100. Default 25.
+    pub below_percent: u32,
+    /// Judged over this time. Default 1 s.
+    pub window: Duration,
+    /// An endpoint is judged when its peers would have moved so many bytes in its place. Default 1 MiB.
+    pub min_bytes: u64,
+}
+
+/// What happens to endpoints that come back, and when too few are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recovery {
+    /// After an ejection or failed probes the weight grows from the floor to
+    /// the full one over this time; zero = at once. Default 10 s.
+    pub slow_start: Duration,
+    /// Where the weight starts, in per cent, at least 1. Default 10.
+    pub slow_start_floor_percent: u32,
+    /// When a smaller share of the endpoints than this (in per cent) is usable,
+    /// ejections and probes are ignored; 0 = never. Default 10: a tenth cannot
+    /// carry the load of all, and a judgement that condemns nine of ten is more
+    /// likely wrong than right. Envoy's 50 would send most transfers of a set of
+    /// three to the two that are down.
+    pub panic_percent: u32,
 }
 
 impl Default for Outlier {
@@ -143,6 +217,39 @@ impl Default for Outlier {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
+            interval: Duration::from_secs(10),
+            min_endpoints: 3,
+            success_rate: Some(SuccessRate::default()),
+            latency: None,
+            goodput: Some(Goodput::default()),
+        }
+    }
+}
+
+impl Default for SuccessRate {
+    fn default() -> Self {
+        Self { min_requests: 100, margin_percent: 10, deviation_permille: 1_900 }
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self { min_requests: 100, above_percent: 400, margin: Duration::from_millis(100) }
+    }
+}
+
+impl Default for Goodput {
+    fn default() -> Self {
+        Self { below_percent: 25, window: Duration::from_secs(1), min_bytes: 1 << 20 }
+    }
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            slow_start: Duration::from_secs(10),
+            slow_start_floor_percent: 10,
+            panic_percent: 10,
         }
     }
 }
@@ -192,6 +299,7 @@ impl Service {
             balancer: Balancer::default(),
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
+            recovery: Recovery::default(),
             health_check: None,
             connect_timeout: Duration::from_secs(5),
             pool_idle_timeout: Duration::from_secs(60),

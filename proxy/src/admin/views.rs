@@ -3,7 +3,7 @@
 use std::{fs, sync::atomic::Ordering::Relaxed};
 
 use serde_json::{Value, json};
-use towpath_policies::model::Health;
+use towpath_policies::model::{Health, Recovery};
 
 use crate::{
     access_log::Rfc3339,
@@ -46,13 +46,15 @@ pub(super) fn endpoints(control: &Control) -> Value {
         .iter()
         .map(|(name, service)| {
             let live = &service.live;
+            let each = service.endpoints.iter().map(|e| endpoint(e, &service.spec.recovery, now));
             let value = json!({
                 "protocol": service.spec.protocol,
                 "requests_in_flight": live.requests.load(Relaxed),
                 "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
                 "connections": live.connections.load(Relaxed),
                 "pending": live.pending.load(Relaxed),
-                "endpoints": service.endpoints.iter().map(|e| endpoint(e, now)).collect::<Value>(),
+                "panics": live.panics.load(Relaxed),
+                "endpoints": each.collect::<Value>(),
             });
             (name.clone(), value)
         })
@@ -60,7 +62,7 @@ pub(super) fn endpoints(control: &Control) -> Value {
         .into()
 }
 
-fn endpoint(endpoint: &EndpointState, now: u64) -> Value {
+fn endpoint(endpoint: &EndpointState, recovery: &Recovery, now: u64) -> Value {
     let (spec, live) = (&endpoint.spec, &endpoint.live);
     json!({
         "name": spec.name,
@@ -76,6 +78,9 @@ fn endpoint(endpoint: &EndpointState, now: u64) -> Value {
         "ejected": live.ejected(now),
         "ejected_for_ms": live.ejected_until_ms.load(Relaxed).saturating_sub(now),
         "ejections": live.ejections.load(Relaxed),
+        "last_ejection": live.last_ejection.load().as_ref().map(|e| json!({ "reason": e.reason, "why": e.why })),
+        "weight_percent_now": live.warmth(now, recovery) / 10,
+        "goodput_bytes_per_second": Some(live.goodput.load(Relaxed)).filter(|g| *g > 0),
         "consecutive_failures": live.consecutive_failures.load(Relaxed),
         "requests_in_flight": live.requests.load(Relaxed),
         "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
@@ -102,6 +107,9 @@ pub(super) fn measure(control: &Control) {
             let labels = [of[0], ("endpoint", endpoint.spec.name.as_str())];
             let usable = endpoint.usable(now).into();
             registry.gauge("towpath_endpoint_usable", &labels).set(usable);
+            let goodput = endpoint.live.goodput.load(Relaxed);
+            let goodput = i64::try_from(goodput).unwrap_or(i64::MAX);
+            registry.gauge("towpath_endpoint_goodput_bytes_per_second", &labels).set(goodput);
         }
     }
     let uptime = i64::try_from(control.started.elapsed().as_secs()).unwrap_or(i64::MAX);

@@ -256,7 +256,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.response_length = answer.length;
         if let Some(ticket) = &mut self.ticket {
-            ticket.add_bytes(answer.length.declared());
+            ticket.answered(answer.length.declared());
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;
@@ -415,6 +415,7 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) fn count_sent(&mut self, bytes: u64) {
         let Some(ticket) = &mut self.ticket else { return };
         ticket.endpoint.live.metrics.bytes_sent.add(bytes);
+        ticket.sent(bytes);
         if self.head.length == Length::Unknown {
             ticket.add_bytes(bytes);
         }
@@ -427,6 +428,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let Some(ticket) = &mut self.ticket else { return };
         ticket.endpoint.live.metrics.bytes_received.add(bytes);
+        ticket.received(bytes);
         if self.response_length == Length::Unknown {
             ticket.add_bytes(bytes);
         }

@@ -164,9 +164,13 @@ impl<D: Downstream> Exchange<'_, D> {
         up: &mut Upstream,
         cx: &mut Context<'_>,
     ) -> Result<(), Cut> {
+        let mut full = false;
         while self.upload == Upload::Active {
             match up.poll_room(cx) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    full = true;
+                    break;
+                }
                 Poll::Ready(Err(_)) => {
                     self.upload = Upload::Stopped;
                     return Ok(());
@@ -197,6 +201,9 @@ impl<D: Downstream> Exchange<'_, D> {
         // A failed write is no verdict either: what counts is what can still be read.
         if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
             self.upload = Upload::Stopped;
+        }
+        if let Some(ticket) = &mut self.ticket {
+            ticket.upload_looked_at(full, self.upload != Upload::Active);
         }
         Ok(())
     }
@@ -242,6 +249,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.answered = self.poll_download(up, cx)?.is_ready();
             }
             let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?.is_ready();
+            if let Some(ticket) = &mut self.ticket {
+                ticket.download_looked_at(flushed && !self.answered);
+            }
             if flushed && self.answered && (!tunnel || self.upload != Upload::Active) {
                 return Poll::Ready(Ok(()));
             }

@@ -9,6 +9,7 @@ use std::sync::{
 use towpath_policies::model::Thresholds;
 
 use super::{EndpointLive, EndpointState, ServiceLive, ServiceState};
+use crate::outlier::meter::{Asked, SMALLEST_JUDGED, Transfer};
 
 /// A limit of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,9 @@ pub struct Ticket {
     /// The endpoint picked.
     pub endpoint: Arc<EndpointState>,
     bytes: u64,
+    request: Transfer,
+    response: Transfer,
+    asked: Asked,
 }
 
 /// A connection that stands, counted until dropped.
@@ -173,9 +177,60 @@ impl Ticket {
         service.live.requests.fetch_add(1, Relaxed);
         endpoint.live.requests.fetch_add(1, Relaxed);
         endpoint.live.metrics.picks.inc();
-        let mut ticket = Self { service, endpoint, bytes: 0 };
+        let mut ticket = Self {
+            service,
+            endpoint,
+            bytes: 0,
+            request: Transfer::default(),
+            response: Transfer::default(),
+            asked: Asked::default(),
+        };
+        if declared_bytes >= SMALLEST_JUDGED {
+            ticket.request.judge(&ticket.endpoint.live.meter);
+        }
         ticket.add_bytes(declared_bytes);
         ticket
+    }
+
+    /// Bytes of the request body are on their way to the endpoint.
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.request.moved(bytes);
+        if self.request.total() >= SMALLEST_JUDGED {
+            self.request.judge(&self.endpoint.live.meter);
+        }
+    }
+
+    /// Bytes of the response body came.
+    pub(crate) fn received(&mut self, bytes: u64) {
+        self.response.moved(bytes);
+    }
+
+    /// The end of a poll of the upload: whether the endpoint takes no more now, or all was sent.
+    pub(crate) fn upload_looked_at(&mut self, full: bool, over: bool) {
+        let meter = &self.endpoint.live.meter;
+        if over {
+            self.request.end(meter);
+            if self.service.spec.outlier.is_some_and(|o| o.latency.is_some()) {
+                self.asked.now();
+            }
+        } else {
+            self.request.look(meter, full);
+        }
+    }
+
+    /// The final head came. A response is judged only if it was said how long it will be.
+    pub(crate) fn answered(&mut self, declared_bytes: u64) {
+        let meter = &self.endpoint.live.meter;
+        self.asked.answered(meter);
+        if declared_bytes >= SMALLEST_JUDGED {
+            self.response.judge(meter);
+        }
+        self.add_bytes(declared_bytes);
+    }
+
+    /// The end of a poll of the response: whether the client has everything and waits for more.
+    pub(crate) fn download_looked_at(&mut self, waits: bool) {
+        self.response.look(&self.endpoint.live.meter, waits);
     }
 
     /// Counts further bytes in flight: a declared response length, or bytes of
@@ -194,6 +249,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.request.end(&self.endpoint.live.meter);
+        self.response.end(&self.endpoint.live.meter);
         self.service.live.requests.fetch_sub(1, Relaxed);
         self.endpoint.live.requests.fetch_sub(1, Relaxed);
         if self.bytes > 0 {

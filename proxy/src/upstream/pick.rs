@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use towpath_policies::model::{Balancer, Health};
+use towpath_policies::model::Balancer;
 
 use super::{EndpointState, Level, ServiceState, admission::Limit};
 
@@ -44,10 +44,12 @@ fn key(endpoint: &Arc<EndpointState>) -> usize {
 ///
 /// The lowest priority with a usable endpoint that has room is used, and there
 /// an endpoint not yet tried before one that was. When probes and ejections
-/// leave nothing usable in any priority, they are overruled (as Envoy's panic
-/// mode does): all that the control plane does not call unhealthy or draining
-/// are used, since a local judgement that condemns everything is more likely
-/// wrong, or at least no worse to ignore.
+/// leave too few usable ([`towpath_policies::model::Recovery::panic_percent`]),
+/// they are overruled (as Envoy's panic mode does): all that the control plane
+/// does not call unhealthy or draining are used, since a local judgement that
+/// condemns nearly everything is more likely wrong, or at least no worse to ignore.
+///
+/// An endpoint that came back has a part of its weight at first.
 ///
 /// # Errors
 /// [`NoPick`].
@@ -57,7 +59,12 @@ pub fn pick<'a>(
     now_ms: u64,
     declared_bytes: u64,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
-    let mut round = Round { service, tried, now_ms, declared_bytes, panic: false, full: None };
+    let heeds = service.spec.recovery.panic_percent == 0;
+    let panic = !heeds && service.live.panics.load(Relaxed);
+    let recovering = service.live.recovering.load(Relaxed);
+    let warm = Warm::All;
+    let mut round =
+        Round { service, tried, now_ms, declared_bytes, panic, recovering, warm, full: None };
     if let Some(found) = round.any_level() {
         return Ok(found);
     }
@@ -67,7 +74,8 @@ pub fn pick<'a>(
             return Ok(found);
         }
     }
-    if round.full.is_none() {
+    // The last usable one may have gone since the share was last looked at.
+    if round.full.is_none() && !round.panic && !heeds {
         round.panic = true;
         if let Some(found) = round.any_level() {
             return Ok(found);
@@ -91,7 +99,21 @@ struct Round<'a, 't> {
     now_ms: u64,
     declared_bytes: u64,
     panic: bool,
+    /// Nearly always false, and then nobody's warmth is looked at.
+    recovering: bool,
+    warm: Warm,
     full: Option<Limit>,
+}
+
+/// Who may be picked where endpoints are not weighed against each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Warm {
+    /// Everybody.
+    All,
+    /// One that is not warm yet as often as it is warm.
+    Drawn,
+    /// As before, and one was passed over.
+    Passed,
 }
 
 impl<'a> Round<'a, '_> {
@@ -106,12 +128,43 @@ impl<'a> Round<'a, '_> {
             Balancer::RoundRobin => {
                 let turn = self.service.live.turn.fetch_add(1, Relaxed);
                 let start = self.in_turn(level, turn);
-                self.search(level, start)
+                self.unweighed(|round| round.search(level, start))
             }
-            Balancer::Random => (0..DRAWS)
-                .find_map(|_| self.eligible(level, by_weight(self.service, level, random())))
-                .or_else(|| self.search(level, fastrand::usize(..level.members.len()))),
+            Balancer::Random => self.unweighed(|round| {
+                (0..DRAWS)
+                    .find_map(|_| round.eligible(level, by_weight(round.service, level, random())))
+                    .or_else(|| round.search(level, fastrand::usize(..level.members.len())))
+            }),
         }
+    }
+
+    /// Searches so that an endpoint that is not warm yet is found the less often.
+    fn unweighed(
+        &mut self,
+        mut search: impl FnMut(&mut Self) -> Option<&'a Arc<EndpointState>>,
+    ) -> Option<&'a Arc<EndpointState>> {
+        if !self.recovering {
+            return search(self);
+        }
+        self.warm = Warm::Drawn;
+        let found = search(self);
+        let passed = std::mem::replace(&mut self.warm, Warm::All) == Warm::Passed;
+        if found.is_none() && passed { search(self) } else { found }
+    }
+
+    /// Whether an endpoint that is not warm has no luck this time.
+    #[cold]
+    fn passes_over(&mut self, endpoint: &EndpointState) -> bool {
+        let passed = fastrand::u64(..1000) >= self.warmth(endpoint);
+        if passed {
+            self.warm = Warm::Passed;
+        }
+        passed
+    }
+
+    #[cold]
+    fn warmth(&self, endpoint: &EndpointState) -> u64 {
+        endpoint.live.warmth(self.now_ms, &self.service.spec.recovery)
     }
 
     fn least(&mut self, level: &Level) -> Option<&'a Arc<EndpointState>> {
@@ -152,7 +205,11 @@ impl<'a> Round<'a, '_> {
 
     /// Whether `a` is strictly cheaper than `b`, both in proportion to their weights.
     fn cost_less(&self, a: &EndpointState, b: &EndpointState) -> bool {
-        let (wa, wb) = (u128::from(a.spec.weight), u128::from(b.spec.weight));
+        let (mut wa, mut wb) = (u128::from(a.spec.weight), u128::from(b.spec.weight));
+        if self.recovering {
+            wa *= u128::from(self.warmth(a));
+            wb *= u128::from(self.warmth(b));
+        }
         let requests = |e: &EndpointState| u128::from(e.live.requests.load(Relaxed)) + 1;
         let by_requests = || requests(a) * wb < requests(b) * wa;
         if self.service.spec.balancer == Balancer::LeastRequest {
@@ -183,12 +240,11 @@ impl<'a> Round<'a, '_> {
     fn eligible(&mut self, level: &Level, member: usize) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
         let endpoint = &service.endpoints[level.members[member] as usize];
-        let usable = if self.panic {
-            matches!(endpoint.spec.health, Health::Unknown | Health::Healthy)
-        } else {
-            endpoint.usable(self.now_ms)
-        };
+        let usable = if self.panic { endpoint.allowed() } else { endpoint.usable(self.now_ms) };
         if !usable || self.tried.has(endpoint) {
+            return None;
+        }
+        if self.warm != Warm::All && self.passes_over(endpoint) {
             return None;
         }
         match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {

@@ -1,7 +1,10 @@
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use towpath_policies::model::{
-    Balancer, BudgetShare, Endpoint, EndpointSet, Health, Protocol, Service,
+    Balancer, BudgetShare, Endpoint, EndpointSet, Health, Protocol, Recovery, Service,
 };
 
 use super::{
@@ -9,7 +12,7 @@ use super::{
     admission::{Limit, Ticket},
     now_ms,
     pick::{NoPick, Tried, pick},
-    reconcile,
+    reconcile, warmth,
 };
 
 fn endpoints(count: u16) -> Vec<Endpoint> {
@@ -203,4 +206,72 @@ fn what_is_alive_survives_a_change_by_address() {
     assert!(old.endpoints[2].live.removed.load(Relaxed));
     assert!(Arc::ptr_eq(&old.live, &new.live));
     assert!(Arc::ptr_eq(&new, &old.live.current.load_full().unwrap()));
+}
+
+#[test]
+fn one_that_came_back_grows_from_the_floor_to_its_weight() {
+    let terms = Recovery {
+        slow_start: Duration::from_secs(10),
+        slow_start_floor_percent: 20,
+        panic_percent: 0,
+    };
+    for (back_for_ms, permille) in
+        [(0, 200), (1_999, 200), (5_000, 500), (9_999, 999), (10_000, 1000), (u64::MAX, 1000)]
+    {
+        assert_eq!(warmth(back_for_ms, &terms), permille, "{back_for_ms} ms");
+    }
+    let at_once = Recovery { slow_start: Duration::ZERO, ..terms };
+    assert_eq!(warmth(0, &at_once), 1000);
+}
+
+#[test]
+fn one_that_came_back_is_picked_less_often_at_first() {
+    for balancer in [Balancer::BytesInFlight, Balancer::RoundRobin, Balancer::Random] {
+        let state = state(endpoints(3), |s| s.balancer = balancer);
+        let endpoint = &state.endpoints[0];
+        state.live.recovering.store(true, Relaxed);
+        let now = now_ms();
+        let share = |back_for_ms: u64| {
+            let mut tickets = Vec::new();
+            let times: u32 = 3000;
+            endpoint.live.warm_from_ms.store(now, Relaxed);
+            for _ in 0..times {
+                let picked = pick(&state, &Tried::default(), now + back_for_ms, 1000).unwrap();
+                tickets.push(Ticket::new(state.clone(), picked.clone(), 1000));
+            }
+            endpoint.live.requests.load(Relaxed) * 100 / times
+        };
+        // A tenth of a weight beside two whole ones; a half; and all of it.
+        for (back_for_ms, expected) in [(0, 2..9), (5_000, 15..26), (10_000, 28..39)] {
+            let percent = share(back_for_ms);
+            assert!(expected.contains(&percent), "{balancer:?} {back_for_ms}: {percent} %");
+        }
+    }
+}
+
+#[test]
+fn the_only_one_is_picked_however_cold() {
+    for balancer in [Balancer::BytesInFlight, Balancer::RoundRobin, Balancer::Random] {
+        let state = state(endpoints(1), |s| s.balancer = balancer);
+        state.endpoints[0].live.warm_from_ms.store(now_ms(), Relaxed);
+        state.live.recovering.store(true, Relaxed);
+        assert_eq!(tally(&state, 50), [50]);
+    }
+}
+
+#[test]
+fn in_panic_ejections_and_probes_are_ignored_unless_they_always_count() {
+    for (percent, expected) in [(50, [true; 3]), (0, [false, false, true])] {
+        let state = state(endpoints(3), |s| s.recovery.panic_percent = percent);
+        state.endpoints[0].live.probe_healthy.store(false, Relaxed);
+        state.endpoints[1].live.ejected_until_ms.store(u64::MAX, Relaxed);
+        assert_eq!(tally(&state, 60)[2], 60, "before it is noticed");
+        state.live.panics.store(true, Relaxed);
+        let picked: Vec<_> = tally(&state, 90).iter().map(|n| *n > 0).collect();
+        assert_eq!(picked, expected, "{percent} %");
+        state.live.panics.store(false, Relaxed);
+        state.endpoints[2].live.probe_healthy.store(false, Relaxed);
+        let last = pick(&state, &Tried::default(), now_ms(), 0);
+        assert_eq!(last.is_ok(), percent > 0, "none is left: {percent} %");
+    }
 }

@@ -7,6 +7,7 @@ mod admin;
 mod control_plane;
 mod drain;
 mod health;
+mod outlier;
 mod program;
 mod reload;
 mod support;

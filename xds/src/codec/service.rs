@@ -8,7 +8,6 @@ use envoy_types::pb::envoy::{
         cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
     },
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
-    r#type::v3::Percent,
 };
 use towpath_policies::model::{Discovery, EndpointSet, Service};
 
@@ -20,7 +19,7 @@ use super::{
     },
     endpoints,
     extension::Extra,
-    tls, upstream,
+    outlier, tls, upstream,
 };
 
 pub(super) type Pb = cds::Cluster;
@@ -33,17 +32,16 @@ pub(super) fn encode(service: &Service) -> Pb {
         connect_timeout: Some(duration(service.connect_timeout)),
         typed_extension_protocol_options: upstream::encode_protocol(service),
         circuit_breakers: Some(upstream::encode_breakers(&service.breaker, service.retry_budget)),
-        outlier_detection: service.outlier.as_ref().map(upstream::encode_outlier),
+        outlier_detection: service.outlier.as_ref().map(outlier::encode),
         health_checks: service
             .health_check
             .iter()
             .map(|check| upstream::encode_health_check(check, service.protocol))
             .collect(),
         transport_socket: service.tls.as_ref().map(|tls| tls::encode_client(tls, service.protocol)),
-        load_balancing_policy: Some(upstream::encode_balancer(service.balancer)),
+        load_balancing_policy: Some(upstream::encode_balancer(service.balancer, &service.recovery)),
         common_lb_config: Some(CommonLbConfig {
-            // An unhealthy endpoint is not to be used, however few are left.
-            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            healthy_panic_threshold: Some(outlier::encode_panic(&service.recovery)),
             ..Default::default()
         }),
         ..Default::default()
@@ -69,6 +67,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("balancer", &service.balancer, &carried.balancer);
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
+    extra.keep("recovery", &service.recovery, &carried.recovery);
     extra.keep("healthCheck", &service.health_check, &carried.health_check);
     extra.keep("connectTimeout", &service.connect_timeout, &carried.connect_timeout);
     extra.keep("poolIdleTimeout", &service.pool_idle_timeout, &carried.pool_idle_timeout);
@@ -93,6 +92,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("balancer", &mut service.balancer)?;
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
+    extra.restore("recovery", &mut service.recovery)?;
     extra.restore("healthCheck", &mut service.health_check)?;
     extra.restore("connectTimeout", &mut service.connect_timeout)?;
     extra.restore("poolIdleTimeout", &mut service.pool_idle_timeout)?;
@@ -117,7 +117,8 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         tls: tls::decode_client(pb.transport_socket.as_ref()).at("transport_socket")?,
         balancer: upstream::decode_balancer(pb)?,
         breaker,
-        outlier: upstream::decode_outlier(pb.outlier_detection.as_ref()).at("outlier_detection")?,
+        outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
+        recovery: outlier::decode_recovery(pb)?,
         health_check: upstream::decode_health_check(&pb.health_checks).at("health_checks")?,
         connect_timeout: connect_timeout.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_CONNECT),
         pool_idle_timeout,

@@ -6,7 +6,7 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
-                self as cds, CircuitBreakers, LoadBalancingPolicy, OutlierDetection,
+                self as cds, CircuitBreakers, LoadBalancingPolicy,
                 circuit_breakers::{Thresholds as PbThresholds, thresholds::RetryBudget},
                 cluster::LbPolicy,
                 load_balancing_policy::Policy,
@@ -35,16 +35,17 @@ use envoy_types::pb::{
 };
 use prost::Name;
 use towpath_policies::model::{
-    Balancer, Breaker, BudgetShare, HealthCheck, HealthProbe, Outlier, Protocol, Service,
+    Balancer, Breaker, BudgetShare, HealthCheck, HealthProbe, Protocol, Recovery, Service,
     Thresholds,
 };
 
 use super::{
     common::{
-        At, Result, bool_value, duration, optional_duration, pack, read_u32, refuse, refuse_if,
-        u32_value, unpack,
+        At, Result, duration, optional_duration, pack, read_u32, refuse, refuse_if, u32_value,
+        unpack,
     },
     extension::{typed_struct, typed_struct_url},
+    outlier::encode_slow_start,
 };
 
 /// HTTP version and pool options, under their fixed key; none for opaque bytes.
@@ -168,43 +169,9 @@ pub(super) fn decode_breakers(pb: Option<&CircuitBreakers>) -> (Breaker, BudgetS
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
-fn whole_percent(value: f64) -> u32 {
+pub(super) fn whole_percent(value: f64) -> u32 {
     // A NaN becomes 0.
     value.clamp(0.0, f64::from(u32::MAX)).round() as u32
-}
-
-pub(super) fn encode_outlier(outlier: &Outlier) -> OutlierDetection {
-    OutlierDetection {
-        consecutive_5xx: u32_value(outlier.consecutive_failures),
-        enforcing_consecutive_5xx: u32_value(100),
-        base_ejection_time: Some(duration(outlier.base_ejection)),
-        max_ejection_time: Some(duration(outlier.max_ejection)),
-        max_ejection_percent: u32_value(outlier.max_ejected_percent.min(100)),
-        always_eject_one_host: bool_value(true),
-        // On by default in Envoy, and not what was asked for.
-        enforcing_success_rate: u32_value(0),
-        ..Default::default()
-    }
-}
-
-pub(super) fn decode_outlier(pb: Option<&OutlierDetection>) -> Result<Option<Outlier>> {
-    let Some(pb) = pb else { return Ok(None) };
-    if read_u32(pb.enforcing_consecutive_5xx.as_ref()) == Some(0) {
-        return Ok(None);
-    }
-    let default = Outlier::default();
-    let base = optional_duration(pb.base_ejection_time.as_ref(), "base_ejection_time")?;
-    let max = optional_duration(pb.max_ejection_time.as_ref(), "max_ejection_time")?;
-    let base = base.unwrap_or(default.base_ejection);
-    Ok(Some(Outlier {
-        consecutive_failures: read_u32(pb.consecutive_5xx.as_ref())
-            .unwrap_or(default.consecutive_failures)
-            .max(1),
-        base_ejection: base,
-        max_ejection: max.unwrap_or_else(|| default.max_ejection.max(base)),
-        // Envoy's default.
-        max_ejected_percent: read_u32(pb.max_ejection_percent.as_ref()).unwrap_or(10).min(100),
-    }))
 }
 
 pub(super) fn encode_health_check(check: &HealthCheck, protocol: Protocol) -> core::HealthCheck {
@@ -282,12 +249,17 @@ pub(super) fn decode_health_check(checks: &[core::HealthCheck]) -> Result<Option
 
 /// Ours first, then the nearest that Envoy has, then one that everybody has:
 /// a client takes the first it knows.
-pub(super) fn encode_balancer(balancer: Balancer) -> LoadBalancingPolicy {
+pub(super) fn encode_balancer(balancer: Balancer, recovery: &Recovery) -> LoadBalancingPolicy {
+    let slow_start_config = encode_slow_start(recovery);
     let ours = || policy("towpath.bytes_in_flight", typed_struct(BYTES_IN_FLIGHT));
-    let least =
-        || policy("envoy.load_balancing_policies.least_request", pack(&LeastRequest::default()));
+    let least = || {
+        let config =
+            LeastRequest { slow_start_config: slow_start_config.clone(), ..Default::default() };
+        policy("envoy.load_balancing_policies.least_request", pack(&config))
+    };
     let random = || policy("envoy.load_balancing_policies.random", pack(&Random::default()));
-    let round = policy("envoy.load_balancing_policies.round_robin", pack(&RoundRobin::default()));
+    let config = RoundRobin { slow_start_config: slow_start_config.clone(), ..Default::default() };
+    let round = policy("envoy.load_balancing_policies.round_robin", pack(&config));
     let mut policies = match balancer {
         Balancer::BytesInFlight => vec![ours(), least()],
         Balancer::LeastRequest => vec![least()],

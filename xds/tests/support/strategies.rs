@@ -299,6 +299,51 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
     )
 }
 
+fn outlier() -> impl Strategy<Value = Outlier> {
+    let rate = (1u32..10_000, 1u32..=100, 0u32..5_000).prop_map(
+        |(min_requests, margin_percent, deviation_permille)| SuccessRate {
+            min_requests,
+            margin_percent,
+            deviation_permille,
+        },
+    );
+    let latency = (1u32..10_000, 101u32..10_000, duration()).prop_map(
+        |(min_requests, above_percent, margin)| Latency { min_requests, above_percent, margin },
+    );
+    let goodput =
+        (1u32..=90, duration(), 1u64..1 << 40).prop_map(|(below_percent, window, min_bytes)| {
+            Goodput { below_percent, window, min_bytes }
+        });
+    (
+        (1u32..100, duration(), duration(), 0u32..=100, duration(), 2u32..1_000),
+        (option::of(rate), option::of(latency), option::of(goodput)),
+    )
+        .prop_map(
+            |(
+                (failures, base_ejection, max_ejection, max_ejected_percent, interval, min),
+                (success_rate, latency, goodput),
+            )| Outlier {
+                consecutive_failures: failures,
+                base_ejection,
+                max_ejection,
+                max_ejected_percent,
+                interval,
+                min_endpoints: min,
+                success_rate,
+                latency,
+                goodput,
+            },
+        )
+}
+
+fn recovery() -> impl Strategy<Value = Recovery> {
+    (duration(), 1u32..=100, 0u32..=100).prop_map(|(slow_start, floor, panic_percent)| Recovery {
+        slow_start,
+        slow_start_floor_percent: floor,
+        panic_percent,
+    })
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -317,26 +362,25 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         Balancer::RoundRobin,
         Balancer::Random,
     ]);
-    let outlier = (1u32..100, duration(), duration(), 0u32..=100).prop_map(
-        |(consecutive_failures, base_ejection, max_ejection, max_ejected_percent)| Outlier {
-            consecutive_failures,
-            base_ejection,
-            max_ejection,
-            max_ejected_percent,
-        },
-    );
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
     let breaker =
         (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint });
     (
         (name(), protocol, discovery, option::of(tls), balancer, breaker),
-        (option::of(outlier), option::of(health_check()), duration(), duration(), budget),
+        (
+            option::of(outlier()),
+            recovery(),
+            option::of(health_check()),
+            duration(),
+            duration(),
+            budget,
+        ),
     )
         .prop_map(
             |(
                 (name, protocol, discovery, tls, balancer, breaker),
-                (outlier, health_check, connect_timeout, pool_idle_timeout, retry_budget),
+                (outlier, recovery, health_check, connect_timeout, pool_idle_timeout, retry_budget),
             )| Service {
                 name,
                 protocol,
@@ -345,6 +389,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 balancer,
                 breaker,
                 outlier,
+                recovery,
                 health_check,
                 connect_timeout,
                 pool_idle_timeout,
