@@ -4,7 +4,7 @@
 //! Decisions are pure functions of what is remembered and the time ([`eject`],
 //! [`goodput`], [`rates`]); what was decided is a time that picks compare with.
 //! Failures in a row are seen as they happen, on the request's way; peers are
-//! compared on the control thread ([`watch`]).
+//! compared on the control thread (`watch`).
 
 pub mod goodput;
 pub mod meter;

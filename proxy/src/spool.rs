@@ -1,6 +1,6 @@
 //! Bytes on disk that may have to be sent again.
 //!
-//! One [`Space`] per process bounds what all of them take together; each [`Spool`] is a file
+//! One [`Space`] per process bounds what all of them take together; each `Spool` is a file
 //! without a name, gone with its last user, whatever becomes of the process. What is written
 //! goes through threads for blocking work in large strides; so little is held in memory for it
 //! that a slow disk slows its transfer down rather than filling memory.

@@ -382,7 +382,7 @@ object! {
 }
 
 object! {
-    /// Ejection of endpoints that fail in a row, or lag behind the others of their priority.
+    /// Ejection of endpoints that fail in a row, or lag behind the others of their priority and region.
     struct OutlierSpec {
         /// True turns it off.
         "off" => off: Option<At<bool>>,

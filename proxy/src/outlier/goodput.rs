@@ -190,7 +190,7 @@ fn spread(hits: f64, samples: f64) -> f64 {
 }
 
 /// Ends a round for all endpoints of a service; tells which are to be ejected.
-/// `place` is the priority of the endpoint of a track, and whether it is ejected.
+/// `place` is the group of the endpoint of a track, and whether it is ejected.
 pub fn end_round(
     tracks: &mut [Track],
     place: impl Fn(usize) -> (u32, bool),
@@ -202,8 +202,8 @@ pub fn end_round(
         .iter()
         .enumerate()
         .map(|(at, track)| {
-            let (priority, ejected) = place(at);
-            Seat { priority, ejected, figure: track.figures() }
+            let (group, ejected) = place(at);
+            Seat { group, ejected, figure: track.figures() }
         })
         .collect();
     let mut out = Vec::new();

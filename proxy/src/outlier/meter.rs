@@ -4,7 +4,7 @@
 //! Goodput is bytes per second of the time in which a transfer waited *for the
 //! endpoint*. No transfer measures that time. It says at the end of each of its
 //! polls whom it waits for, and only when that changed; the control thread
-//! samples how many wait ([`super::watch`]). So a slow client, or a full
+//! samples how many wait (`watch`). So a slow client, or a full
 //! buffer of ours, costs an endpoint nothing: while they are waited for, the
 //! endpoint is not. Nor is an endpoint waited for that is ahead of us: one that
 //! had much ready when we came, and would have more if we came sooner.

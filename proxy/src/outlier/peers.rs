@@ -5,8 +5,8 @@
 /// One endpoint at the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Seat<T> {
-    /// Only those of the same priority are compared.
-    pub priority: u32,
+    /// Only those of one group are compared.
+    pub group: u32,
     /// It is out already: neither judged nor a measure for others.
     pub ejected: bool,
     /// What is known of it.
@@ -33,11 +33,11 @@ pub fn usual<T>(
     min_endpoints: u32,
     figure: impl Fn(&T) -> Option<f64>,
 ) -> Option<Usual> {
-    let priority = seats.get(of)?.priority;
+    let group = seats.get(of)?.group;
     let mut figures: Vec<f64> = seats
         .iter()
         .enumerate()
-        .filter(|(at, seat)| *at != of && seat.priority == priority && !seat.ejected)
+        .filter(|(at, seat)| *at != of && seat.group == group && !seat.ejected)
         .filter_map(|(_, seat)| figure(&seat.figure))
         .collect();
     if figures.len() + 1 < (min_endpoints as usize).max(2) {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     fn seats(figures: &[f64]) -> Vec<Seat<f64>> {
-        figures.iter().map(|f| Seat { priority: 0, ejected: false, figure: *f }).collect()
+        figures.iter().map(|f| Seat { group: 0, ejected: false, figure: *f }).collect()
     }
 
     #[test]
@@ -89,7 +89,7 @@ mod tests {
         table[1].ejected = true;
         assert_eq!(usual(&table, 0, 3, |f| Some(*f)), None);
         table[1].ejected = false;
-        table[2].priority = 1;
+        table[2].group = 1;
         assert_eq!(usual(&table, 0, 3, |f| Some(*f)), None);
         assert_eq!(usual(&table[..1], 0, 0, |f| Some(*f)), None);
     }

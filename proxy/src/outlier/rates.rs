@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     fn seats(conducts: impl IntoIterator<Item = Conduct>) -> Vec<Seat<Conduct>> {
-        let seat = |figure| Seat { priority: 0, ejected: false, figure };
+        let seat = |figure| Seat { group: 0, ejected: false, figure };
         conducts.into_iter().map(seat).collect()
     }
 

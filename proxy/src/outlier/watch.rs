@@ -150,10 +150,8 @@ impl Watched {
         goodput: &towpath_policies::model::Goodput,
         now_ms: u64,
     ) {
-        let place = |at: usize| {
-            let endpoint = &service.endpoints[at];
-            (endpoint.spec.priority, endpoint.live.ejected(now_ms))
-        };
+        let groups = groups(service);
+        let place = |at: usize| (groups[at], service.endpoints[at].live.ejected(now_ms));
         let out = goodput::end_round(&mut self.tracks, place, terms.min_endpoints, goodput);
         for (track, endpoint) in self.tracks.iter().zip(&service.endpoints) {
             let delivered = track.figures().delivered.map_or(0.0, |pace| pace.endpoint);
@@ -171,9 +169,9 @@ impl Watched {
         let seats: Vec<_> = self
             .conduct
             .iter_mut()
-            .zip(&service.endpoints)
-            .map(|(start, endpoint)| Seat {
-                priority: endpoint.spec.priority,
+            .zip(service.endpoints.iter().zip(groups(service)))
+            .map(|(start, (endpoint, group))| Seat {
+                group,
                 ejected: endpoint.live.ejected(now_ms),
                 figure: start.take(&endpoint.live),
             })
@@ -217,6 +215,19 @@ impl Start {
             latency: median_latency(&latencies),
         }
     }
+}
+
+/// Whom each endpoint is compared with: those of its priority and region. The way to another
+/// region is longer for all who are there, and no fault of theirs.
+fn groups(service: &ServiceState) -> Vec<u32> {
+    let mut known = HashMap::new();
+    let mut groups = Vec::with_capacity(service.endpoints.len());
+    for endpoint in &service.endpoints {
+        let next = u32::try_from(known.len()).unwrap_or(u32::MAX);
+        let group = (endpoint.spec.priority, endpoint.spec.locality.region.as_str());
+        groups.push(*known.entry(group).or_insert(next));
+    }
+    groups
 }
 
 /// Keeps what picks read up to date: whether too few are usable, and who is warm again.

@@ -149,7 +149,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.record.resumes += 1;
         self.response_length = head.length;
         if let Some(ticket) = &mut self.ticket {
-            ticket.add_bytes(head.length.declared());
+            ticket.answered(head.length.declared());
         }
         true
     }

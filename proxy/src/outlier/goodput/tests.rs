@@ -33,7 +33,7 @@ fn an_endpoint_lags_when_it_is_far_below_its_peers_by_itself_and_by_transfer() {
         ((0.01, 0.01), &[1.0, 1.0], false),
         ((0.01, 0.01), &[1.1, 1.1], true),
     ] {
-        let seat = |figure| Seat { priority: 0, ejected: false, figure };
+        let seat = |figure| Seat { group: 0, ejected: false, figure };
         let peer = |p: &f64| seat(Figures { waited_for: None, delivered: Some(pace(*p, *p)) });
         let own = Figures { waited_for: Some(pace(own.0, own.1)), delivered: None };
         let mut seats = vec![seat(own)];
