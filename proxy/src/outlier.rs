@@ -146,6 +146,10 @@ pub fn report(service: &ServiceState, endpoint: &EndpointState, outcome: Outcome
         Outcome::Failure(failure) => failure,
     };
     live.meter.fail();
+    // What was under way when it was ejected says nothing of it when it comes back.
+    if live.ejected(now_ms()) {
+        return;
+    }
     let failures = live.consecutive_failures.fetch_add(1, Relaxed).saturating_add(1);
     let Some(limits) = &service.spec.outlier else { return };
     if failures >= limits.consecutive_failures {

@@ -77,7 +77,7 @@ fn latency(spec: &LatencySpec) -> Latency {
 
 fn goodput(written: Option<&GoodputSpec>, problems: &mut Problems) -> Option<Goodput> {
     let default = Goodput::default();
-    let Some(spec) = written else { return Some(default) };
+    let spec = written?;
     let says_more =
         spec.below_percent.is_some() || spec.window.is_some() || spec.min_bytes.is_some();
     is_on(spec.off.as_ref(), says_more, problems).then(|| Goodput {

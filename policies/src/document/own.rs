@@ -403,7 +403,7 @@ object! {
         "successRate" => success_rate: Option<SuccessRateSpec>,
         /// Ejection by the time to the response head; off unless it is there.
         "latency" => latency: Option<LatencySpec>,
-        /// Ejection by goodput; on by default.
+        /// Ejection by goodput; off unless it is there.
         "goodput" => goodput: Option<GoodputSpec>,
     }
 }

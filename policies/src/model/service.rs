@@ -151,7 +151,7 @@ pub struct Outlier {
     /// Ejection by the time to the response head; `None` = off, the default:
     /// requests of one service may differ by orders of magnitude in what they ask for.
     pub latency: Option<Latency>,
-    /// Ejection by goodput; `None` = off. On by default.
+    /// Ejection by goodput; `None` = off, the default.
     pub goodput: Option<Goodput>,
 }
 
@@ -221,7 +221,7 @@ impl Default for Outlier {
             min_endpoints: 3,
             success_rate: Some(SuccessRate::default()),
             latency: None,
-            goodput: Some(Goodput::default()),
+            goodput: None,
         }
     }
 }

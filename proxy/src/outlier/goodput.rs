@@ -90,7 +90,8 @@ pub struct Lag {
 impl Track {
     /// Takes what was read after `elapsed_ms`.
     pub fn sample(&mut self, reading: Reading, elapsed_ms: u64) {
-        let bytes = reading.bytes - self.bytes.replace(reading.bytes).unwrap_or(reading.bytes);
+        let before = self.bytes.replace(reading.bytes).unwrap_or(reading.bytes);
+        let bytes = reading.bytes.saturating_sub(before);
         let ticks = (elapsed_ms as f64 / TICK_MS as f64).min(LONGEST_TICK);
         // One that was ahead and has sent nothing since is waited for after all.
         let stalled = if bytes == 0 { reading.ahead } else { 0 };

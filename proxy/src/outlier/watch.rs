@@ -46,7 +46,7 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Default)]
 struct Watched {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<(SocketAddr, usize)>,
     tracks: Vec<Track>,
     conduct: Vec<Start>,
     interval_from_ms: u64,
@@ -67,18 +67,26 @@ impl Watch {
         self.last_ms = now_ms;
         self.ticks += 1;
         let round = self.ticks.is_multiple_of(TICKS_PER_ROUND);
-        if round && self.services.len() > services.len() {
+        if round {
             self.services.retain(|name, _| services.contains_key(name));
         }
         for (name, service) in services {
             if round {
                 recover(service, now_ms);
             }
-            let Some(terms) = &service.spec.outlier else { continue };
+            let Some(terms) = &service.spec.outlier else {
+                self.services.remove(name);
+                continue;
+            };
             let compared = service.endpoints.len() >= terms.min_endpoints as usize;
             // What passed between two looks is too little to tell anything from.
             let idle = service.live.requests.load(Relaxed) == 0;
-            if !compared || (idle && !self.services.contains_key(name)) {
+            if !compared {
+                // What would be measured from here when it is compared again is no tick's worth.
+                self.services.remove(name);
+                continue;
+            }
+            if idle && !self.services.contains_key(name) {
                 continue;
             }
             if !self.services.contains_key(name) {
@@ -98,7 +106,8 @@ impl Watched {
     /// Follows the endpoint set; what is known of an address stays.
     fn fit(&mut self, service: &ServiceState, now_ms: u64) {
         let endpoints = &service.endpoints;
-        let addresses = || endpoints.iter().map(|e| e.spec.address);
+        // An address that went and came back counts from nothing.
+        let addresses = || endpoints.iter().map(|e| (e.spec.address, Arc::as_ptr(&e.live).addr()));
         if self.addresses.iter().copied().eq(addresses()) {
             return;
         }
@@ -109,7 +118,8 @@ impl Watched {
             .collect();
         self.addresses = addresses().collect();
         for endpoint in endpoints {
-            let known = old.get(&endpoint.spec.address).cloned();
+            let known =
+                old.get(&(endpoint.spec.address, Arc::as_ptr(&endpoint.live).addr())).cloned();
             let (track, start) =
                 known.unwrap_or_else(|| (Track::default(), Start::of(&endpoint.live)));
             self.tracks.push(track);
@@ -234,11 +244,19 @@ fn groups(service: &ServiceState) -> Vec<u32> {
 fn recover(service: &ServiceState, now_ms: u64) {
     let terms = &service.spec.recovery;
     let endpoints = &service.endpoints;
-    let usable = endpoints.iter().filter(|e| e.usable(now_ms)).count();
-    let allowed = endpoints.iter().filter(|e| e.allowed()).count();
+    // By priority: as long as one of them is well, there is somewhere to go.
+    let mut levels: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|e| e.allowed()) {
+        let (usable, allowed) = levels.entry(endpoint.spec.priority).or_default();
+        *usable += usize::from(endpoint.usable(now_ms));
+        *allowed += 1;
+    }
+    let usable: usize = levels.values().map(|(usable, _)| usable).sum();
+    let allowed: usize = levels.values().map(|(_, allowed)| allowed).sum();
     let recovering = endpoints.iter().any(|e| e.live.warmth(now_ms, terms) < 1000);
     service.live.recovering.store(recovering, Relaxed);
-    let panics = panics(usable, allowed, terms);
+    let panics = !levels.is_empty()
+        && levels.values().all(|(usable, allowed)| panics(*usable, *allowed, terms));
     if service.live.panics.swap(panics, Relaxed) != panics {
         let service = service.spec.name.as_str();
         if panics {

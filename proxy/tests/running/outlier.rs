@@ -41,6 +41,13 @@ async fn paced(pause_ms: Arc<AtomicU64>) -> Origin {
     .await
 }
 
+/// A service whose endpoints are judged by goodput.
+fn judged(name: &str) -> Service {
+    let goodput = Some(Goodput::default());
+    let outlier = Some(Outlier { goodput, ..Outlier::default() });
+    Service { outlier, ..Service::new(name, Protocol::Http1) }
+}
+
 /// Three endpoints, and a client of each; the `slow`th reads 8 KiB every 50 ms.
 async fn three(
     service: &str,
@@ -52,7 +59,7 @@ async fn three(
         origins.push(paced(pace.clone()).await);
     }
     let at: Vec<_> = origins.iter().map(|o| o.address).collect();
-    let world = World::default().service(service, Protocol::Http1, &at).http("in", service);
+    let world = World::default().service_with(judged(service), &at).http("in", service);
     let proxy = proxy_with(world).await;
     let mut clients = JoinSet::new();
     let to = proxy.listener_addrs()["in"];
@@ -150,7 +157,7 @@ async fn an_endpoint_that_takes_an_upload_at_a_tenth_of_its_peers_pace_is_out() 
         origins.push(taking(pace.clone()).await);
     }
     let at: Vec<_> = origins.iter().map(|o| o.address).collect();
-    let world = World::default().service("takes", Protocol::Http1, &at).http("in", "takes");
+    let world = World::default().service_with(judged("takes"), &at).http("in", "takes");
     let proxy = proxy_with(world).await;
     let mut clients = JoinSet::new();
     for n in 1..=3 {

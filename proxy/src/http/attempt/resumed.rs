@@ -20,7 +20,7 @@ use crate::{
     h2,
     outlier::{self, Failure, Outcome},
     router::Backend,
-    upstream::{EndpointState, ServiceState, admission::RetryGuard, pick::Tried},
+    upstream::{EndpointState, ServiceState, pick::Tried},
 };
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -47,7 +47,7 @@ impl<D: Downstream> Exchange<'_, D> {
             let service = backend.service.as_ref().and_then(|live| live.current.load_full());
             let Some(service) = service else { return Err(cut) };
             let count = |outcome| service.live.metrics.resumes[outcome as usize].inc();
-            let Some((wait, _budget)) = self.grant(policy, &service) else {
+            let Some(wait) = self.grant(policy) else {
                 count(ResumeOutcome::Exhausted);
                 let late = self.limits.overall.is_some_and(|end| end <= Instant::now());
                 return Err(if late { Cut::Expired(Expired::Overall) } else { cut });
@@ -69,6 +69,9 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// What the endpoint is to blame for, if its response broke and can go on elsewhere.
     fn mendable(&self, cut: &Cut, flushed: bool) -> Option<Failure> {
+        if self.answered {
+            return None;
+        }
         self.resume.as_ref()?;
         match cut {
             Cut::Endpoint(
@@ -82,17 +85,11 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    fn grant(
-        &self,
-        policy: &RetryPolicy,
-        service: &ServiceState,
-    ) -> Option<(Duration, RetryGuard)> {
+    /// The pause before another try, if one may be made. No retry budget is asked: no byte is
+    /// sent twice, and the load of an endpoint that died goes elsewhere either way.
+    fn grant(&self, policy: &RetryPolicy) -> Option<Duration> {
         let wait = retry::resume_after(policy, self.record.attempts, fastrand::f64())?;
-        if !self.has_time_for(wait) {
-            return None;
-        }
-        // No byte is sent twice: that is the point.
-        service.retry(0).map(|budget| (wait, budget))
+        self.has_time_for(wait).then_some(wait)
     }
 
     /// One try: an endpoint is asked for the rest, and its answer compared.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use towpath_policies::model::{Endpoint, EndpointSet, Health, Latency, Protocol, Service};
+use towpath_policies::model::{Endpoint, EndpointSet, Goodput, Health, Latency, Protocol, Service};
 
 use super::*;
 use crate::{
@@ -12,6 +12,7 @@ type Services = BTreeMap<String, Arc<ServiceState>>;
 
 fn services(name: &str, endpoints: u16, change: impl FnOnce(&mut Service)) -> Services {
     let mut service = Service::new(name, Protocol::Http1);
+    service.outlier = Some(Outlier { goodput: Some(Goodput::default()), ..Outlier::default() });
     change(&mut service);
     let endpoints = (1..=endpoints).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect();
     let set = EndpointSet { service: name.into(), endpoints };
