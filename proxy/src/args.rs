@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     pub workers: Option<u16>,
 
-    /// What is logged to standard error: error, warn, info, debug, trace, or per module (info,h2=debug)
+    /// What is logged to standard error: error, warn, info, debug, trace, or per module (info,towpath_proxy::h2=debug)
     #[arg(long, value_name = "LEVEL", env = "TOWPATH_LOG", default_value = "info")]
     pub log_level: String,
 

@@ -354,7 +354,7 @@ object! {
         "service" => service: Option<LimitsSpec>,
         /// Limits of each endpoint; default unlimited.
         "endpoint" => endpoint: Option<LimitsSpec>,
-        /// Ejection of endpoints that fail, or lag behind the others; on by default.
+        /// Ejection of endpoints that fail (on by default), or lag behind the others.
         "outlier" => outlier: Option<OutlierSpec>,
         /// An endpoint that comes back gets its full share only after this, and more and more until then;
         /// default 10s, `0s` is at once.

@@ -42,7 +42,7 @@ pub(crate) struct Stream {
 /// The next part of a body.
 #[derive(Debug)]
 pub(crate) enum Part {
-    /// Bytes; `last` when nothing follows.
+    /// Bytes; `last` when it is certain that neither bytes nor trailers follow.
     Data { bytes: Bytes, last: bool },
     /// The end, perhaps with trailers.
     End(Option<HeaderMap>),

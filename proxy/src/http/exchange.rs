@@ -277,8 +277,8 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Ends a response that had begun so that nobody takes it for whole.
     fn cut(&mut self, cut: &Cut) {
         let (reason, failure, cause) = match cut {
-            Cut::Client(broken) => ("client_gone", None, broken.clone()),
-            Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), broken.clone()),
+            Cut::Client(broken) => ("client_gone", None, *broken),
+            Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), *broken),
             Cut::Expired(Expired::Idle) => ("idle_timeout", None, Broken::Reset(ErrorCode::CANCEL)),
             Cut::Spool(_) => ("spool", None, Broken::Closed),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),

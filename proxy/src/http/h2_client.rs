@@ -10,7 +10,7 @@ use super::{
     message::{Broken, Interim, Length, Piece, RequestHead},
     relay::Answer,
 };
-use crate::h2::{ErrorCode, Part, RequestRef, Stream};
+use crate::h2::{ErrorCode, RequestRef, Stream};
 
 /// A stream with one request on it.
 pub(super) struct Http2 {
@@ -39,15 +39,15 @@ impl Http2 {
     }
 
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        self.stream.poll_room(cx).map_err(Broken::from)
+        self.stream.poll_room(cx)
     }
 
     pub(super) fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
-        self.stream.send(bytes, last).map_err(Broken::from)
+        self.stream.send(bytes, last)
     }
 
     pub(super) fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
-        self.stream.end(trailers).map_err(Broken::from)
+        self.stream.end(trailers)
     }
 
     pub(super) fn reset(&mut self, code: ErrorCode) {
@@ -83,11 +83,9 @@ impl Http2 {
 }
 
 pub(super) fn poll_part(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>> {
-    Poll::Ready(Ok(match ready!(stream.poll_part(cx))? {
-        Part::Data { bytes, last } => Piece::Data { bytes, last },
-        Part::End(trailers) => Piece::End(trailers.map(|mut trailers| {
-            headers::strip_from_trailers(&mut trailers);
-            trailers
-        })),
-    }))
+    let mut piece = ready!(stream.poll_part(cx))?;
+    if let Piece::End(Some(trailers)) = &mut piece {
+        headers::strip_from_trailers(trailers);
+    }
+    Poll::Ready(Ok(piece))
 }

@@ -166,7 +166,7 @@ impl Downstream for Exchanging {
         if self.ended {
             return Poll::Ready(Ok(()));
         }
-        self.stream.poll_room(cx).map_err(Broken::from)
+        self.stream.poll_room(cx)
     }
 
     fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
@@ -174,22 +174,22 @@ impl Downstream for Exchanging {
             return Ok(());
         }
         self.ended = last;
-        self.stream.send(bytes, last).map_err(Broken::from)
+        self.stream.send(bytes, last)
     }
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());
         }
-        self.stream.end(trailers).map_err(Broken::from)
+        self.stream.end(trailers)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        self.stream.poll_sent(cx).map_err(Broken::from)
+        self.stream.poll_sent(cx)
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
-        Poll::Ready(Gone::Broken(ready!(self.stream.poll_failed(cx)).into()))
+        Poll::Ready(Gone::Broken(ready!(self.stream.poll_failed(cx))))
     }
 
     fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {

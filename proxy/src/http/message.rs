@@ -2,19 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     uri::{Authority, PathAndQuery},
 };
 
 use super::{HttpListener, Peer, forwarded::Forwarding};
-use crate::{
-    drain,
-    h2::{ErrorCode, StreamError},
-    router::Router,
-    upstream::connect::Wire,
-};
+use crate::{drain, router::Router, upstream::connect::Wire};
 
 /// What all exchanges of one client connection share.
 pub(super) struct Client {
@@ -85,31 +79,8 @@ pub(super) enum Length {
     Unknown,
 }
 
-/// The next part of a body.
-#[derive(Debug)]
-pub(super) enum Piece {
-    /// Bytes; `last` when it is certain that neither bytes nor trailers follow.
-    Data { bytes: Bytes, last: bool },
-    /// The end, perhaps with trailers.
-    End(Option<HeaderMap>),
-}
-
-/// Why a body or a connection ended before its time.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Broken {
-    /// The peer closed the connection, or the socket failed.
-    #[error("connection closed")]
-    Closed,
-    /// The peer reset the stream.
-    #[error("stream reset ({0})")]
-    Reset(ErrorCode),
-    /// The peer refused the stream unprocessed.
-    #[error("stream refused unprocessed")]
-    Refused,
-    /// What came does not follow the protocol.
-    #[error("malformed message: {0}")]
-    Malformed(&'static str),
-}
+/// Bodies and their breaks are the same in either version; HTTP/2 has the names.
+pub(super) use crate::h2::{Part as Piece, StreamError as Broken};
 
 impl Length {
     pub(super) fn declared(self) -> u64 {
@@ -118,17 +89,6 @@ impl Length {
 
     pub(super) fn is_empty(self) -> bool {
         matches!(self, Self::None | Self::Known(0))
-    }
-}
-
-impl From<StreamError> for Broken {
-    fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Closed => Self::Closed,
-            StreamError::Reset(code) => Self::Reset(code),
-            StreamError::Refused => Self::Refused,
-            StreamError::Malformed(what) => Self::Malformed(what),
-        }
     }
 }
 

@@ -19,7 +19,7 @@ pub enum ResumeOutcome {
     Mismatch,
     /// Another endpoint could not be reached, or broke, or did not answer in time.
     Failed,
-    /// Nothing was left of the attempts, the retry budget or the time.
+    /// Nothing was left of the attempts or the time.
     Exhausted,
 }
 

@@ -48,7 +48,11 @@ fn judged(name: &str) -> Service {
     Service { outlier, ..Service::new(name, Protocol::Http1) }
 }
 
-/// Three endpoints, and a client of each; the `slow`th reads 8 KiB every 50 ms.
+/// So many reads of a slow client last several times the window.
+const SLOW_READS: u32 = 50;
+
+/// Three endpoints, and a client of each; the `slow`th reads 8 KiB every 50 ms, and ends after
+/// [`SLOW_READS`] of them.
 async fn three(
     service: &str,
     slow: Option<usize>,
@@ -73,9 +77,14 @@ async fn three(
         clients.spawn(async move {
             let mut buffer = vec![0; if slow == Some(n) { 8 * 1024 } else { 256 * 1024 }];
             let mut every = interval(Duration::from_millis(50));
+            let mut reads = 0;
             while tcp.read(&mut buffer).await.is_ok_and(|n| n > 0) {
                 if slow == Some(n) {
                     every.tick().await;
+                    reads += 1;
+                }
+                if reads == SLOW_READS {
+                    return;
                 }
             }
         });
@@ -122,10 +131,10 @@ async fn an_endpoint_that_falls_to_a_tenth_of_its_peers_goodput_is_out() {
 
 #[tokio::test]
 async fn a_slow_client_does_not_cost_its_endpoint_its_place() {
-    let (proxy, _paces, origins, _clients) = three("slow", Some(1)).await;
+    let (proxy, _paces, origins, mut clients) = three("slow", Some(1)).await;
     measured(&proxy).await;
-    // Several times the window, with all buffers on the way full.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    // It has read slowly for long, with all buffers on the way full.
+    clients.join_next().await.unwrap().unwrap();
     let all = endpoints(&proxy).await;
     assert!(all.iter().all(|e| e["ejections"] == 0), "{all:?}");
     assert!(origins.iter().all(|o| o.accepted() == 1));
