@@ -260,6 +260,8 @@ fn term(forward: &Forward, field: &str) -> String {
     match field {
         "timeout" => words::limit(forward.timeout),
         "idle timeout" => words::limit(forward.idle_timeout),
+        "class" => forward.transfer.class.name().to_owned(),
+        "tenant" => words::tenant(forward.transfer.tenant.as_ref()),
         "retry attempts" => retry.attempts.to_string(),
         "retry conditions" => words::conditions(&retry.on),
         "per-try timeout" => words::limit(retry.per_try_timeout),

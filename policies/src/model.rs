@@ -13,6 +13,7 @@ mod mesh;
 mod route;
 mod service;
 mod snapshot;
+mod transfer;
 
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
 pub use listener::{
@@ -26,7 +27,8 @@ pub use route::{
     VirtualHost, WeightedBackend,
 };
 pub use service::{
-    Balancer, Breaker, BudgetShare, Discovery, Goodput, HealthCheck, HealthProbe, Latency, Outlier,
-    Protocol, Recovery, Service, SuccessRate, Thresholds, UpstreamTls,
+    Admission, Balancer, Breaker, BudgetShare, Discovery, Goodput, HealthCheck, HealthProbe,
+    Latency, Outlier, Protocol, Recovery, Service, SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
+pub use transfer::{Class, TenantKey, Transfer};

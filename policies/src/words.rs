@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::model::{
     Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
-    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, Thresholds, ValueMatch,
+    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, TenantKey, Thresholds, ValueMatch,
     WeightedBackend,
 };
 
@@ -254,6 +254,14 @@ pub(crate) fn recovery(recovery: &Recovery) -> String {
         percent => format!(", ejections and probes ignored below {percent} % usable"),
     };
     text
+}
+
+pub(crate) fn tenant(tenant: Option<&TenantKey>) -> String {
+    match tenant {
+        None => "all are one".to_owned(),
+        Some(TenantKey::Header(name)) => format!("by the header {name}"),
+        Some(TenantKey::ClientAddress) => "by the client's address".to_owned(),
+    }
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

@@ -184,6 +184,7 @@ fn forward(backends: Vec<WeightedBackend>) -> Forward {
         mirrors: vec![],
         timeout: None,
         idle_timeout: Some(Duration::from_secs(60)),
+        transfer: Default::default(),
         retry: RetryPolicy {
             attempts: 2,
             on: vec![

@@ -616,6 +616,7 @@ impl Generator {
                 timeout: None,
                 idle_timeout: None,
                 retry: RetryPolicy::default(),
+                transfer: Default::default(),
             }),
             request_headers: HeaderEdit::default(),
             response_headers: HeaderEdit::default(),

@@ -7,12 +7,12 @@ use crate::{
     document::{
         Documents, Kind, Object,
         own::{
-            BalancerPolicySpec, BreakerPolicySpec, RetryOn, TargetRef, TransferPolicySpec,
-            TransferRetry,
+            BalancerPolicySpec, BreakerPolicySpec, ClassName, RetryOn, TargetRef, TenantSpec,
+            TransferPolicySpec, TransferRetry,
         },
         read::invalid,
     },
-    model::{RetryCondition, RetryPolicy},
+    model::{Class, RetryCondition, RetryPolicy, TenantKey, Transfer},
     problem::{Problems, Span},
 };
 
@@ -45,6 +45,7 @@ pub(crate) struct Terms {
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
+    pub(crate) transfer: Transfer,
     pub(crate) origins: Origins,
 }
 
@@ -205,10 +206,15 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
             .related(attempts.span, "no further try is allowed")
             .help("allow attempts, or set downloads: false");
     }
-    if spec.timeouts.is_none() && spec.retry.is_none() && spec.resume.is_none() {
+    if spec.timeouts.is_none()
+        && spec.retry.is_none()
+        && spec.resume.is_none()
+        && spec.class.is_none()
+        && spec.tenant.is_none()
+    {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `timeouts`, `retry` or `resume`");
+            .help("give `class`, `tenant`, `timeouts`, `retry` or `resume`");
     }
 }
 
@@ -300,12 +306,24 @@ impl Levels<'_> {
         let (idle, origin) = split(idle);
         note("idle timeout", origin);
         let retry = self.retry_policy(rule, &mut note);
+        let transfer = self.transfer(&mut note);
         Terms {
             timeout: timeout.flatten(),
             idle_timeout: idle.unwrap_or(Some(DEFAULT_IDLE)),
             retry,
+            transfer,
             origins,
         }
+    }
+
+    fn transfer(&self, note: &mut impl FnMut(&'static str, Option<Origin>)) -> Transfer {
+        let class = self.pick(|s| s.class.as_ref().map(|c| (class(c.value), c.span)));
+        let (class, origin) = split(class);
+        note("class", origin);
+        let tenant = self.pick(|s| s.tenant.as_ref().map(|t| (tenant(t), t.span)));
+        let (tenant, origin) = split(tenant);
+        note("tenant", origin);
+        Transfer { class: class.unwrap_or_default(), tenant }
     }
 
     fn retry_policy(
@@ -426,6 +444,21 @@ impl Levels<'_> {
             }
         }
         Some((conditions, origin))
+    }
+}
+
+fn class(written: ClassName) -> Class {
+    match written {
+        ClassName::Interactive => Class::Interactive,
+        ClassName::Bulk => Class::Bulk,
+        ClassName::Background => Class::Background,
+    }
+}
+
+fn tenant(written: &TenantSpec) -> TenantKey {
+    match &written.header {
+        Some(header) => TenantKey::Header(header.to_ascii_lowercase()),
+        None => TenantKey::ClientAddress,
     }
 }
 

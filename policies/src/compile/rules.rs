@@ -110,6 +110,7 @@ impl PreparedRule<'_> {
                 timeout: terms.timeout,
                 idle_timeout: terms.idle_timeout,
                 retry: terms.retry.clone(),
+                transfer: terms.transfer.clone(),
             }),
         };
         let route = |(matches, span): &Written| {

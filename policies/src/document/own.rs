@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{
     read::{AtLeastOne, choice, object},
     value::{
-        Bytes, Count, Degrees, FilePath, Name, Percent, Port, Positive, PositiveTime,
+        Bytes, Count, Degrees, FilePath, HeaderName, Name, Percent, Port, Positive, PositiveTime,
         PreciseHostname, Time, UrlPath, Whole,
     },
 };
@@ -225,12 +225,45 @@ object! {
     struct TransferPolicySpec {
         /// What it is attached to.
         "targetRefs" => target_refs: AtLeastOne<TargetRef>,
+        /// Who goes first where there is not room for all; default interactive.
+        "class" => class: Option<At<ClassName>>,
+        /// Whose a request is; default: all are of one tenant.
+        "tenant" => tenant: Option<At<TenantSpec>>,
         /// Time limits.
         "timeouts" => timeouts: Option<TransferTimeouts>,
         /// Further tries after a failed one.
         "retry" => retry: Option<TransferRetry>,
         /// What goes on elsewhere when an endpoint breaks midway.
         "resume" => resume: Option<TransferResume>,
+    }
+}
+
+choice! {
+    /// Kinds of freight.
+    enum ClassName {
+        /// Somebody waits for the answer.
+        "interactive" => Interactive,
+        /// Freight: takes what is left.
+        "bulk" => Bulk,
+        /// Tolerates delay, and is the first to be shed.
+        "background" => Background,
+    }
+}
+
+object! {
+    /// How a request tells whose it is.
+    struct TenantSpec {
+        /// By the value of this header; requests without it are one tenant.
+        "header" => header: Option<At<HeaderName>>,
+        /// By the client's IP address.
+        "clientAddress" => client_address: Option<ClientAddressSpec>,
+    }
+    exactly_one { ["header", "clientAddress"] }
+}
+
+object! {
+    /// Nothing more to say.
+    struct ClientAddressSpec {
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use regex::Regex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use super::Transfer;
+
 /// The routes of one listener, by host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteTable {
@@ -168,6 +170,9 @@ pub struct Forward {
     pub idle_timeout: Option<Duration>,
     /// When and how often to try again.
     pub retry: RetryPolicy,
+    /// What kind of freight it is, and how it is treated.
+    #[serde(default)]
+    pub transfer: Transfer,
 }
 
 /// One service among several, by weight.

@@ -24,6 +24,9 @@ pub struct Service {
     /// Slow start on return, and the panic threshold.
     #[serde(default)]
     pub recovery: Recovery,
+    /// What is admitted beyond the breaker's limits, and when.
+    #[serde(default)]
+    pub admission: Admission,
     /// Active probes; `None` = off.
     pub health_check: Option<HealthCheck>,
     /// Time allowed for a connection to stand (TCP and TLS). Default 5 s.
@@ -109,6 +112,11 @@ pub struct Thresholds {
     /// Bytes in flight: declared or so far seen body bytes of unfinished exchanges.
     pub max_bytes_in_flight: Option<u64>,
 }
+
+/// What a `BreakerPolicy` says that Envoy's API has no words for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Admission {}
 
 /// Retries allowed at a time: a few always, beyond those a share of the requests in flight and,
 /// as far as bodies are sent again, of the bytes in flight.
@@ -300,6 +308,7 @@ impl Service {
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
             recovery: Recovery::default(),
+            admission: Admission::default(),
             health_check: None,
             connect_timeout: Duration::from_secs(5),
             pool_idle_timeout: Duration::from_secs(60),

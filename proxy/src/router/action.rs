@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, uri::Authority};
-use towpath_policies::model::{self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route};
+use towpath_policies::model::{
+    self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route, Transfer,
+};
 
 use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
 use crate::upstream::ServiceLive;
@@ -25,6 +27,7 @@ pub(crate) struct Forward {
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
+    pub(crate) transfer: Transfer,
 }
 
 #[derive(Debug)]
@@ -128,6 +131,7 @@ impl Forward {
             timeout: spec.timeout,
             idle_timeout: spec.idle_timeout,
             retry: spec.retry.clone(),
+            transfer: spec.transfer.clone(),
         })
     }
 

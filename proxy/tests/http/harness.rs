@@ -67,6 +67,7 @@ impl Setup {
                 mirrors: Vec::new(),
                 timeout: None,
                 idle_timeout: Some(Duration::from_secs(300)),
+                transfer: Default::default(),
                 retry: RetryPolicy {
                     backoff_base: Duration::from_millis(1),
                     ..RetryPolicy::default()

@@ -111,6 +111,7 @@ fn all_to(table: &str, service: &str) -> RouteTable {
         timeout: None,
         idle_timeout: None,
         retry: RetryPolicy::default(),
+        transfer: Default::default(),
     };
     let matches = RouteMatch {
         path: PathMatch::Prefix("/".into()),

@@ -176,6 +176,7 @@ fn routes(table: &str, service: &str, policy: &Policy) -> RouteTable {
         timeout: None,
         idle_timeout: None,
         retry,
+        transfer: Default::default(),
     };
     let matches = RouteMatch {
         path: PathMatch::Prefix("/".into()),

@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::{
 };
 use towpath_policies::model::{
     Action, DirectResponse, Forward, HostRewrite, Mirror, PathMatch, PathRewrite, Redirect,
-    WeightedBackend,
+    Transfer, WeightedBackend,
 };
 
 use super::{
@@ -181,6 +181,7 @@ fn decode_forward(pb: &RouteAction, path: &PathMatch, host: &rds::VirtualHost) -
         idle_timeout: timeout(pb.idle_timeout.as_ref(), Some(DEFAULT_IDLE), "idle_timeout")?,
         retry: retry::decode(pb.retry_policy.as_ref().or(host.retry_policy.as_ref()))
             .at("retry_policy")?,
+        transfer: Transfer::default(),
     })
 }
 

@@ -73,6 +73,7 @@ fn lost(pb: &rds::Route, route: &Route) -> Extra {
     match (&route.action, &carried.action) {
         (Action::Forward(route), Action::Forward(carried)) => {
             extra.keep("retry", &route.retry, &carried.retry);
+            extra.keep("transfer", &route.transfer, &carried.transfer);
             extra.keep("path", &route.path, &carried.path);
             extra.keep("timeout", &route.timeout, &carried.timeout);
             extra.keep("idleTimeout", &route.idle_timeout, &carried.idle_timeout);
@@ -197,6 +198,7 @@ fn decode_route(pb: &rds::Route, host: &rds::VirtualHost) -> Result<Route> {
     };
     if let Action::Forward(forward) = &mut action {
         extra.restore("retry", &mut forward.retry)?;
+        extra.restore("transfer", &mut forward.transfer)?;
         extra.restore("path", &mut forward.path)?;
         extra.restore("timeout", &mut forward.timeout)?;
         extra.restore("idleTimeout", &mut forward.idle_timeout)?;

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::{
     },
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
-use towpath_policies::model::{Discovery, EndpointSet, Service};
+use towpath_policies::model::{Admission, Discovery, EndpointSet, Service};
 
 use super::{
     DecodedService, EndpointSource,
@@ -68,6 +68,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
     extra.keep("recovery", &service.recovery, &carried.recovery);
+    extra.keep("admission", &service.admission, &carried.admission);
     extra.keep("healthCheck", &service.health_check, &carried.health_check);
     extra.keep("connectTimeout", &service.connect_timeout, &carried.connect_timeout);
     extra.keep("poolIdleTimeout", &service.pool_idle_timeout, &carried.pool_idle_timeout);
@@ -93,6 +94,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
     extra.restore("recovery", &mut service.recovery)?;
+    extra.restore("admission", &mut service.admission)?;
     extra.restore("healthCheck", &mut service.health_check)?;
     extra.restore("connectTimeout", &mut service.connect_timeout)?;
     extra.restore("poolIdleTimeout", &mut service.pool_idle_timeout)?;
@@ -119,6 +121,7 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         breaker,
         outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
         recovery: outlier::decode_recovery(pb)?,
+        admission: Admission::default(),
         health_check: upstream::decode_health_check(&pb.health_checks).at("health_checks")?,
         connect_timeout: connect_timeout.filter(|t| !t.is_zero()).unwrap_or(DEFAULT_CONNECT),
         pool_idle_timeout,

@@ -131,23 +131,29 @@ fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
     prop_oneof![Just(RetryPolicy::default()), whole]
 }
 
+fn transfer() -> impl Strategy<Value = Transfer> {
+    let tenant = prop_oneof![Just(TenantKey::ClientAddress), token().prop_map(TenantKey::Header)];
+    (select(Class::ALL.to_vec()), option::of(tenant))
+        .prop_map(|(class, tenant)| Transfer { class, tenant })
+}
+
 fn action() -> impl Strategy<Value = Action> {
     let host = prop_oneof![Just(HostRewrite::Keep), token().prop_map(HostRewrite::Literal)];
     let mirror = (name(), 0u32..=1_000_000)
         .prop_map(|(service, parts_per_million)| Mirror { service, parts_per_million });
-    let forward =
-        (
-            backends(true),
-            host,
-            option::of(path_rewrite()),
-            vec(mirror, 0..3),
-            option::of(duration()),
-            option::of(duration()),
-            retry_policy(),
-        )
-            .prop_map(|(backends, host, path, mirrors, timeout, idle_timeout, retry)| {
-                Forward { backends, host, path, mirrors, timeout, idle_timeout, retry }
-            });
+    let forward = (
+        backends(true),
+        host,
+        option::of(path_rewrite()),
+        vec(mirror, 0..3),
+        option::of(duration()),
+        option::of(duration()),
+        retry_policy(),
+        transfer(),
+    )
+        .prop_map(|(backends, host, path, mirrors, timeout, idle_timeout, retry, transfer)| {
+            Forward { backends, host, path, mirrors, timeout, idle_timeout, retry, transfer }
+        });
     let redirect = (
         option::of(select(vec!["http", "https"]).prop_map(str::to_owned)),
         option::of(token()),
@@ -390,6 +396,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 breaker,
                 outlier,
                 recovery,
+                admission: Admission::default(),
                 health_check,
                 connect_timeout,
                 pool_idle_timeout,

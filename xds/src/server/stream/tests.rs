@@ -54,6 +54,7 @@ fn put_table(world: &mut Snapshot, name: &str, service: &str) {
             timeout: None,
             idle_timeout: None,
             retry: RetryPolicy::default(),
+            transfer: Default::default(),
         }),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
