@@ -58,6 +58,9 @@ pub struct Record {
     /// Route it took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<Arc<str>>,
+    /// Kind of freight, as the route says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<&'static str>,
     /// Service it was sent to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<Arc<str>>,
@@ -191,6 +194,7 @@ impl Record {
             reason: None,
             listener,
             route: None,
+            class: None,
             service: None,
             endpoint: None,
             attempts: 0,

@@ -76,6 +76,10 @@ impl<'a> Recorder<'a> {
         line.grpc_status = self.grpc_status;
         line.reason = self.reason;
         line.route = self.route.as_ref().map(|(route, _)| route.name.clone());
+        line.class = self.route().and_then(|route| match &route.action {
+            Action::Forward(forward) => Some(forward.transfer.class.name()),
+            _ => None,
+        });
         line.service = self.backend().map(|b| b.name.clone());
         line.endpoint = self.endpoint.as_ref().map(|e| e.spec.name.as_str().into());
         line.attempts = self.attempts;

@@ -260,7 +260,7 @@ impl Reader {
             return Ok(Some(None));
         }
         let malformed = Broken::Malformed("the trailers are malformed");
-        let Some(end) = end_of_head(&self.buffer).map_err(|_| malformed.clone())? else {
+        let Some(end) = end_of_head(&self.buffer).map_err(|_| malformed)? else {
             return if self.buffer.len() <= MAX_TRAILERS {
                 Ok(None)
             } else {
