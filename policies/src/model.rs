@@ -31,4 +31,4 @@ pub use service::{
     Latency, Outlier, Protocol, Recovery, Service, SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
-pub use transfer::{Class, TenantKey, Transfer};
+pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

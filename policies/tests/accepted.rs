@@ -36,7 +36,7 @@ fn forward(route: &Route) -> &Forward {
 fn the_examples_have_nothing_wrong() {
     let checked = good();
     assert_eq!(checked.report.to_string(), "");
-    assert_eq!((checked.report.files, checked.report.documents), (2, 15));
+    assert_eq!((checked.report.files, checked.report.documents), (3, 17));
 }
 
 #[test]
@@ -78,6 +78,7 @@ fn names_are_as_promised() {
             "gateway/edge/9443",
             "inbound/db/one",
             "inbound/etl/us-east-1",
+            "vault",
         ]
     );
     let tables: Vec<_> = mesh.routes.keys().map(String::as_str).collect();
@@ -88,11 +89,15 @@ fn names_are_as_promised() {
             "gateway/edge/8443",
             "inbound/etl/us-east-1",
             "mesh/etl",
-            "mesh/etl-canary"
+            "mesh/etl-canary",
+            "mesh/vault"
         ]
     );
     let services: Vec<_> = mesh.services.keys().map(String::as_str).collect();
-    assert_eq!(services, ["db", "etl", "etl-canary", "inbound/db/one", "inbound/etl/us-east-1"]);
+    assert_eq!(
+        services,
+        ["db", "etl", "etl-canary", "inbound/db/one", "inbound/etl/us-east-1", "vault"]
+    );
     assert_eq!(mesh.endpoints.keys().collect::<Vec<_>>(), mesh.services.keys().collect::<Vec<_>>());
     for (key, source) in &mesh.sources {
         assert!(source.line > 1, "{key:?} {source}");

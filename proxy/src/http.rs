@@ -15,6 +15,7 @@ use towpath_policies::model::{ForwardedHeader, HttpOptions};
 
 mod attempt;
 mod deadline;
+mod digest;
 mod exchange;
 mod forwarded;
 mod h1;
@@ -23,6 +24,7 @@ mod h1_server;
 mod h2_client;
 mod h2_server;
 mod headers;
+mod integrity;
 mod message;
 mod mirror;
 mod record;
@@ -32,6 +34,7 @@ mod reply;
 mod resume;
 mod retry;
 
+pub use digest::DigestOutcome;
 pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 

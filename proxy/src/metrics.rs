@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 31] = [
+const HELP: [(&str, &str); 32] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -278,6 +278,7 @@ const HELP: [(&str, &str); 31] = [
     ("towpath_config_version_info", "The configuration in use, as a label."),
     ("towpath_connections", "Open client connections."),
     ("towpath_connections_total", "Client connections accepted."),
+    ("towpath_digests_total", "Bodies given a digest, and held against one."),
     ("towpath_ejections_total", "Endpoints left alone for a while: they failed, or lagged behind."),
     ("towpath_endpoint_bytes_total", "Body bytes to and from an endpoint."),
     (

@@ -156,6 +156,8 @@ pub struct ServiceMetrics {
     pub retries: [metrics::Counter; 6],
     /// `towpath_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
     pub resumes: [metrics::Counter; 4],
+    /// `towpath_digests_total{outcome}`, by [`crate::http::DigestOutcome`].
+    pub digests: [metrics::Counter; 3],
     /// `towpath_retry_budget_exhausted_total`.
     pub budget_exhausted: metrics::Counter,
     /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
@@ -364,6 +366,9 @@ impl ServiceMetrics {
                 .map(|reason| registry.counter("towpath_retries_total", &[of, ("reason", reason)])),
             resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {
                 registry.counter("towpath_resumes_total", &[of, ("outcome", outcome)])
+            }),
+            digests: crate::http::DigestOutcome::NAMES.map(|outcome| {
+                registry.counter("towpath_digests_total", &[of, ("outcome", outcome)])
             }),
             budget_exhausted: registry.counter("towpath_retry_budget_exhausted_total", &[of]),
             overflow: admission::Limit::NAMES

@@ -6,6 +6,8 @@
     reason = "tests, and tables of cases"
 )]
 
+#[path = "http/digest.rs"]
+mod digest;
 #[path = "http/framing.rs"]
 mod framing;
 #[path = "http/harness.rs"]

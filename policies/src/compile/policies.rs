@@ -22,6 +22,8 @@ use super::{
     rules::PreparedRule,
 };
 
+mod integrity;
+
 /// What a policy is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Target {
@@ -206,15 +208,19 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
             .related(attempts.span, "no further try is allowed")
             .help("allow attempts, or set downloads: false");
     }
+    if let Some(spec) = &spec.integrity {
+        integrity::check(spec, problems);
+    }
     if spec.timeouts.is_none()
         && spec.retry.is_none()
         && spec.resume.is_none()
         && spec.class.is_none()
         && spec.tenant.is_none()
+        && spec.integrity.is_none()
     {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `class`, `tenant`, `timeouts`, `retry` or `resume`");
+            .help("give `class`, `tenant`, `timeouts`, `retry`, `resume` or `integrity`");
     }
 }
 
@@ -323,7 +329,8 @@ impl Levels<'_> {
         let tenant = self.pick(|s| s.tenant.as_ref().map(|t| (tenant(t), t.span)));
         let (tenant, origin) = split(tenant);
         note("tenant", origin);
-        Transfer { class: class.unwrap_or_default(), tenant }
+        let integrity = integrity::terms(self, note);
+        Transfer { class: class.unwrap_or_default(), tenant, integrity }
     }
 
     fn retry_policy(

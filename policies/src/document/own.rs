@@ -235,6 +235,8 @@ object! {
         "retry" => retry: Option<TransferRetry>,
         /// What goes on elsewhere when an endpoint breaks midway.
         "resume" => resume: Option<TransferResume>,
+        /// Digests of bodies, made and checked.
+        "integrity" => integrity: Option<TransferIntegrity>,
     }
 }
 
@@ -313,6 +315,37 @@ object! {
         /// A GET goes on with another endpoint from the byte it had got to, by Range and If-Range, if its
         /// response has a strong ETag; default: true where `retry` has attempts and its conditions name `reset`.
         "downloads" => downloads: Option<At<bool>>,
+    }
+}
+
+object! {
+    /// `Content-Digest` and `Repr-Digest` of bodies (RFC 9530). One policy may serve all hops: a digest is made
+    /// where there is none, and checked where there is one.
+    struct TransferIntegrity {
+        /// Give request bodies a Content-Digest, and response bodies one where the request wants it by
+        /// Want-Content-Digest; in trailers, for which HTTP/1.1 needs a chunked body. Default false.
+        "make" => make: Option<At<bool>>,
+        /// Hold bodies against the digests that come with them, let none end well that does not match, and
+        /// ask for digests of responses by Want-Content-Digest. Default false.
+        "check" => check: Option<At<bool>>,
+        /// What is made, wanted, and checked in trailers; default sha-256.
+        "algorithm" => algorithm: Option<At<DigestName>>,
+    }
+}
+
+choice! {
+    /// Algorithms of digests.
+    enum DigestName {
+        /// SHA-256.
+        "sha-256" => Sha256,
+        /// SHA-512.
+        "sha-512" => Sha512,
+    }
+    unsupported {
+        "md5" => "sha-256",
+        "sha" => "sha-256",
+        "sha-1" => "sha-256",
+        "crc32c" => "sha-256",
     }
 }
 

@@ -10,6 +10,30 @@ pub struct Transfer {
     pub class: Class,
     /// How a request tells whose it is; `None` = all are of one tenant.
     pub tenant: Option<TenantKey>,
+    /// Digests of bodies.
+    pub integrity: Integrity,
+}
+
+/// Digests of bodies (RFC 9530), made where there are none and checked where there are some.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Integrity {
+    /// Request bodies get a `Content-Digest`, and response bodies one where the request wants it.
+    pub make: bool,
+    /// Bodies are held against the digests that come with them; such are asked for.
+    pub check: bool,
+    /// What is made, wanted, and checked in trailers.
+    pub algorithm: DigestAlgorithm,
+}
+
+/// The active algorithms of RFC 9530 §5.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DigestAlgorithm {
+    /// SHA-256. The default.
+    #[default]
+    Sha256,
+    /// SHA-512.
+    Sha512,
 }
 
 /// Who goes first where there is not room for all: in queues, in shares of bandwidth, and last
@@ -37,6 +61,23 @@ pub enum TenantKey {
     Header(String),
     /// The client's IP address.
     ClientAddress,
+}
+
+impl Integrity {
+    /// Whether anything is done at all.
+    pub const fn is_on(self) -> bool {
+        self.make || self.check
+    }
+}
+
+impl DigestAlgorithm {
+    /// Its key in digest fields.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha-256",
+            Self::Sha512 => "sha-512",
+        }
+    }
 }
 
 impl Class {

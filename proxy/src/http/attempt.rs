@@ -21,7 +21,7 @@ use super::{
     h2_client::{self, Http2},
     message::{Broken, ResponseHead},
     record::grpc_status,
-    relay::{Answer, Cut, Downstream, Upload, Upstream},
+    relay::{Answer, Cut, Downstream, Side, Upload, Upstream},
     reply::Reply,
     retry::{self, Facts, RetryReason},
 };
@@ -203,6 +203,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         };
         self.upload = up.begin(&self.head);
+        self.restart_digests();
         match self.await_answer(&mut up).await {
             Ok((head, switched)) => Ok(Tried1::Answered(up, head, switched)),
             Err(Cut::Client(Broken::Malformed(what))) => Err(Stop::Reply(Reply::bad_request(what))),
@@ -212,6 +213,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.expired(expired, service, endpoint, blameless)
             }
             Err(Cut::Endpoint(broken)) => self.broken(&broken, &up, service, endpoint),
+            Err(Cut::Digest(Side::Request)) => Err(Stop::Reply(Reply::bad_digest(
+                "The request body does not match its digest, or the digest is malformed.",
+            ))),
+            Err(Cut::Digest(Side::Response)) => Err(Stop::Reply(Reply::DIGEST)),
             Err(Cut::Spool(error)) => {
                 tracing::warn!(%error, "a request body kept for another try cannot be read");
                 Err(Stop::Reply(Reply::SPOOL))
@@ -235,6 +240,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.head.received == Wire::Http2 {
             super::headers::join_cookies(&mut self.head.headers);
         }
+        self.chunk_for_digest();
         let authority = &self.head.authority;
         Upstream::Http1(Box::new(Http1::new(connection, reused, &self.head, authority)))
     }
@@ -289,7 +295,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(Cut::Expired(expired)) => Ok(Err(expired)),
             Err(Cut::Client(broken) | Cut::Endpoint(broken)) => Err(Stop::Client(broken)),
             // Nothing is read while a connection is waited for.
-            Err(Cut::Spool(_)) => Err(Stop::Reply(Reply::SPOOL)),
+            Err(Cut::Spool(_) | Cut::Digest(_)) => Err(Stop::Reply(Reply::SPOOL)),
         }
     }
 

@@ -16,12 +16,13 @@ use towpath_policies::model::RetryPolicy;
 
 use super::{
     deadline::{Expired, Limits, grpc_timeout},
+    digest::Digests,
     headers::with_path,
     keeps_claims,
     message::{Broken, Client, Length, RequestHead, ResponseHead},
     mirror,
     record::{Recorder, grpc_status},
-    relay::{Cut, Downstream, Upload, Upstream},
+    relay::{Cut, Downstream, Side, Upload, Upstream},
     replay::{Replay, Terms},
     reply::Reply,
     resume::{self, Resume},
@@ -54,6 +55,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) resume: Option<Resume>,
     /// The endpoints that broke it, or could not go on.
     pub(super) broke: Option<Box<Tried>>,
+    /// What vouches for the bodies, where a policy wants it.
+    pub(super) digests: Option<Box<Digests>>,
 }
 
 /// A client that closed its sending side after its request is answered if the
@@ -91,6 +94,7 @@ pub(super) fn run<'a, D: Downstream>(
         response_length: Length::None,
         resume: None,
         broke: None,
+        digests: None,
         record: Recorder::new(client, &head, start),
         head,
     };
@@ -166,7 +170,9 @@ impl<D: Downstream> Exchange<'_, D> {
         let mirrors = mirror::draw(forward);
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
+        self.vouch_for_request(forward.transfer.integrity)?;
         let (mut up, answer, switched) = self.attempts(forward, backend).await?;
+        self.vouch_for_response(&answer, &up, switched)?;
         if forward.retry.resume_downloads {
             self.resume = Resume::of(&self.head, &answer);
         }
@@ -260,6 +266,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;
+        self.leave_room_for_digest(&mut answer);
         self.down.respond(answer).map_err(Stop::Client)
     }
 
@@ -281,6 +288,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), *broken),
             Cut::Expired(Expired::Idle) => ("idle_timeout", None, Broken::Reset(ErrorCode::CANCEL)),
             Cut::Spool(_) => ("spool", None, Broken::Closed),
+            Cut::Digest(Side::Request) => ("digest", None, Broken::Closed),
+            Cut::Digest(Side::Response) => ("digest", Some(Failure::Reset), Broken::Closed),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
                 // A client that set the deadline, or was itself slow, says nothing of the endpoint.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 
 use super::{
     h1::{self, BadHead, Body, Conn, Framing},
@@ -63,6 +63,8 @@ impl Http1 {
         }
         writer.end_head(match head.length {
             Length::None => Body::Empty,
+            // Without the field, its trailers matter more than its length.
+            Length::Known(_) if !head.headers.contains_key(header::CONTENT_LENGTH) => Body::Chunked,
             Length::Known(bytes) => Body::Length(bytes),
             Length::Unknown => Body::Chunked,
         });

@@ -296,6 +296,10 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
         Ok(())
     }
 
+    fn takes_trailers(&self) -> bool {
+        !self.http10
+    }
+
     fn has_responded(&self) -> bool {
         self.responded
     }

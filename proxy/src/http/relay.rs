@@ -29,6 +29,10 @@ pub(super) trait Downstream: Send {
     fn inform(&mut self, interim: Interim);
     /// Sends the head of the final response.
     fn respond(&mut self, head: ResponseHead) -> Result<(), Broken>;
+    /// Whether trailers reach the client, in its version.
+    fn takes_trailers(&self) -> bool {
+        true
+    }
     /// Whether [`Self::respond`] was called.
     fn has_responded(&self) -> bool;
     /// Ready when more of the response may be queued.
@@ -80,12 +84,21 @@ pub(super) enum Upload {
     Stopped,
 }
 
+/// Whose body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Request,
+    Response,
+}
+
 /// Why an exchange ended before its time.
 #[derive(Debug)]
 pub(super) enum Cut {
     Client(Broken),
     Endpoint(Broken),
     Expired(Expired),
+    /// A body is not what its digest says.
+    Digest(Side),
     /// What was kept of the request body cannot be read.
     Spool(std::io::Error),
 }
@@ -177,7 +190,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 Poll::Ready(Ok(())) => {}
             }
-            let Some(piece) = self.next_piece(cx)? else { break };
+            let Some(piece) = self.next_vouched(cx)? else { break };
             self.moved = true;
             let sent = match piece {
                 Piece::Data { bytes, last } => {
@@ -208,7 +221,7 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(())
     }
 
-    fn next_piece(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
+    pub(super) fn next_piece(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
         match self.replay.poll_next(cx) {
             Poll::Pending => return Ok(None),
             Poll::Ready(Err(error)) => return Err(Cut::Spool(error)),
@@ -270,31 +283,46 @@ impl<D: Downstream> Exchange<'_, D> {
     fn poll_download(&mut self, up: &mut Upstream, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
         loop {
             ready!(self.down.poll_room(cx).map_err(Cut::Client))?;
-            let piece = match up.poll_body(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(piece) => piece.map_err(Cut::Endpoint)?,
+            let piece = match self.owed(Side::Response) {
+                Some(piece) => piece,
+                None => {
+                    let mut piece = ready!(up.poll_body(cx)).map_err(Cut::Endpoint)?;
+                    self.moved = true;
+                    self.received(&mut piece, up)?;
+                    let Some(piece) = self.vouch(Side::Response, piece)? else { continue };
+                    piece
+                }
             };
-            self.moved = true;
             match piece {
                 Piece::Data { bytes, last } => {
-                    let length = bytes.len();
-                    self.count_received(length as u64);
-                    self.check_extent(last)?;
                     self.down.data(bytes, last).map_err(of_client)?;
-                    up.credit(length);
                     if last {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Piece::End(mut trailers) => {
-                    self.check_extent(true)?;
-                    self.guard_trailers(trailers.as_mut(), false);
-                    self.note_trailers(trailers.as_ref());
+                Piece::End(trailers) => {
                     self.down.end(trailers).map_err(of_client)?;
                     return Poll::Ready(Ok(()));
                 }
             }
         }
+    }
+
+    /// Counts a part of the response, and holds it to what was promised.
+    fn received(&mut self, piece: &mut Piece, up: &mut Upstream) -> Result<(), Cut> {
+        match piece {
+            Piece::Data { bytes, last } => {
+                self.count_received(bytes.len() as u64);
+                self.check_extent(*last)?;
+                up.credit(bytes.len());
+            }
+            Piece::End(trailers) => {
+                self.check_extent(true)?;
+                self.guard_trailers(trailers.as_mut(), false);
+                self.note_trailers(trailers.as_ref());
+            }
+        }
+        Ok(())
     }
 
     /// Holds a response that went on elsewhere to what was promised: its parts make the whole.

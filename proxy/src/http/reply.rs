@@ -43,6 +43,7 @@ replies! {
     BROKEN = BAD_GATEWAY, "upstream_reset", "The endpoint closed the connection before it answered.";
     SPOOL = SERVICE_UNAVAILABLE, "spool", "The copy of the request body that another try needs cannot be read from disk.";
     MALFORMED = BAD_GATEWAY, "upstream_protocol", "The endpoint's answer is not valid HTTP.";
+    DIGEST = BAD_GATEWAY, "digest", "The endpoint's answer does not match its digest.";
     TIMEOUT = GATEWAY_TIMEOUT, "timeout", "The endpoint did not answer in time.";
     IDLE = GATEWAY_TIMEOUT, "idle_timeout", "Nothing moved for too long.";
     HEAD_TIMEOUT = REQUEST_TIMEOUT, "head_timeout", "The request head took too long to arrive.";
@@ -56,6 +57,11 @@ impl Reply {
     /// 400.
     pub(super) const fn bad_request(text: &'static str) -> Self {
         Self { status: StatusCode::BAD_REQUEST, reason: "bad_request", text: Cow::Borrowed(text) }
+    }
+
+    /// The request body does not match its digest, or the digest is malformed.
+    pub(super) const fn bad_digest(text: &'static str) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, reason: "digest", text: Cow::Borrowed(text) }
     }
 
     /// A breaker limit is reached.
@@ -96,6 +102,7 @@ impl Reply {
     pub(super) fn grpc_status(&self) -> &'static str {
         match (self.reason, self.status.as_u16()) {
             ("overflow", _) => "8",
+            ("digest", _) => "15",
             (_, 504) => "4",
             (_, 404 | 405 | 501) => "12",
             (_, 400 | 413 | 431) => "13",

@@ -133,8 +133,11 @@ fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
 
 fn transfer() -> impl Strategy<Value = Transfer> {
     let tenant = prop_oneof![Just(TenantKey::ClientAddress), token().prop_map(TenantKey::Header)];
-    (select(Class::ALL.to_vec()), option::of(tenant))
-        .prop_map(|(class, tenant)| Transfer { class, tenant })
+    let algorithm = select(vec![DigestAlgorithm::Sha256, DigestAlgorithm::Sha512]);
+    let integrity = (any::<bool>(), any::<bool>(), algorithm)
+        .prop_map(|(make, check, algorithm)| Integrity { make, check, algorithm });
+    (select(Class::ALL.to_vec()), option::of(tenant), integrity)
+        .prop_map(|(class, tenant, integrity)| Transfer { class, tenant, integrity })
 }
 
 fn action() -> impl Strategy<Value = Action> {
