@@ -13,6 +13,7 @@ mod h1;
 mod mesh;
 mod origin;
 mod plan;
+mod plane;
 mod run;
 mod scene;
 mod tap;

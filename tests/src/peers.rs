@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use tokio::{
@@ -52,8 +53,16 @@ impl Peer {
     /// # Panics
     /// When it ends instead, or says nothing for 60 s.
     pub async fn line(&mut self) -> String {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(60), self.lines.next_line());
-        match next.await.expect("a line within 60 s").expect("readable output") {
+        self.line_within(Duration::from_secs(60)).await
+    }
+
+    /// As [`Peer::line`], for one that may be long at work.
+    ///
+    /// # Panics
+    /// When it ends instead, or says nothing in that time.
+    pub async fn line_within(&mut self, time: Duration) -> String {
+        let next = tokio::time::timeout(time, self.lines.next_line());
+        match next.await.expect("a line in time").expect("readable output") {
             Some(line) => line,
             None => panic!("the peer ended: {:?}", self.child.wait().await),
         }

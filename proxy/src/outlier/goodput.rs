@@ -1,4 +1,4 @@
-//! Goodput: what is remembered of an endpoint, and whether it lags behind. Pure.
+//! Goodput: what is remembered of an endpoint in one direction, and whether it lags behind. Pure.
 //!
 //! An endpoint's pace is bytes per second of the time in which a transfer
 //! waited for it. It is held against what its peers *delivered*: bytes per
@@ -10,6 +10,12 @@
 //!
 //! Time is sampled, so a pace is an estimate. It is taken at the end of its
 //! confidence interval that speaks for the endpoint.
+//!
+//! A transfer may be slow for reasons of its own: a throttled tenant, an object
+//! that comes from tape. Such transfers last, and so gather. So a lag needs a
+//! witness: the very transfers that are slow now were fast here before; or
+//! several began and were slow from their beginning; or several are slow, and
+//! nothing like it was seen of any peer for a while.
 
 use std::collections::VecDeque;
 
@@ -34,12 +40,23 @@ const FEWEST: f64 = 4.0;
 const MEMORY: f64 = 0.95;
 /// Peers must differ from it by so many standard deviations (of logarithms).
 const DEVIATIONS: f64 = 3.0;
+/// So many transfers that are slow at once, or one after the other, are no chance.
+const SEVERAL: u32 = 3;
+/// It must lie below this share of the lowest pace that peers usually come down to.
+const BELOW_LOWEST: f64 = 0.5;
+/// A lowest pace grows by this each round: it is tenfold after about five minutes.
+const FORGET_LOWEST: f64 = 1.002;
+/// Rounds, a minute, before what was not seen of peers says that they do not know it.
+const ACQUAINTED: u32 = 240;
 
 /// Sums over some time, in ticks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
     ticks: f64,
     bytes: f64,
+    /// Transfers under way when it began, and begun since.
+    before: u32,
+    started: u32,
     /// With a transfer that waited for the endpoint, and transfers that did.
     waiting: (f64, f64),
     /// With a transfer, and transfers.
@@ -49,12 +66,22 @@ struct Sums {
 /// What is remembered of one endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Track {
-    bytes: Option<u64>,
+    last: Option<Reading>,
     round: Sums,
     /// The rounds of the window.
     rounds: VecDeque<Sums>,
     /// Longer ago counts less.
     memory: Sums,
+    /// What it delivered at best since a transfer ended here: those that did it are all under way yet.
+    best: f64,
+    /// A transfer ended in this round.
+    ended: bool,
+    /// Transfers that began since it lags; `None` when it does not.
+    fresh: Option<u32>,
+    /// Rounds with a transfer and no lag, as far as they are counted.
+    acquainted: u32,
+    /// The lowest of its windows, long ago counting less.
+    lowest: Option<Pace>,
     strikes: u32,
 }
 
@@ -76,6 +103,8 @@ pub struct Figures {
     pub waited_for: Option<Pace>,
     /// What it delivered, at least; `None` when that was hardly anything.
     pub delivered: Option<Pace>,
+    /// What its deliveries come down to now and then.
+    pub lowest: Option<Pace>,
 }
 
 /// An endpoint that lags behind.
@@ -85,23 +114,32 @@ pub struct Lag {
     pub pace: f64,
     /// Its peers' median.
     pub usual: f64,
+    /// No peer comes down so far.
+    pub is_unheard_of: bool,
 }
 
 impl Track {
     /// Takes what was read after `elapsed_ms`.
     pub fn sample(&mut self, reading: Reading, elapsed_ms: u64) {
-        let before = self.bytes.replace(reading.bytes).unwrap_or(reading.bytes);
-        let bytes = reading.bytes.saturating_sub(before);
+        let last = self.last.replace(reading).unwrap_or(reading);
+        let bytes = reading.bytes.saturating_sub(last.bytes);
+        let started = reading.started.wrapping_sub(last.started);
         let ticks = (elapsed_ms as f64 / TICK_MS as f64).min(LONGEST_TICK);
         // One that was ahead and has sent nothing since is waited for after all.
         let stalled = if bytes == 0 { reading.ahead } else { 0 };
         let waiting = reading.waiting + stalled;
-        let active = reading.elsewhere + reading.ahead + reading.waiting;
+        let active = reading.active();
         let both =
             |transfers: u32| (f64::from(transfers.min(1)) * ticks, f64::from(transfers) * ticks);
+        if self.round.ticks == 0.0 {
+            self.round.before = active.saturating_sub(started);
+        }
+        self.ended |= active < last.active().saturating_add(started);
         self.round.add(&Sums {
             ticks,
             bytes: bytes as f64,
+            before: 0,
+            started,
             waiting: both(waiting),
             active: both(active),
         });
@@ -110,6 +148,9 @@ impl Track {
     /// Ends a round.
     pub fn end_round(&mut self, terms: &Goodput) {
         let round = std::mem::take(&mut self.round);
+        if self.fresh.is_none() && round.active.0 > 0.0 {
+            self.acquainted = (self.acquainted + 1).min(ACQUAINTED);
+        }
         self.memory.scale(MEMORY);
         self.memory.add(&round);
         self.rounds.push_back(round);
@@ -117,6 +158,27 @@ impl Track {
         while self.rounds.len() as u128 > rounds.max(1) {
             self.rounds.pop_front();
         }
+        let full = self.rounds.len() as u128 == rounds.max(1);
+        if let Some(now) = self.window().delivered().filter(|_| full) {
+            let lowest = self.lowest.get_or_insert(now);
+            // No lower than a hundredth of now: a standstill, too, is forgotten one day.
+            let follow = |low: f64, now: f64| (low * FORGET_LOWEST).clamp(now / 100.0, now);
+            lowest.endpoint = follow(lowest.endpoint, now.endpoint);
+            lowest.transfer = follow(lowest.transfer, now.transfer);
+        }
+        if std::mem::take(&mut self.ended) {
+            self.best = 0.0;
+        } else if let Some(pace) = round.delivered().filter(|_| round.started == 0) {
+            // One that begins fills buffers first, which says nothing of the endpoint.
+            self.best = self.best.max(pace.endpoint);
+        }
+    }
+
+    fn window(&self) -> Sums {
+        let mut window = Sums::default();
+        self.rounds.iter().for_each(|round| window.add(round));
+        window.before = self.rounds.front().map_or(0, |first| first.before);
+        window
     }
 
     /// Whether it has nothing to tell any more.
@@ -126,21 +188,40 @@ impl Track {
 
     /// What is known of it.
     pub fn figures(&self) -> Figures {
-        let mut window = Sums::default();
-        self.rounds.iter().for_each(|round| window.add(round));
+        let window = self.window();
         let least = lower(window.waiting.0, window.ticks);
         let enough = window.waiting.0 >= FEWEST.max(window.ticks / 4.0) && least > 0.0;
         let waited_for = enough.then(|| window.pace(window.waiting, least));
         let delivered = window.delivered().or_else(|| self.memory.delivered());
-        Figures { waited_for, delivered }
+        Figures { waited_for, delivered, lowest: self.lowest }
     }
 
-    /// Takes a verdict of this round; true when it is the last one needed.
-    pub fn strike(&mut self, lags: bool) -> bool {
-        self.strikes = if lags { self.strikes + 1 } else { 0 };
-        let out = self.strikes >= STRIKES;
+    /// Takes what was found of this round; true when that is enough.
+    pub fn strike(&mut self, lag: Option<&Lag>, terms: &Goodput) -> bool {
+        let Some(lag) = lag else {
+            if self.strikes > STRIKES {
+                // A long lag without a witness: such things happen here.
+                self.acquainted = 0;
+            }
+            (self.strikes, self.fresh) = (0, None);
+            return false;
+        };
+        let began =
+            |rounds: &mut dyn Iterator<Item = &Sums>| rounds.map(|round| round.started).sum();
+        let fresh: u32 = match self.fresh {
+            None => began(&mut self.rounds.iter()),
+            Some(fresh) => fresh + began(&mut self.rounds.iter().rev().take(1)),
+        };
+        let fell = lag.pace < share(terms) * self.best;
+        (self.strikes, self.fresh) = (self.strikes + 1, Some(fresh));
+        let window = self.window();
+        let several = window.before + window.started >= SEVERAL;
+        let unheard_of = lag.is_unheard_of && self.acquainted >= ACQUAINTED;
+        let sure = fell || fresh >= SEVERAL || (several && unheard_of);
+        let out = self.strikes >= STRIKES && sure;
         if out {
-            self.strikes = 0;
+            // What it was ejected for is not what its peers come down to.
+            (self.strikes, self.fresh, self.lowest) = (0, None, None);
         }
         out
     }
@@ -150,6 +231,7 @@ impl Sums {
     fn add(&mut self, other: &Self) {
         self.ticks += other.ticks;
         self.bytes += other.bytes;
+        self.started += other.started;
         self.waiting.0 += other.waiting.0;
         self.waiting.1 += other.waiting.1;
         self.active.0 += other.active.0;
@@ -210,7 +292,7 @@ pub fn end_round(
     let mut out = Vec::new();
     for (at, track) in tracks.iter_mut().enumerate() {
         let lag = lag(&seats, at, min_endpoints, terms);
-        if track.strike(lag.is_some()) {
+        if track.strike(lag.as_ref(), terms) {
             out.extend(lag.map(|lag| (at, lag)));
         }
     }
@@ -222,15 +304,28 @@ pub fn lag(seats: &[Seat<Figures>], at: usize, min_endpoints: u32, terms: &Goodp
     let seat = seats.get(at).filter(|seat| !seat.ejected)?;
     let pace = seat.figure.waited_for?;
     let below = |pace: f64, of: fn(&Pace) -> f64| {
-        let figure = |figures: &Figures| figures.delivered.as_ref().map(|pace| of(pace).ln());
-        let usual = usual(seats, at, min_endpoints, figure)?;
-        let share = (f64::from(terms.below_percent) / 100.0).ln();
-        let far = share.min(-DEVIATIONS * usual.deviation);
-        (pace.ln() < usual.median + far).then(|| usual.median.exp())
+        let of = |pace: &Option<Pace>| pace.as_ref().map(|pace| of(pace).ln());
+        let usual = usual(seats, at, min_endpoints, |figures| of(&figures.delivered))?;
+        let lowest = self::usual(seats, at, min_endpoints, |figures| of(&figures.lowest))?.median;
+        let far = share(terms).ln().min(-DEVIATIONS * usual.deviation);
+        let bound = (usual.median + far).min(lowest + BELOW_LOWEST.ln());
+        (pace.ln() < bound).then(|| usual.median.exp())
     };
     let usual = below(pace.endpoint, |p| p.endpoint)?;
     below(pace.transfer, |p| p.transfer)?;
-    (usual * pace.seconds >= terms.min_bytes as f64).then_some(Lag { pace: pace.endpoint, usual })
+    let group = seat.group;
+    let peers = seats.iter().enumerate().filter(|(other, _)| *other != at);
+    let mut peers = peers.filter(|(_, peer)| peer.group == group && !peer.ejected);
+    let is_unheard_of = !peers.any(|(_, peer)| {
+        let lowest = peer.figure.lowest;
+        lowest.is_some_and(|lowest| lowest.transfer * BELOW_LOWEST <= pace.transfer)
+    });
+    let lag = Lag { pace: pace.endpoint, usual, is_unheard_of };
+    (usual * pace.seconds >= terms.min_bytes as f64).then_some(lag)
+}
+
+fn share(terms: &Goodput) -> f64 {
+    f64::from(terms.below_percent) / 100.0
 }
 
 #[cfg(test)]

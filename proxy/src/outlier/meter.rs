@@ -24,14 +24,25 @@ use tokio::time::Instant;
 /// Counters of one endpoint that judgements are made from.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Body bytes of judged transfers.
-    bytes: AtomicU64,
-    /// Judged transfers under way, by [`State`].
-    states: [AtomicU32; 3],
+    /// Request bodies.
+    pub request: Lane,
+    /// Response bodies.
+    pub response: Lane,
     /// Failures of every kind.
     failures: AtomicU64,
     /// Times to a response head.
     latency: Latencies,
+}
+
+/// Counters of the transfers in one direction: an endpoint may well take slowly and give quickly.
+#[derive(Debug, Default)]
+pub struct Lane {
+    /// Body bytes of judged transfers.
+    bytes: AtomicU64,
+    /// Judged transfers ever; it wraps.
+    started: AtomicU32,
+    /// Judged transfers under way, by [`State`].
+    states: [AtomicU32; 3],
 }
 
 /// Times in buckets, two per power of two, from 64 µs to about a minute.
@@ -40,11 +51,13 @@ pub type LatencyCounts = [u32; LATENCY_BUCKETS];
 #[derive(Debug)]
 struct Latencies([AtomicU32; LATENCY_BUCKETS]);
 
-/// What a [`Meter`] says at one moment.
+/// What a [`Lane`] says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Body bytes of judged transfers, ever.
     pub bytes: u64,
+    /// Judged transfers, ever; it wraps.
+    pub started: u32,
     /// Transfers that wait for their client, or for us.
     pub elsewhere: u32,
     /// Transfers whose endpoint is ahead of us.
@@ -100,12 +113,6 @@ impl Meter {
         self.failures.load(Relaxed)
     }
 
-    /// What it says of transfers now.
-    pub fn read(&self) -> Reading {
-        let [elsewhere, ahead, waiting] = [0, 1, 2].map(|state| self.states[state].load(Relaxed));
-        Reading { bytes: self.bytes.load(Relaxed), elsewhere, ahead, waiting }
-    }
-
     /// Counts a time to a response head.
     pub fn answered_after(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -118,6 +125,22 @@ impl Meter {
     }
 }
 
+impl Lane {
+    /// What it says of transfers now.
+    pub fn read(&self) -> Reading {
+        let [elsewhere, ahead, waiting] = [0, 1, 2].map(|state| self.states[state].load(Relaxed));
+        let (bytes, started) = (self.bytes.load(Relaxed), self.started.load(Relaxed));
+        Reading { bytes, started, elsewhere, ahead, waiting }
+    }
+}
+
+impl Reading {
+    /// Transfers under way.
+    pub fn active(&self) -> u32 {
+        self.elsewhere + self.ahead + self.waiting
+    }
+}
+
 impl Default for Latencies {
     fn default() -> Self {
         Self([const { AtomicU32::new(0) }; LATENCY_BUCKETS])
@@ -126,9 +149,10 @@ impl Default for Latencies {
 
 impl Transfer {
     /// From here on this direction is judged.
-    pub(crate) fn judge(&mut self, meter: &Meter) {
+    pub(crate) fn judge(&mut self, lane: &Lane) {
         if !std::mem::replace(&mut self.judged, true) {
-            meter.states[self.state as usize].fetch_add(1, Relaxed);
+            lane.started.fetch_add(1, Relaxed);
+            lane.states[self.state as usize].fetch_add(1, Relaxed);
         }
     }
 
@@ -144,13 +168,13 @@ impl Transfer {
 
     /// The end of a poll: all that could be moved was, and what is left to do
     /// waits for the endpoint (`waits`) or for somebody else.
-    pub(crate) fn look(&mut self, meter: &Meter, waits: bool) {
+    pub(crate) fn look(&mut self, lane: &Lane, waits: bool) {
         let since = std::mem::take(&mut self.since);
         if !self.judged {
             return;
         }
         if since > 0 {
-            meter.bytes.fetch_add(since, Relaxed);
+            lane.bytes.fetch_add(since, Relaxed);
         }
         let state = match waits {
             false => State::Elsewhere,
@@ -158,17 +182,17 @@ impl Transfer {
             true => State::Waiting,
         };
         if state != self.state {
-            meter.states[self.state as usize].fetch_sub(1, Relaxed);
-            meter.states[state as usize].fetch_add(1, Relaxed);
+            lane.states[self.state as usize].fetch_sub(1, Relaxed);
+            lane.states[state as usize].fetch_add(1, Relaxed);
             self.state = state;
         }
     }
 
     /// It is over, for good or bad.
-    pub(crate) fn end(&mut self, meter: &Meter) {
+    pub(crate) fn end(&mut self, lane: &Lane) {
         if std::mem::take(&mut self.judged) {
-            meter.bytes.fetch_add(self.since, Relaxed);
-            meter.states[self.state as usize].fetch_sub(1, Relaxed);
+            lane.bytes.fetch_add(self.since, Relaxed);
+            lane.states[self.state as usize].fetch_sub(1, Relaxed);
         }
     }
 }
@@ -216,13 +240,13 @@ mod tests {
 
     #[test]
     fn a_transfer_is_counted_where_it_waits_and_leaves_nothing_behind() {
-        let meter = Meter::default();
+        let lane = Lane::default();
         let mut transfer = Transfer::default();
         transfer.moved(10);
-        transfer.look(&meter, true);
-        assert_eq!(meter.read(), Reading::default(), "not judged, not counted");
-        transfer.judge(&meter);
-        transfer.judge(&meter);
+        transfer.look(&lane, true);
+        assert_eq!(lane.read(), Reading::default(), "not judged, not counted");
+        transfer.judge(&lane);
+        transfer.judge(&lane);
         for (moved, waits, expected) in [
             (1, true, [0, 0, 1]),
             (AHEAD, true, [0, 1, 0]),
@@ -231,15 +255,15 @@ mod tests {
             (1, true, [0, 0, 1]),
         ] {
             transfer.moved(moved);
-            transfer.look(&meter, waits);
-            let Reading { elsewhere, ahead, waiting, .. } = meter.read();
+            transfer.look(&lane, waits);
+            let Reading { elsewhere, ahead, waiting, .. } = lane.read();
             assert_eq!([elsewhere, ahead, waiting], expected, "{moved} {waits}");
         }
         transfer.moved(5);
-        transfer.end(&meter);
-        transfer.end(&meter);
+        transfer.end(&lane);
+        transfer.end(&lane);
         let bytes = 2 * AHEAD + 7;
-        assert_eq!(meter.read(), Reading { bytes, ..Reading::default() });
+        assert_eq!(lane.read(), Reading { bytes, started: 1, ..Reading::default() });
     }
 
     #[test]

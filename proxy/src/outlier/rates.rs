@@ -6,6 +6,10 @@ use towpath_policies::model::{Latency, SuccessRate};
 
 use super::peers::{Seat, usual};
 
+/// Standard errors that chance is granted: with ten thousand judgements of an endpoint a day, two
+/// would be too few.
+const ERRORS: f64 = 3.0;
+
 /// What an endpoint did within the interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conduct {
@@ -36,7 +40,16 @@ pub fn unsuccessful(
     let usual = usual(seats, at, min_endpoints, rate)?;
     let deviations = f64::from(terms.deviation_permille) / 1000.0 * usual.deviation;
     let margin = deviations.max(f64::from(terms.margin_percent));
-    (own < usual.median - margin).then_some((own, usual.median))
+    let at_best = at_best(own / 100.0, seat.figure.requests as f64) * 100.0;
+    (at_best < usual.median - margin).then_some((own, usual.median))
+}
+
+/// The share of successes that this one of so many requests may yet be a sample of: the upper end of
+/// Wilson's interval. A hundred requests tell a share of a half within 5 points only one time in two.
+fn at_best(share: f64, requests: f64) -> f64 {
+    let z2 = ERRORS * ERRORS;
+    let spread = (share * (1.0 - share) / requests + z2 / (4.0 * requests * requests)).sqrt();
+    (share + z2 / (2.0 * requests) + ERRORS * spread) / (1.0 + z2 / requests)
 }
 
 /// This endpoint's and its peers' median time to a response head, in seconds, when it is too long.
@@ -72,10 +85,11 @@ mod tests {
         let terms = SuccessRate::default();
         for (failures, out) in [
             (&[50, 0, 0][..], true),
-            (&[11, 0, 0], true),
-            (&[10, 0, 0], false),
-            (&[50, 45, 48], false),
-            (&[60, 45, 48], true),
+            (&[21, 0, 0], true),
+            // Of a hundred requests, so many may fail by chance where it is a tenth.
+            (&[18, 0, 0], false),
+            (&[60, 45, 48], false),
+            (&[75, 45, 48], true),
             (&[100, 0, 0, 0, 0], true),
             // The peers differ among themselves as much.
             (&[40, 0, 10, 20, 30], false),
@@ -94,6 +108,40 @@ mod tests {
         let good = Conduct { requests: 1000, ..Conduct::default() };
         assert_eq!(unsuccessful(&seats([few, good, good]), 0, 3, &terms), None);
         assert_eq!(unsuccessful(&seats([few, few, good, good]), 0, 4, &terms), None);
+    }
+
+    #[test]
+    fn the_more_requests_the_smaller_the_difference_that_tells() {
+        for (requests, percent, out) in [
+            (100, 15, false),
+            (1_000, 15, true),
+            (1_000, 12, false),
+            (10_000, 12, true),
+            (1_000_000, 10, false),
+        ] {
+            let bad =
+                Conduct { requests, failures: requests * percent / 100, ..Conduct::default() };
+            let good = Conduct { requests, ..Conduct::default() };
+            let table = seats([bad, good, good]);
+            let told = unsuccessful(&table, 0, 3, &SuccessRate::default()).is_some();
+            assert_eq!(told, out, "{percent} % of {requests}");
+        }
+    }
+
+    #[test]
+    fn among_equals_that_fail_half_the_time_chance_condemns_none() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut out = 0;
+        for _ in 0..5_000 {
+            let table = seats((0..5).map(|_| Conduct {
+                requests: 100,
+                failures: (0..100).filter(|_| random.bool()).count() as u64,
+                ..Conduct::default()
+            }));
+            let condemned = |at| unsuccessful(&table, at, 3, &SuccessRate::default()).is_some();
+            out += (0..5).filter(|at| condemned(*at)).count();
+        }
+        assert!(out <= 1, "{out} of 25000");
     }
 
     #[test]

@@ -47,9 +47,16 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct Watched {
     addresses: Vec<(SocketAddr, usize)>,
-    tracks: Vec<Track>,
+    tracks: Tracks,
     conduct: Vec<Start>,
     interval_from_ms: u64,
+}
+
+/// By endpoint, for each direction.
+#[derive(Debug, Default)]
+struct Tracks {
+    request: Vec<Track>,
+    response: Vec<Track>,
 }
 
 /// Counters at the start of the interval.
@@ -111,18 +118,17 @@ impl Watched {
         if self.addresses.iter().copied().eq(addresses()) {
             return;
         }
-        let old: HashMap<_, _> = self
-            .addresses
-            .drain(..)
-            .zip(self.tracks.drain(..).zip(self.conduct.drain(..)))
-            .collect();
+        let tracks = self.tracks.request.drain(..).zip(self.tracks.response.drain(..));
+        let old: HashMap<_, _> =
+            self.addresses.drain(..).zip(tracks.zip(self.conduct.drain(..))).collect();
         self.addresses = addresses().collect();
         for endpoint in endpoints {
             let known =
                 old.get(&(endpoint.spec.address, Arc::as_ptr(&endpoint.live).addr())).cloned();
-            let (track, start) =
-                known.unwrap_or_else(|| (Track::default(), Start::of(&endpoint.live)));
-            self.tracks.push(track);
+            let ((request, response), start) =
+                known.unwrap_or_else(|| (Default::default(), Start::of(&endpoint.live)));
+            self.tracks.request.push(request);
+            self.tracks.response.push(response);
             self.conduct.push(start);
         }
         if self.interval_from_ms == 0 {
@@ -138,8 +144,10 @@ impl Watched {
         elapsed_ms: u64,
         round: Option<u64>,
     ) -> bool {
-        for (track, endpoint) in self.tracks.iter_mut().zip(&service.endpoints) {
-            track.sample(endpoint.live.meter.read(), elapsed_ms);
+        for (at, endpoint) in service.endpoints.iter().enumerate() {
+            let meter = &endpoint.live.meter;
+            self.tracks.request[at].sample(meter.request.read(), elapsed_ms);
+            self.tracks.response[at].sample(meter.response.read(), elapsed_ms);
         }
         let Some(now_ms) = round else { return true };
         if let Some(goodput) = &terms.goodput {
@@ -150,7 +158,7 @@ impl Watched {
             return true;
         }
         self.interval_from_ms = now_ms;
-        self.judge_conduct(service, terms, now_ms) || !self.tracks.iter().all(Track::is_blank)
+        self.judge_conduct(service, terms, now_ms) || !self.tracks.all().all(Track::is_blank)
     }
 
     fn judge_goodput(
@@ -162,14 +170,20 @@ impl Watched {
     ) {
         let groups = groups(service);
         let place = |at: usize| (groups[at], service.endpoints[at].live.ejected(now_ms));
-        let out = goodput::end_round(&mut self.tracks, place, terms.min_endpoints, goodput);
-        for (track, endpoint) in self.tracks.iter().zip(&service.endpoints) {
-            let delivered = track.figures().delivered.map_or(0.0, |pace| pace.endpoint);
-            endpoint.live.goodput.store(bytes_per_second(delivered), Relaxed);
+        let min = terms.min_endpoints;
+        let end = |tracks: &mut [Track]| goodput::end_round(tracks, place, min, goodput);
+        let mut out = Vec::new();
+        out.extend(end(&mut self.tracks.request).into_iter().map(|lag| ("takes", lag)));
+        out.extend(end(&mut self.tracks.response).into_iter().map(|lag| ("gives", lag)));
+        let delivered = |track: &Track| track.figures().delivered.map_or(0.0, |pace| pace.endpoint);
+        for (at, endpoint) in service.endpoints.iter().enumerate() {
+            let [request, response] =
+                [&self.tracks.request[at], &self.tracks.response[at]].map(delivered);
+            endpoint.live.goodput.store(bytes_per_second(request + response), Relaxed);
         }
-        for (at, lag) in out {
+        for (what, (at, lag)) in out {
             let (pace, usual) = (megabytes(lag.pace), megabytes(lag.usual));
-            let why = format!("goodput {pace}, its peers' median {usual}");
+            let why = format!("goodput: {what} {pace}, its peers' median {usual}");
             try_eject(service, &service.endpoints[at], terms, Reason::Goodput, why);
         }
     }
@@ -201,6 +215,12 @@ impl Watched {
             }
         }
         seats.iter().any(|seat| seat.figure.requests > 0)
+    }
+}
+
+impl Tracks {
+    fn all(&self) -> impl Iterator<Item = &Track> {
+        self.request.iter().chain(&self.response)
     }
 }
 

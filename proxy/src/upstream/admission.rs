@@ -186,7 +186,7 @@ impl Ticket {
             asked: Asked::default(),
         };
         if declared_bytes >= SMALLEST_JUDGED {
-            ticket.request.judge(&ticket.endpoint.live.meter);
+            ticket.request.judge(&ticket.endpoint.live.meter.request);
         }
         ticket.add_bytes(declared_bytes);
         ticket
@@ -196,7 +196,7 @@ impl Ticket {
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.request.moved(bytes);
         if self.request.total() >= SMALLEST_JUDGED {
-            self.request.judge(&self.endpoint.live.meter);
+            self.request.judge(&self.endpoint.live.meter.request);
         }
     }
 
@@ -207,14 +207,14 @@ impl Ticket {
 
     /// The end of a poll of the upload: whether the endpoint takes no more now, or all was sent.
     pub(crate) fn upload_looked_at(&mut self, full: bool, over: bool) {
-        let meter = &self.endpoint.live.meter;
+        let lane = &self.endpoint.live.meter.request;
         if over {
-            self.request.end(meter);
+            self.request.end(lane);
             if self.service.spec.outlier.is_some_and(|o| o.latency.is_some()) {
                 self.asked.now();
             }
         } else {
-            self.request.look(meter, full);
+            self.request.look(lane, full);
         }
     }
 
@@ -223,14 +223,14 @@ impl Ticket {
         let meter = &self.endpoint.live.meter;
         self.asked.answered(meter);
         if declared_bytes >= SMALLEST_JUDGED {
-            self.response.judge(meter);
+            self.response.judge(&meter.response);
         }
         self.add_bytes(declared_bytes);
     }
 
     /// The end of a poll of the response: whether the client has everything and waits for more.
     pub(crate) fn download_looked_at(&mut self, waits: bool) {
-        self.response.look(&self.endpoint.live.meter, waits);
+        self.response.look(&self.endpoint.live.meter.response, waits);
     }
 
     /// Counts further bytes in flight: a declared response length, or bytes of
@@ -249,8 +249,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.request.end(&self.endpoint.live.meter);
-        self.response.end(&self.endpoint.live.meter);
+        self.request.end(&self.endpoint.live.meter.request);
+        self.response.end(&self.endpoint.live.meter.response);
         self.service.live.requests.fetch_sub(1, Relaxed);
         self.endpoint.live.requests.fetch_sub(1, Relaxed);
         if self.bytes > 0 {

@@ -98,13 +98,17 @@ async fn endpoints(proxy: &Running) -> Vec<serde_json::Value> {
     service["endpoints"].as_array().unwrap().clone()
 }
 
-/// Waits until the goodput of every endpoint is known.
+/// Waits until the goodput of every endpoint is known, from some rounds.
 async fn measured(proxy: &Running) {
-    eventually("the goodput of all", || async {
-        let known = |e: &serde_json::Value| e["goodput_bytes_per_second"].as_u64() > Some(0);
-        endpoints(proxy).await.iter().all(known).then_some(())
-    })
-    .await;
+    let mut last = Vec::new();
+    for _ in 0..4 {
+        last = eventually("the goodput of all, and anew", || async {
+            let goodput = |e: &serde_json::Value| e["goodput_bytes_per_second"].as_u64();
+            let all: Vec<_> = endpoints(proxy).await.iter().map(goodput).collect();
+            (all.iter().all(|now| *now > Some(0)) && all != last).then_some(all)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

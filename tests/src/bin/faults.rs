@@ -9,7 +9,7 @@ Runs proxies between clients and endpoints that fail, and checks what is promise
 
   --runs N        how many runs [default: 1000]
   --seed N        seed of the first; each further run has the next [default: 1]
-  --max-size N    largest body in bytes [default: 67108864]
+  --max-size N    largest body in bytes [default: 1073741824]
   --skip A,B      leave faults out, by name
   -v              print the story of every run
 
@@ -40,7 +40,7 @@ fn run(campaign: &Campaign) -> ExitCode {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Campaign>, String> {
-    let limits = Limits { max_size: 64 << 20, skip: Default::default() };
+    let limits = Limits { max_size: 1 << 30, skip: Default::default() };
     let mut campaign = Campaign { seed: 1, runs: 1000, limits, verbose: false };
     while let Some(flag) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{flag} wants a value"));

@@ -2,7 +2,7 @@
 
 use super::{
     body::{Source, Verifier},
-    plan::{Direction, Quirk, Request},
+    plan::{Quirk, Request},
     scene::Scene,
 };
 
@@ -62,10 +62,10 @@ impl<'a> Answer<'a> {
         outcome.reason = field("x-towpath-reason");
         outcome.whole = field("x-whole").and_then(|text| text.parse().ok());
         outcome.attempt = field("x-attempt").and_then(|text| text.parse().ok());
-        self.verifier = outcome.attempt.map(|attempt| {
-            let of = (self.request.direction != Direction::Echo).then_some(attempt);
-            Verifier::new(Source::new(self.scene.plan.seed, self.request.index, of))
-        });
+        let answer = field("x-answer").and_then(|text| text.parse().ok());
+        self.verifier = outcome
+            .attempt
+            .map(|_| Verifier::new(Source::new(self.scene.plan.seed, self.request.index, answer)));
     }
 
     pub(super) fn take(&mut self, bytes: &[u8]) {

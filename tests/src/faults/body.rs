@@ -24,11 +24,16 @@ pub(super) struct Verifier {
 }
 
 impl Source {
-    /// The body of a request, or of the answer to one of its tries.
-    pub(super) fn new(seed: u64, request: usize, attempt: Option<usize>) -> Self {
-        let salt = attempt.map_or(0, |attempt| attempt as u64 + 1);
+    /// The body of a request, or of an answer to it.
+    pub(super) fn new(seed: u64, request: usize, answer: Option<usize>) -> Self {
+        let salt = answer.map_or(0, |answer| answer as u64 + 1);
         let mut dice = fastrand::Rng::with_seed(seed ^ (request as u64) << 32 ^ salt << 48);
         Self { at: dice.usize(..BLOCK) }
+    }
+
+    /// Leaves out so many bytes.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        self.at = ((self.at as u64 + bytes) % BLOCK as u64) as usize;
     }
 
     /// The next bytes: `most`, or fewer where the block ends.

@@ -1,5 +1,7 @@
 //! What must hold after a run. Pure: from what was seen to what is wrong with it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{
     answer::{End, Outcome},
     plan::{EventKind, Fault, Plan, Quirk, Request, Wire},
@@ -36,6 +38,7 @@ pub(super) fn check(
         answer(plan, request, outcome, &mut complain);
         uploads(plan, request, &tries, outcome, &mut complain);
     }
+    lost_to_another(attempts, &mut wrong);
     if let Some(counted) = counted {
         counters(plan, attempts, outcomes, counted, &mut wrong);
     }
@@ -83,18 +86,25 @@ fn uploads(
             let size = request.up.size;
             complain(format!("try {number} ended clean after {} of {size}", attempt.received));
         }
-        if attempt.key != request.key {
+        if !has_its_key(plan, request, attempt, tries) {
             complain(format!("try {number} had the key {:?}", attempt.key));
         }
         if attempt.method != request.method {
             complain(format!("try {number} was a {}", attempt.method));
         }
     }
-    let repeatable = matches!(request.method, "GET" | "PUT")
-        || (plan.policy.trusts_keys && request.key.is_some());
+    let trusted = plan.policy.trusts_keys && tries.iter().all(|attempt| attempt.key.is_some());
     let processed = tries.iter().filter(|attempt| attempt.is_processed()).count();
-    if !repeatable && processed > 1 {
+    if !is_idempotent(request) && !trusted && processed > 1 {
         complain(format!("a {} was processed {processed} times", request.method));
+    }
+    // What an endpoint that loads once by key has loaded.
+    let loaded = loads(tries);
+    if !is_idempotent(request) && loaded > 1 {
+        complain(format!("a {} was loaded {loaded} times", request.method));
+    }
+    if is_acknowledged(request, outcome) && !tries.iter().any(|attempt| attempt.complete) {
+        complain("acknowledged, and no endpoint has it all".into());
     }
     let proxies = 1 + u32::from(plan.sidecar.is_some());
     // One more each where a pooled connection had been closed.
@@ -102,6 +112,45 @@ fn uploads(
     if tries.len() > most {
         complain(format!("{} tries, {most} at most", tries.len()));
     }
+}
+
+/// The client's key, or where there is none and the policy says so, one that all tries have.
+fn has_its_key(plan: &Plan, request: &Request, attempt: &Attempt, tries: &[&Attempt]) -> bool {
+    let minted = plan.policy.mints_keys && request.key.is_none() && !is_idempotent(request);
+    if minted {
+        attempt.key.is_some() && tries.iter().all(|other| other.key == attempt.key)
+    } else {
+        attempt.key == request.key
+    }
+}
+
+/// How often rows are loaded where each endpoint keeps to keys, and all know of each other's loads.
+fn loads(tries: &[&Attempt]) -> usize {
+    let done = || tries.iter().filter(|attempt| attempt.is_processed());
+    let keys: BTreeSet<_> = done().filter_map(|attempt| attempt.key.as_ref()).collect();
+    keys.len() + done().filter(|attempt| attempt.key.is_none()).count()
+}
+
+/// Two requests of one key: what the second carries is never loaded.
+fn lost_to_another(attempts: &[Attempt], wrong: &mut Vec<String>) {
+    let mut owners = BTreeMap::new();
+    for attempt in attempts {
+        let Some(key) = &attempt.key else { continue };
+        let owner = *owners.entry(key).or_insert(attempt.request);
+        if owner != attempt.request {
+            wrong.push(format!("#{} has the key of #{owner}", attempt.request));
+        }
+    }
+}
+
+fn is_idempotent(request: &Request) -> bool {
+    matches!(request.method, "GET" | "PUT")
+}
+
+/// Whether the client was told that an endpoint has taken it all.
+fn is_acknowledged(request: &Request, outcome: &Outcome) -> bool {
+    let early = request.tries.iter().any(|fault| matches!(fault, Fault::Early { .. }));
+    !early && outcome.status == Some(200) && outcome.end == End::Whole && outcome.attempt.is_some()
 }
 
 /// Whether the request must succeed: nothing happens to it or to what it shares with others.

@@ -5,18 +5,23 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use towpath_policies::model::{
     Action, Bind, BudgetShare, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit,
-    HostRewrite, HttpOptions, Listener, PathMatch, Protocol, RetryCondition, RetryPolicy, Route,
-    RouteMatch, RouteTable, Service, Snapshot, VirtualHost, WeightedBackend,
+    HostRewrite, HttpOptions, Listener, Node, PathMatch, Protocol, RetryCondition, RetryPolicy,
+    Route, RouteMatch, RouteTable, Service, Snapshot, VirtualHost, WeightedBackend,
 };
 use towpath_proxy::{Config, Running, SourceConfig};
 
-use super::plan::{EventKind, Plan, Policy, Wire};
+use super::{
+    plan::{Disk, EventKind, Plan, Policy, Wire},
+    plane::Plane,
+};
 
 /// A gateway, perhaps a sidecar behind it, and endpoints behind that.
 #[derive(Debug)]
 pub(super) struct Mesh {
     pub(super) gateway: Running,
     pub(super) sidecar: Option<Running>,
+    /// Whom both obey, unless they are told directly.
+    plane: Option<Plane>,
     /// Where clients connect.
     pub(super) address: SocketAddr,
     /// Where the sidecar listens.
@@ -28,6 +33,11 @@ pub(super) struct Mesh {
 }
 
 const LISTENER: &str = "in";
+/// Names of the proxies as nodes.
+const GATEWAY: &str = "gateway";
+const SIDECAR: &str = "sidecar";
+/// More time than a proxy takes to obey an xDS server.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Mesh {
     /// Starts the proxies of a run in front of these endpoints.
@@ -37,23 +47,27 @@ impl Mesh {
             Wire::Http2 => Protocol::Http2,
         };
         let mark = format!("faults-{:x}", plan.seed);
-        let gateway = proxy().await?;
-        let sidecar = if plan.sidecar.is_some() { Some(proxy().await?) } else { None };
+        let plane = if plan.plane { Some(Plane::start().await?) } else { None };
+        let start = |node| proxy(node, plane.as_ref(), plan.policy.disk);
+        let gateway = start(GATEWAY).await?;
+        let sidecar = if plan.sidecar.is_some() { Some(start(SIDECAR).await?) } else { None };
         let inner = protocol(plan.endpoint);
         let mut mesh = Self {
             address: gateway.admin_addr(),
             behind: None,
             gateway,
             sidecar,
+            plane,
             policy: plan.policy.clone(),
             protocol: inner,
             mark,
         };
-        apply(mesh.inner(), mesh.snapshot("sidecar", inner, origins, 0))?;
+        mesh.apply_inner(mesh.snapshot(SIDECAR, inner, origins, 0)).await?;
         if let (Some(sidecar), Some(wire)) = (&mesh.sidecar, plan.sidecar) {
             let behind = address(sidecar)?;
             mesh.behind = Some(behind);
-            apply(&mesh.gateway, mesh.snapshot("gateway", protocol(wire), &[behind], 0))?;
+            let snapshot = mesh.snapshot(GATEWAY, protocol(wire), &[behind], 0);
+            mesh.apply(GATEWAY, &mesh.gateway, snapshot).await?;
         }
         mesh.address = address(&mesh.gateway)?;
         Ok(mesh)
@@ -71,9 +85,38 @@ impl Mesh {
     }
 
     /// Reloads with other endpoints, or with another service that has them.
-    pub(super) fn reload(&self, kind: EventKind, origins: &[SocketAddr]) -> anyhow::Result<()> {
+    pub(super) async fn reload(
+        &self,
+        kind: EventKind,
+        origins: &[SocketAddr],
+    ) -> anyhow::Result<()> {
         let generation = u32::from(kind == EventKind::OtherService);
-        apply(self.inner(), self.snapshot("sidecar", self.protocol, origins, generation))
+        self.apply_inner(self.snapshot(SIDECAR, self.protocol, origins, generation)).await
+    }
+
+    /// Whom the proxies obey goes away.
+    pub(super) fn lose_plane(&self) {
+        if let Some(plane) = &self.plane {
+            plane.leave();
+        }
+    }
+
+    /// Tells the proxy before the endpoints.
+    async fn apply_inner(&self, snapshot: Snapshot) -> anyhow::Result<()> {
+        let node = if self.sidecar.is_some() { SIDECAR } else { GATEWAY };
+        self.apply(node, self.inner(), snapshot).await
+    }
+
+    /// Tells a proxy, and waits until it obeys.
+    async fn apply(&self, node: &str, proxy: &Running, snapshot: Snapshot) -> anyhow::Result<()> {
+        let Some(plane) = &self.plane else {
+            let rejected = |rejected| anyhow::anyhow!("{rejected:?}");
+            return proxy.apply(Arc::new(snapshot)).map_err(rejected);
+        };
+        let version = snapshot.version.clone();
+        plane.tell(node, snapshot);
+        let obeyed = tokio::time::timeout(PATIENCE, proxy.version_is(&version)).await;
+        obeyed.with_context(|| format!("{node} at {:?}, not {version}", proxy.version()))
     }
 
     /// The label value that the series of the inner proxy (or of the gateway before it) carry.
@@ -119,7 +162,7 @@ impl Mesh {
 
     /// Has the registry of this process forget the run.
     pub(super) fn forget(&self) {
-        for proxy in ["gateway", "sidecar"] {
+        for proxy in [GATEWAY, SIDECAR] {
             let route = self.service(proxy);
             for generation in 0..2 {
                 let service = format!("{route}-{generation}");
@@ -130,14 +173,21 @@ impl Mesh {
     }
 }
 
-async fn proxy() -> anyhow::Result<Running> {
-    let mut config = Config::new(SourceConfig::Manual);
+async fn proxy(node: &str, plane: Option<&Plane>, disk: Disk) -> anyhow::Result<Running> {
+    let source = plane.map_or(SourceConfig::Manual, |plane| SourceConfig::ControlPlane {
+        address: plane.address.to_string(),
+        node: Node { id: node.into(), cluster: String::new() },
+        cache_dir: None,
+    });
+    let mut config = Config::new(source);
     config.drain_timeout = Duration::from_secs(20);
+    match disk {
+        Disk::Roomy => {}
+        Disk::Full(bytes) => config.spool_bytes = bytes,
+        // A device is no folder.
+        Disk::Broken => config.spool_dir = "/dev/null".into(),
+    }
     towpath_proxy::start(config).await
-}
-
-fn apply(proxy: &Running, snapshot: Snapshot) -> anyhow::Result<()> {
-    proxy.apply(Arc::new(snapshot)).map_err(|rejected| anyhow::anyhow!("{rejected:?}"))
 }
 
 fn address(proxy: &Running) -> anyhow::Result<SocketAddr> {
@@ -159,7 +209,10 @@ fn routes(table: &str, service: &str, policy: &Policy) -> RouteTable {
         per_try_timeout: policy.per_try,
         backoff_base: Duration::from_millis(1),
         replay_limit_bytes: policy.replay_limit,
+        replay_disk_limit_bytes: policy.replay_disk_limit,
         with_idempotency_key: policy.trusts_keys,
+        mint_idempotency_key: policy.mints_keys,
+        resume_downloads: policy.resumes && policy.attempts > 0,
         ..defaults
     };
     let backend = WeightedBackend {

@@ -45,6 +45,8 @@ struct Try<'a> {
     at: usize,
     number: usize,
     verifier: Verifier,
+    /// Where the part that is asked for begins; `None` where the whole is.
+    from: Option<u64>,
     sent: u64,
     /// The fault has come to pass.
     struck: bool,
@@ -226,6 +228,7 @@ async fn serve(
         at,
         number,
         verifier,
+        from: asked_from(request, fault, &field),
         sent: 0,
         struck: false,
         answered: false,
@@ -241,6 +244,26 @@ async fn serve(
         this.exchange.control().kill(Ending::Close);
     }
     outcome.is_ok()
+}
+
+/// Where a request for the rest of a body has it begin, if that is of the version this try serves.
+fn asked_from(
+    request: &Request,
+    fault: Fault,
+    field: &impl Fn(&str) -> Option<String>,
+) -> Option<u64> {
+    let from = field("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()?;
+    let same = field("if-range").is_some_and(|held| held == tag(fault));
+    (request.tagged && same && from < request.down.size).then_some(from)
+}
+
+/// What a try serves under a tag.
+fn version(fault: Fault) -> usize {
+    usize::from(fault == Fault::OtherVersion)
+}
+
+fn tag(fault: Fault) -> String {
+    format!("\"version-{}\"", version(fault))
 }
 
 impl Try<'_> {
@@ -269,7 +292,9 @@ impl Try<'_> {
         }
         self.head().await?;
         let mut body = self.answer_body();
-        let mut left = self.request.down.size;
+        let from = self.from.unwrap_or(0);
+        body.skip(from);
+        let mut left = self.request.down.size - from;
         while left > 0 {
             let bytes = body.next(left.min(self.request.piece));
             left -= bytes.len() as u64;
@@ -279,7 +304,8 @@ impl Try<'_> {
     }
 
     async fn end(&mut self) -> Result<(), Gone> {
-        self.reach(At::Download(self.request.down.size)).await?;
+        let size = self.request.down.size;
+        self.reach(At::Download(size)).await?;
         self.exchange.end().await?;
         match self.fault {
             Fault::WrongLength(_) => Err("the length was wrong".into()),
@@ -291,9 +317,23 @@ impl Try<'_> {
         matches!(self.fault, Fault::Unavailable { .. })
     }
 
+    /// Which body the answer has; `None` where it is the request's.
+    fn answer(&self) -> Option<usize> {
+        let echo = self.request.direction == Direction::Echo && !self.answers_otherwise();
+        let own = if self.request.tagged { version(self.fault) } else { self.number };
+        (!echo).then_some(own)
+    }
+
     fn answer_body(&self) -> Source {
-        let answer = (self.request.direction != Direction::Echo).then_some(self.number);
-        Source::new(self.scene.plan.seed, self.request.index, answer)
+        Source::new(self.scene.plan.seed, self.request.index, self.answer())
+    }
+
+    /// Says whose answer this is, and which.
+    fn fields(&self, whole: u64) -> Vec<(&'static str, String)> {
+        let mut fields =
+            vec![("x-attempt", self.number.to_string()), ("x-whole", whole.to_string())];
+        fields.extend(self.answer().map(|answer| ("x-answer", answer.to_string())));
+        fields
     }
 
     async fn head(&mut self) -> Result<(), Gone> {
@@ -306,9 +346,17 @@ impl Try<'_> {
             }
             _ => (self.request.down.declared.then_some(size), size),
         };
-        let fields = [("x-attempt", self.number.to_string()), ("x-whole", whole.to_string())];
+        let mut fields = self.fields(whole);
+        if self.request.tagged {
+            fields.push(("etag", tag(self.fault)));
+        }
         self.answered = true;
-        self.exchange.respond(200, declared, &fields).await
+        let Some(from) = self.from else {
+            return self.exchange.respond(200, declared, &fields).await;
+        };
+        fields.push(("content-range", format!("bytes {from}-{}/{whole}", size - 1)));
+        let declared = declared.map(|whole| whole.saturating_sub(from));
+        self.exchange.respond(206, declared, &fields).await
     }
 
     /// Passes a point of the try, where the fault may strike.
@@ -357,8 +405,21 @@ impl Try<'_> {
         Ok(piece)
     }
 
-    async fn write(&mut self, bytes: Bytes) -> Result<(), Gone> {
-        self.reach(At::Download(self.sent)).await?;
+    async fn write(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
+        let at = self.from.unwrap_or(0) + self.sent;
+        if let Fault::Break(At::Download(until), _) | Fault::Stall(At::Download(until), _) =
+            self.fault
+            && (at + 1..at + bytes.len() as u64).contains(&until)
+        {
+            // The fault strikes at its byte, not before or after the piece.
+            let first = bytes.split_to((until - at) as usize);
+            self.send(first).await?;
+        }
+        self.send(bytes).await
+    }
+
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        self.reach(At::Download(self.from.unwrap_or(0) + self.sent)).await?;
         self.sent += bytes.len() as u64;
         let sent = self.sent;
         self.scene.note(self.at, |attempt| attempt.sent = sent);
@@ -378,8 +439,7 @@ impl Try<'_> {
 
     /// Answers with little.
     async fn short(&mut self, status: u16, more: Option<(&str, String)>) -> Result<(), Gone> {
-        let mut fields =
-            vec![("x-attempt", self.number.to_string()), ("x-whole", SHORT.to_string())];
+        let mut fields = self.fields(SHORT);
         fields.extend(more);
         self.answered = true;
         self.exchange.respond(status, Some(SHORT), &fields).await?;

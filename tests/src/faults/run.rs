@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::{net::TcpStream, time::timeout};
+use towpath_proxy::metrics;
 
 use super::{
     Limits,
@@ -43,8 +44,11 @@ pub struct Campaign {
     pub verbose: bool,
 }
 
-/// No run takes so long: that something hangs is told by this, and by nothing else.
+/// No run takes so long, besides the time for its bytes: that something hangs is told by this, and
+/// by nothing else.
 const MOST: Duration = Duration::from_secs(30);
+/// Any machine moves so many bytes a second.
+const SLOWEST: u64 = 8 << 20;
 /// Nor does what is left after it.
 const SETTLE: Duration = Duration::from_secs(10);
 /// How often it is looked at.
@@ -110,10 +114,12 @@ fn report(scene: &Scene, wrong: &[String]) -> String {
 async fn one(plan: Plan) -> (Arc<Scene>, Vec<String>) {
     let scene = Scene::new(plan);
     let before = Left::now();
-    let mut wrong = match timeout(MOST, staged(scene.clone())).await {
+    let bytes: u64 = scene.plan.requests().map(|r| r.up.size + r.down.size).sum();
+    let most = MOST + Duration::from_secs(bytes / SLOWEST);
+    let mut wrong = match timeout(most, staged(scene.clone())).await {
         Ok(Ok(wrong)) => wrong,
         Ok(Err(error)) => vec![format!("could not be made: {error:#}")],
-        Err(_) => vec![format!("hung for {MOST:?}")],
+        Err(_) => vec![format!("hung for {most:?}")],
     };
     if let Err(after) = settled(|| Some(Left::now()).filter(|now| !now.is_within(&before))).await {
         wrong.push(format!("left behind: {after:?}, before: {before:?}"));
@@ -149,12 +155,12 @@ async fn staged(scene: Arc<Scene>) -> anyhow::Result<Vec<String>> {
     let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect();
     let mut wrong = settle(&mesh).await;
     drain(&mesh, &mut wrong).await;
-    let metrics = crate::get(mesh.inner().admin_addr(), "/metrics", "localhost").await;
+    let page = crate::get(mesh.inner().admin_addr(), "/metrics", "localhost").await;
     if let Some(sidecar) = &mesh.sidecar {
         // Brings the gauges of this one up to date too.
         crate::get(sidecar.admin_addr(), "/metrics", "localhost").await;
     }
-    let text = metrics.map(|(_, text)| text).unwrap_or_default();
+    let text = page.map(|(_, text)| text).unwrap_or_default();
     let names: Vec<_> = addresses.iter().map(|address| Mesh::endpoint(*address)).collect();
     let inner = mesh.service("sidecar");
     let outer = mesh.service(if plan.sidecar.is_some() { "gateway" } else { "sidecar" });
@@ -180,7 +186,10 @@ async fn happen(
     scene.tell(format_args!("{:?}", event.kind));
     match event.kind {
         EventKind::Kill(endpoint) => origins[endpoint].kill(),
-        EventKind::OtherEndpoints | EventKind::OtherService => mesh.reload(event.kind, spare)?,
+        EventKind::OtherEndpoints | EventKind::OtherService => {
+            mesh.reload(event.kind, spare).await?;
+        }
+        EventKind::PlaneGone => mesh.lose_plane(),
         EventKind::Drain => mesh.gateway.drain(),
     }
     Ok(())
@@ -228,6 +237,8 @@ async fn shut_down(mesh: Mesh, origins: &[Origin], wrong: &mut Vec<String>) {
 struct Left {
     descriptors: usize,
     tasks: usize,
+    /// Bytes of bodies on disk.
+    spooled: i64,
 }
 
 impl Left {
@@ -235,11 +246,14 @@ impl Left {
         Self {
             descriptors: fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            spooled: metrics::registry().gauge("towpath_spool_bytes", &[]).value(),
         }
     }
 
     fn is_within(&self, before: &Self) -> bool {
-        self.descriptors <= before.descriptors && self.tasks <= before.tasks
+        self.descriptors <= before.descriptors
+            && self.tasks <= before.tasks
+            && self.spooled == before.spooled
     }
 }
 

@@ -4,15 +4,15 @@ use towpath_tests::{
     Proxy, RawOrigin, StrictOrigin,
     frames::{
         CANCEL, CONTINUATION, DATA, END_STREAM, Frames, GET, HEADERS, PING, POST, SETTINGS,
-        Verdict, frame, headers, reset, section, setting,
+        Verdict, frame, headers, reset, section, setting, window,
     },
 };
 
 /// More memory than any of these attacks may pin, in bytes.
-const BOUND: u64 = 96 << 20;
+pub(super) const BOUND: u64 = 96 << 20;
 
 /// One at a time: they measure the memory of the process they share.
-static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+pub(super) static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn still_serves(proxy: &Proxy) {
     let mut client = Frames::connect(proxy.address).await;
@@ -21,7 +21,7 @@ async fn still_serves(proxy: &Proxy) {
 }
 
 /// Resident memory of this process, in which the proxy runs.
-fn resident() -> u64 {
+pub(super) fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     let pages: u64 =
         text.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number of pages");
@@ -117,6 +117,7 @@ async fn answers_that_nobody_reads_do_not_pile_up() {
         ("PING", frame(PING, 0, 0, [0; 8])),
         ("SETTINGS", settings),
         ("empty SETTINGS", frame(SETTINGS, 0, 0, [])),
+        ("WINDOW_UPDATE", window(0, 1)),
         ("requests", Vec::new()),
     ] {
         let mut client = Frames::connect(proxy.address).await;

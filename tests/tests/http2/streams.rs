@@ -321,12 +321,16 @@ async fn an_origin_that_takes_one_stream_at_a_time_gets_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn small_frames_to_a_slow_origin_kill_no_connection() {
+async fn small_frames_to_a_slow_origin_kill_no_connection_and_slow_no_neighbour() {
     const FRAMES: usize = 20_000;
     let (begin, may_begin) = tokio::sync::watch::channel(false);
     let origin = h2_origin(move |request, mut respond| {
         let mut may_begin = may_begin.clone();
         async move {
+            if request.uri().path() == "/small" {
+                respond.send_response(Response::new(()), true).expect("sends");
+                return;
+            }
             // Reads nothing, and so grants nothing, until most of what fits is under way.
             may_begin.wait_for(|b| *b).await.expect("begins");
             let (mut body, mut got, mut sum) = (request.into_body(), 0, 0u64);
@@ -353,6 +357,9 @@ async fn small_frames_to_a_slow_origin_kill_no_connection() {
             match tokio::time::timeout(std::time::Duration::from_millis(300), granted).await {
                 Ok(granted) => granted,
                 Err(_) => {
+                    // Nothing moves on this stream, and on its neighbours everything.
+                    let (small, _) = client.send_request(post("/small"), true).expect("sends");
+                    assert_eq!(small.await.expect("answered").status(), 200);
                     begin.send_replace(true);
                     std::future::poll_fn(|cx| upload.poll_capacity(cx)).await
                 }

@@ -78,10 +78,11 @@ fn an_upload_is_judged_by_what_the_endpoint_takes_and_a_slow_client_is_not() {
         let service = &services["uploads"];
         let mut tickets: Vec<_> = (0..3).map(|at| ticket(service, at)).collect();
         let mut clock = Clock::new();
-        for _ in 0..60 {
+        for tick in 0..80 {
             for (at, ticket) in tickets.iter_mut().enumerate() {
-                ticket.sent(if at == 1 { 20_000 } else { 120_000 });
-                ticket.upload_looked_at(at != 1 || blocked, false);
+                let slow = at == 1 && tick >= 20;
+                ticket.sent(if slow { 20_000 } else { 120_000 });
+                ticket.upload_looked_at(!slow || blocked, false);
             }
             clock.tick(&services);
         }

@@ -16,6 +16,7 @@ fn plan() -> Plan {
             && first.method == "POST"
             && first.up.size > 1
             && first.key.is_none()
+            && !plan.policy.mints_keys
             && is_undisturbed(plan, first)
     };
     (0..).map(of).find(calm).expect("some seed has it")
@@ -55,11 +56,12 @@ fn good(plan: &Plan) -> (Attempt, Outcome) {
 fn every_broken_promise_is_complained_of() {
     type Spoil = fn(&mut Attempt, &mut Outcome);
     let plan = plan();
-    let cases: [(&str, Spoil); 9] = [
+    let cases: [(&str, Spoil); 10] = [
         ("ended clean after", |_, o| o.received -= 1),
         ("the client got a wrong byte", |_, o| o.wrong = Some(0)),
         ("try 0 had a wrong byte", |a, _| a.wrong = Some(0)),
         ("try 0 ended clean", |a, _| a.received -= 1),
+        ("no endpoint has it all", |a, _| a.complete = false),
         ("try 0 got", |_, o| o.sent -= 1),
         ("had the key", |a, _| a.key = Some("another".into())),
         ("was a GET", |a, _| a.method = "GET".into()),
@@ -86,6 +88,33 @@ fn a_post_is_processed_once_unless_its_endpoint_disowned_it() {
     };
     assert!(twice(false).iter().any(|wrong| wrong.contains("processed 2 times")));
     assert_eq!(twice(true), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_sent_again_under_one_key_is_loaded_once() {
+    let mut plan = plan();
+    (plan.policy.trusts_keys, plan.policy.mints_keys) = (true, true);
+    let twice = |keys: [&str; 2]| {
+        let ((mut first, _), (mut second, outcome)) = (good(&plan), good(&plan));
+        second.number = 1;
+        (first.key, second.key) = (Some(keys[0].into()), Some(keys[1].into()));
+        check(&plan, &[first, second], &[outcome], None)
+    };
+    assert_eq!(twice(["a", "a"]), Vec::<String>::new());
+    assert!(twice(["a", "b"]).iter().any(|wrong| wrong.contains("loaded 2 times")));
+}
+
+#[test]
+fn a_key_that_two_requests_share_is_complained_of() {
+    let shared = |key: &str| {
+        let ((mut one, _), (mut other, _)) = (good(&plan()), good(&plan()));
+        other.request = 1;
+        (one.key, other.key) = (Some("a".into()), Some(key.into()));
+        let mut wrong = Vec::new();
+        lost_to_another(&[one, other], &mut wrong);
+        wrong.len()
+    };
+    assert_eq!((shared("a"), shared("b")), (1, 0));
 }
 
 #[test]

@@ -10,7 +10,8 @@ impl fmt::Display for Plan {
         if let Some(wire) = self.sidecar {
             write!(f, ", sidecar {wire:?}")?;
         }
-        writeln!(f, ", {} endpoints {:?}, shared {}", self.endpoints, self.endpoint, self.shared)?;
+        write!(f, ", {} endpoints {:?}, shared {}", self.endpoints, self.endpoint, self.shared)?;
+        writeln!(f, "{}", if self.plane { ", by xDS" } else { "" })?;
         writeln!(f, "  {:?}", self.policy)?;
         if let Some(event) = self.event {
             writeln!(f, "  after {} bytes: {:?}", event.after_bytes, event.kind)?;
@@ -20,7 +21,7 @@ impl fmt::Display for Plan {
                 let body = |b: Body| format!("{}{}", b.size, if b.declared { "" } else { "?" });
                 writeln!(
                     f,
-                    "  lane {lane}: #{} {} {:?} up {} down {} by {}{} tries {:?} client {:?}",
+                    "  lane {lane}: #{} {} {:?} up {} down {} by {}{}{} tries {:?} client {:?}",
                     r.index,
                     r.method,
                     r.direction,
@@ -28,6 +29,7 @@ impl fmt::Display for Plan {
                     body(r.down),
                     r.piece,
                     if r.key.is_some() { " keyed" } else { "" },
+                    if r.tagged { " tagged" } else { "" },
                     r.tries,
                     r.quirk,
                 )?;
