@@ -7,7 +7,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use serde::Serialize;
 use tokio::sync::Notify;
+
+use crate::transfers::Underway;
 
 /// The side that says when.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +19,24 @@ pub struct Signal(Arc<Shared>);
 /// The side that listens; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Watch(Arc<Shared>);
+
+/// What is under way, or was when the drain's time was over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Leftovers {
+    /// Client connections.
+    pub connections: u32,
+    /// Exchanges in flight.
+    pub requests: u32,
+    /// Their body bytes, declared or so far seen.
+    pub bytes_in_flight: u64,
+    /// Those that last, at most [`MOST_TRANSFERS`]: the ones that moved the most.
+    pub transfers: Vec<Underway>,
+    /// How many more of those there are.
+    pub more: usize,
+}
+
+/// Transfers named in a report; the others are counted.
+pub const MOST_TRANSFERS: usize = 100;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -65,6 +86,33 @@ impl Watch {
     /// As [`Watch::drained`], as a future that owns what it needs.
     pub async fn into_drained(self) {
         self.drained().await;
+    }
+}
+
+/// Tells the log what a drain cuts.
+pub(crate) fn report(left: &Leftovers) {
+    tracing::warn!(
+        connections = left.connections,
+        requests = left.requests,
+        bytes_in_flight = left.bytes_in_flight,
+        "cut what was still under way"
+    );
+    for cut in &left.transfers {
+        tracing::warn!(
+            protocol = cut.protocol,
+            listener = &*cut.listener,
+            client = %cut.client,
+            route = cut.route.as_deref().unwrap_or("-"),
+            service = cut.service.as_deref().unwrap_or("-"),
+            endpoint = cut.endpoint.as_deref().unwrap_or("-"),
+            request_bytes = cut.request_bytes,
+            response_bytes = cut.response_bytes,
+            age_ms = cut.age_ms,
+            "cut a transfer"
+        );
+    }
+    if left.more > 0 {
+        tracing::warn!(count = left.more, "cut further transfers, which moved less");
     }
 }
 

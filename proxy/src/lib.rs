@@ -30,11 +30,13 @@ pub mod spool;
 mod tcp;
 mod timer;
 mod tls;
+pub mod transfers;
 pub mod upstream;
 mod worker;
 mod world;
 
 pub use args::{Args, Config};
-pub use run::{Leftovers, Running, run, start};
+pub use drain::Leftovers;
+pub use run::{Running, run, start};
 pub use source::SourceConfig;
 pub use world::Rejection;

@@ -127,7 +127,14 @@ impl Listening {
             % workers.count();
         // The accepting task has a descriptor of its own; the socket closes with the last one.
         let socket = socket.try_clone()?;
-        workers.spawn_on(worker, accept(listening.clone(), socket, workers.clone(), worker));
+        let accepting = workers.accepting();
+        workers.spawn_on(worker, {
+            let (listening, workers) = (listening.clone(), workers.clone());
+            async move {
+                accept(listening, socket, workers, worker).await;
+                drop(accepting);
+            }
+        });
         Ok(listening)
     }
 
@@ -305,7 +312,7 @@ async fn clear(
         ChainKind::Http(http) => http.clone(),
         ChainKind::Tcp(forward) => {
             let protocol = if name.is_some() { "TLS" } else { "TCP" };
-            let caller = Caller { address: peer, server_name: name, protocol };
+            let caller = Caller { address: peer, server_name: name, protocol, worker: held.worker };
             let client = Client::<TlsStream<Prefixed<TcpStream>>>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
@@ -348,7 +355,8 @@ async fn terminated(
 ) {
     match &chain.kind {
         ChainKind::Tcp(forward) => {
-            let caller = Caller { address: peer, server_name: name, protocol: "TLS" };
+            let caller =
+                Caller { address: peer, server_name: name, protocol: "TLS", worker: held.worker };
             tcp::relay(forward.clone(), Client::Tls(stream), caller).await;
         }
         ChainKind::Http(http) => {

@@ -1,12 +1,7 @@
 //! Starts a proxy, in a program of its own or inside a test, and ends it.
 
 use std::{
-    collections::BTreeMap,
-    io::Write,
-    net::SocketAddr,
-    process::ExitCode,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    collections::BTreeMap, io::Write, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration,
 };
 
 use anyhow::Context;
@@ -23,8 +18,10 @@ use crate::{
     access_log::AccessLog,
     admin,
     control::Control,
+    drain::{self, Leftovers},
     logging, source,
     spool::Space,
+    transfers::Transfers,
     worker::Workers,
     world::{Rejection, Terms, World},
 };
@@ -34,19 +31,7 @@ use crate::{
 pub struct Running {
     control: Arc<Control>,
     admin: SocketAddr,
-    drain_timeout: Duration,
     tasks: Vec<Owned>,
-}
-
-/// What was still under way when the drain's time was over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Leftovers {
-    /// Client connections.
-    pub connections: u32,
-    /// Exchanges in flight.
-    pub requests: u32,
-    /// Their body bytes so far.
-    pub bytes_in_flight: u64,
 }
 
 #[derive(Debug)]
@@ -110,7 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         }
     }
     running.drain();
-    tracing::info!(timeout = ?running.drain_timeout, "draining: nothing new is accepted");
+    tracing::info!(timeout = ?running.control.drain_timeout, "draining: nothing new is accepted");
     let left = tokio::select! {
         left = running.drained() => left,
         _ = terminate.recv() => Some(running.leftovers()),
@@ -118,12 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     };
     match left {
         None => tracing::info!("drained"),
-        Some(left) => tracing::warn!(
-            connections = left.connections,
-            requests = left.requests,
-            bytes_in_flight = left.bytes_in_flight,
-            "cut what was still under way"
-        ),
+        Some(left) => drain::report(&left),
     }
     running.shutdown();
     Ok(ExitCode::SUCCESS)
@@ -154,8 +134,11 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         max_connections: config.max_connections,
         spool: (config.spool_bytes > 0)
             .then(|| Arc::new(Space::new(config.spool_dir, config.spool_bytes))),
+        transfers: Arc::new(Transfers::new(config.workers)),
     };
-    let control = Control::new(World::new(terms), workers, access_log);
+    let transfers = terms.transfers.clone();
+    let control =
+        Control::new(World::new(terms), workers, access_log, transfers, config.drain_timeout);
     let mut tasks = vec![
         Owned(tokio::spawn(admin::serve(listener, control.clone())).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
@@ -163,7 +146,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     if let Some(task) = source::start(config.source, &control).await? {
         tasks.push(Owned(task));
     }
-    Ok(Running { control, admin, drain_timeout: config.drain_timeout, tasks })
+    Ok(Running { control, admin, tasks })
 }
 
 async fn watch_certificates(control: Arc<Control>) {
@@ -217,8 +200,8 @@ impl Running {
 
     /// Waits for the drain to end; returns what is left when its time is over.
     pub async fn drained(&self) -> Option<Leftovers> {
-        let end = Instant::now() + self.drain_timeout;
-        while self.control.workers.open_connections() > 0 {
+        let end = Instant::now() + self.control.drain_timeout;
+        while !self.control.workers.are_idle() {
             if Instant::now() >= end {
                 return Some(self.leftovers());
             }
@@ -229,13 +212,7 @@ impl Running {
 
     /// What is under way now.
     pub fn leftovers(&self) -> Leftovers {
-        let view = self.control.view();
-        let services = view.services.values().map(|s| &s.live);
-        Leftovers {
-            connections: self.control.workers.open_connections(),
-            requests: services.clone().map(|s| s.requests.load(Relaxed)).sum(),
-            bytes_in_flight: services.map(|s| s.bytes_in_flight.load(Relaxed)).sum(),
-        }
+        self.control.leftovers()
     }
 
     /// Ends the proxy: whatever still runs is cut.
@@ -277,5 +254,67 @@ fn raise_file_limit() {
         // Not being allowed leaves the limit that was.
         let _ =
             setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+        time::timeout,
+    };
+    use towpath_policies::model::{
+        Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, Listener, Protocol, Service,
+        TcpForward, WeightedBackend,
+    };
+
+    use super::*;
+
+    fn opaque(listen: SocketAddr, origin: SocketAddr) -> Snapshot {
+        let backend = WeightedBackend {
+            service: "s".into(),
+            weight: 1,
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+        };
+        let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
+        let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+        let listener = Listener { name: "in".into(), bind: Bind::Socket(listen), chains };
+        let set = EndpointSet { service: "s".into(), endpoints: vec![Endpoint::new(origin)] };
+        let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };
+        snapshot.listeners.insert("in".into(), Arc::new(listener));
+        snapshot.endpoints.insert("s".into(), Arc::new(set));
+        snapshot.services.insert("s".into(), Arc::new(Service::new("s", Protocol::Tcp)));
+        snapshot
+    }
+
+    #[tokio::test]
+    async fn a_drain_is_not_over_before_all_that_the_kernel_accepted_is_served() {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let origin = TcpListener::bind(any).await.unwrap();
+        let running = start(Config::new(crate::SourceConfig::Manual)).await.unwrap();
+        running.apply(Arc::new(opaque(any, origin.local_addr().unwrap()))).unwrap();
+        // The one worker is busy, so that nobody hears of the connection.
+        let (free, until_free) = std::sync::mpsc::channel::<()>();
+        let (busy, is_busy) = oneshot::channel();
+        running.control.workers.spawn_on(0, async move {
+            busy.send(()).unwrap();
+            let _ = until_free.recv();
+        });
+        is_busy.await.unwrap();
+        let mut client = TcpStream::connect(running.listener_addrs()["in"]).await.unwrap();
+        running.drain();
+        let over = timeout(Duration::ZERO, running.drained()).await;
+        assert!(over.is_err(), "drained with a connection in the queue: {over:?}");
+        drop(free);
+        let (mut served, _) = origin.accept().await.unwrap();
+        served.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        drop((served, client));
+        assert_eq!(running.drained().await, None);
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     outlier::watch,
     router::Router,
     spool::Space,
+    transfers::Transfers,
     upstream::{self, ServiceState},
     worker::Workers,
 };
@@ -78,6 +79,8 @@ pub(crate) struct Terms {
     pub(crate) max_connections: u32,
     /// Where request bodies are kept on disk for another try.
     pub(crate) spool: Option<Arc<Space>>,
+    /// Those under way that last.
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 /// A route table and its router; connections hold the place, not the router.

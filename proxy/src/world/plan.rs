@@ -225,6 +225,7 @@ impl World {
                     let log = self.terms.access_log.clone();
                     let mut http = HttpListener::new(name.clone(), options.clone(), place, log);
                     http.spool.clone_from(&self.terms.spool);
+                    http.transfers = Some(self.terms.transfers.clone());
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),
@@ -246,6 +247,7 @@ impl World {
             backends,
             idle_timeout: forward.idle_timeout,
             access_log: self.terms.access_log.clone(),
+            transfers: self.terms.transfers.clone(),
             metrics: TcpMetrics::new(listener),
         })
     }
