@@ -28,7 +28,7 @@ struct Admin {
     loopback: bool,
 }
 
-/// Serves the admin endpoint for as long as the proxy runs.
+/// Serves the admin endpoint for as long as the proxy runs, or until another process does.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     if !loopback {
@@ -36,9 +36,13 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
             "the admin endpoint can be reached from other machines and has no authentication"
         );
     }
+    let handed_over = control.handed_over.watch();
     let app = app(Admin { control, loopback });
-    if let Err(error) = axum::serve(listener, app).await {
-        tracing::error!(%error, "the admin endpoint ended");
+    tokio::select! {
+        ended = axum::serve(listener, app) => if let Err(error) = ended {
+            tracing::error!(%error, "the admin endpoint ended");
+        },
+        () = handed_over.drained() => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::TcpListener,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use crate::{
     access_log::AccessLog,
     drain::{Leftovers, MOST_TRANSFERS, Signal},
     transfers::Transfers,
+    upgrade::Place,
     worker::Workers,
     world::{Rejection, View, World},
 };
@@ -33,6 +35,11 @@ pub(crate) struct Control {
     pub(crate) drain: Signal,
     /// Time transfers have from then on.
     pub(crate) drain_timeout: Duration,
+    /// Fired when another process serves in our place.
+    pub(crate) handed_over: Signal,
+    /// Whether this process serves: a configuration is in force, and no other process that ran
+    /// before accepts any more.
+    pub(crate) in_charge: watch::Sender<bool>,
     /// When it was first fired.
     drain_began: OnceLock<Instant>,
     transfers: Arc<Transfers>,
@@ -91,6 +98,8 @@ impl Control {
             access_log,
             drain: Signal::new(),
             drain_timeout,
+            handed_over: Signal::new(),
+            in_charge: watch::Sender::new(false),
             drain_began: OnceLock::new(),
             transfers,
             started: Instant::now(),
@@ -130,6 +139,19 @@ impl Control {
         self.drain_began.get_or_init(Instant::now);
         self.drain.fire();
         self.world().drain();
+    }
+
+    /// Begins the drain of a process in whose place another one accepts.
+    pub(crate) fn hand_over(&self) {
+        self.drain_began.get_or_init(Instant::now);
+        self.handed_over.fire();
+        self.drain.fire_gently();
+        self.world().hand_over();
+    }
+
+    /// The listening sockets, each once more.
+    pub(crate) fn sockets(&self) -> std::io::Result<Vec<(Place, TcpListener)>> {
+        self.world().sockets()
     }
 
     /// How long the drain has gone on.

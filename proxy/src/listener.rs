@@ -173,9 +173,13 @@ async fn accept(
     // Those whom the kernel has accepted already would be reset when the socket
     // closes. Asked without the reactor, which may not have heard of them yet.
     let Ok(socket) = socket.into_std() else { return };
-    while let Ok(slot) = listening.slots.clone().try_acquire_owned()
+    // No more than the queue holds: where another process shares the socket, it fills for that one.
+    let mut left = BACKLOG;
+    while left > 0
+        && let Ok(slot) = listening.slots.clone().try_acquire_owned()
         && let Ok((tcp, peer)) = socket.accept()
     {
+        left -= 1;
         if tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp)
         {
@@ -332,7 +336,7 @@ async fn clear(
                 // Nothing has been asked of us yet: a connection without a request may go,
                 // after a moment for one that is on its way.
                 () = async {
-                    draining.drained().await;
+                    draining.idle_ends().await;
                     tokio::time::sleep(FIRST_REQUEST_GRACE).await;
                 } => return,
             }

@@ -1,7 +1,8 @@
 //! Starts a proxy, in a program of its own or inside a test, and ends it.
 
 use std::{
-    collections::BTreeMap, io::Write, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration,
+    collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -21,7 +22,9 @@ use crate::{
     drain::{self, Leftovers},
     logging, source,
     spool::Space,
+    supervisor,
     transfers::Transfers,
+    upgrade::{self, Place, Sockets},
     worker::Workers,
     world::{Rejection, Terms, World},
 };
@@ -75,31 +78,50 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut user = signal(SignalKind::user_defined1())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    let mut user2 = signal(SignalKind::user_defined2())?;
+    // Asked for now: later the file may be another one.
+    let program = config.upgrade_socket.as_ref().and_then(|_| std::env::current_exe().ok());
     let running = start(config).await?;
     let asked = running.control.drain.watch();
     let mut told = false;
-    let mut applied = running.control.applied();
-    loop {
+    let mut charged = running.control.in_charge.subscribe();
+    let stopped = loop {
         tokio::select! {
-            _ = applied.wait_for(|count| *count > 0), if !told => {
+            _ = charged.wait_for(|now| *now), if !told => {
                 told = true;
                 // Nobody reading is no reason not to serve.
                 let _ = writeln!(std::io::stdout(), "ready admin={}", running.admin_addr());
+                supervisor::tell(&format!("READY=1\nMAINPID={}", std::process::id()));
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = asked.drained() => break,
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break true,
+            () = asked.drained() => break false,
             _ = hangup.recv() => running.rotate(),
-            _ = user.recv() => running.rotate(),
+            _ = user1.recv() => running.rotate(),
+            _ = user2.recv() => upgrade::start_successor(program.as_deref()),
         }
+    };
+    // One that hands over has the time it needs, and another speaks for the service.
+    let mut patient = running.control.handed_over.fired();
+    if !patient {
+        supervisor::tell("STOPPING=1");
     }
-    running.drain();
+    if stopped || !patient {
+        patient = false;
+        running.drain();
+    }
     tracing::info!(timeout = ?running.control.drain_timeout, "draining: nothing new is accepted");
-    let left = tokio::select! {
-        left = running.drained() => left,
-        _ = terminate.recv() => Some(running.leftovers()),
-        _ = interrupt.recv() => Some(running.leftovers()),
+    let left = loop {
+        tokio::select! {
+            left = running.drained() => break left,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if !std::mem::take(&mut patient) {
+            break Some(running.leftovers());
+        }
+        running.drain();
     };
     match left {
         None => tracing::info!("drained"),
@@ -119,12 +141,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 /// When the admin address cannot be had, the access log cannot be opened, or
 /// the policies are wrong.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let listener = TcpListener::bind(config.admin).await.with_context(|| {
-        format!(
-            "cannot listen on the admin address {} (--admin); is another proxy running?",
-            config.admin
-        )
-    })?;
+    let inherited = Arc::new(Sockets::default());
+    let predecessor = match &config.upgrade_socket {
+        Some(path) => upgrade::inherit(path, &inherited)
+            .await
+            .with_context(|| format!("--upgrade-socket {}", path.display()))?,
+        None => None,
+    };
+    let listener = admin_socket(config.admin, &inherited)?;
+    let spare = (Place { listener: None, asked: config.admin }, listener.try_clone()?);
+    let listener = TcpListener::from_std(listener)?;
     let admin = listener.local_addr()?;
     let access_log = AccessLog::start(&config.access_log)?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
@@ -134,19 +160,87 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         max_connections: config.max_connections,
         spool: (config.spool_bytes > 0)
             .then(|| Arc::new(Space::new(config.spool_dir, config.spool_bytes))),
+        inherited: inherited.clone(),
         transfers: Arc::new(Transfers::new(config.workers)),
     };
     let transfers = terms.transfers.clone();
     let control =
         Control::new(World::new(terms), workers, access_log, transfers, config.drain_timeout);
+    let mut succession = Succession { path: config.upgrade_socket, door: None, spare };
+    if predecessor.is_none() {
+        succession.open()?;
+    }
+    let leading = lead(control.clone(), listener, predecessor, inherited, succession);
     let mut tasks = vec![
-        Owned(tokio::spawn(admin::serve(listener, control.clone())).abort_handle()),
+        Owned(tokio::spawn(leading).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(task) = source::start(config.source, &control).await? {
         tasks.push(Owned(task));
     }
     Ok(Running { control, admin, tasks })
+}
+
+/// The admin endpoint's socket: the one that another process handed over, or a new one.
+fn admin_socket(asked: SocketAddr, inherited: &Sockets) -> anyhow::Result<std::net::TcpListener> {
+    if let Some(socket) = inherited.find(None, asked) {
+        return Ok(socket);
+    }
+    let socket = std::net::TcpListener::bind(asked).with_context(|| {
+        format!("cannot listen on the admin address {asked} (--admin); is another proxy running?")
+    })?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Where the next process will take over.
+struct Succession {
+    path: Option<PathBuf>,
+    door: Option<upgrade::Door>,
+    /// The admin endpoint's socket.
+    spare: (Place, std::net::TcpListener),
+}
+
+impl Succession {
+    fn open(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = &self.path {
+            let door = upgrade::Door::open(path)
+                .with_context(|| format!("cannot listen at --upgrade-socket {}", path.display()))?;
+            self.door = Some(door);
+        }
+        Ok(())
+    }
+}
+
+/// Takes over from the process that ran before, if one did; answers the admin endpoint, and
+/// hands over to the next.
+async fn lead(
+    control: Arc<Control>,
+    admin: TcpListener,
+    predecessor: Option<upgrade::Predecessor>,
+    inherited: Arc<Sockets>,
+    mut succession: Succession,
+) {
+    if let Some(predecessor) = predecessor {
+        upgrade::take_over(predecessor, &inherited, &control).await;
+        if let Err(error) = succession.open() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no other process can take over from this one"
+            );
+        }
+    }
+    let charge = async {
+        // The sender lives in `control`, so this cannot fail.
+        let _ = control.applied().wait_for(|count| *count > 0).await;
+        control.in_charge.send_replace(true);
+    };
+    let handing_over = async {
+        if let Some(door) = succession.door.take() {
+            upgrade::hand_over(door, succession.spare, &control).await;
+        }
+    };
+    tokio::join!(admin::serve(admin, control.clone()), charge, handing_over);
 }
 
 async fn watch_certificates(control: Arc<Control>) {
@@ -157,6 +251,11 @@ async fn watch_certificates(control: Arc<Control>) {
 }
 
 impl Running {
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
     /// Where the admin endpoint is reached.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin
@@ -200,9 +299,10 @@ impl Running {
 
     /// Waits for the drain to end; returns what is left when its time is over.
     pub async fn drained(&self) -> Option<Leftovers> {
-        let end = Instant::now() + self.control.drain_timeout;
+        let asked = Instant::now();
+        let gone_on = || self.control.draining_for().unwrap_or_else(|| asked.elapsed());
         while !self.control.workers.are_idle() {
-            if Instant::now() >= end {
+            if gone_on() >= self.control.drain_timeout {
                 return Some(self.leftovers());
             }
             tokio::time::sleep(DRAIN_CHECK).await;
