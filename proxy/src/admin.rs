@@ -17,7 +17,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::{control::Control, logging, metrics::registry};
@@ -28,7 +28,7 @@ struct Admin {
     loopback: bool,
 }
 
-/// Serves the admin endpoint for as long as the proxy runs.
+/// Serves the admin endpoint for as long as the proxy runs, or until another process does.
 pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
     let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     if !loopback {
@@ -36,9 +36,13 @@ pub(crate) async fn serve(listener: TcpListener, control: Arc<Control>) {
             "the admin endpoint can be reached from other machines and has no authentication"
         );
     }
+    let handed_over = control.handed_over.watch();
     let app = app(Admin { control, loopback });
-    if let Err(error) = axum::serve(listener, app).await {
-        tracing::error!(%error, "the admin endpoint ended");
+    tokio::select! {
+        ended = axum::serve(listener, app) => if let Err(error) = ended {
+            tracing::error!(%error, "the admin endpoint ended");
+        },
+        () = handed_over.drained() => {}
     }
 }
 
@@ -52,7 +56,7 @@ fn app(admin: Admin) -> Router {
         .route("/endpoints", get(endpoints))
         .route("/metrics", get(metrics))
         .route("/log_level", post(log_level))
-        .route("/drain", post(drain))
+        .route("/drain", get(under_way).post(drain))
         .fallback(|| async { (StatusCode::NOT_FOUND, HELP) })
         .layer(middleware::from_fn_with_state(admin.clone(), guard))
         .with_state(admin)
@@ -67,6 +71,7 @@ towpath proxy, admin endpoint
   GET  /endpoints                 endpoints and their state (JSON)
   GET  /metrics                   Prometheus text
   POST /log_level?level=LEVEL     error, warn, info, debug, trace, or per module: info,h2=debug
+  GET  /drain                     whether the proxy drains, and what is under way (JSON)
   POST /drain                     finish what runs, take nothing new, then stop
 ";
 
@@ -170,7 +175,11 @@ async fn log_level(Query(Level { level }): Query<Level>) -> Response {
 
 async fn drain(State(admin): State<Admin>) -> Json<Value> {
     admin.control.begin_drain();
-    Json(json!({ "draining": true, "connections": admin.control.workers.open_connections() }))
+    Json(views::drain(&admin.control))
+}
+
+async fn under_way(State(admin): State<Admin>) -> Json<Value> {
+    Json(views::drain(&admin.control))
 }
 
 #[cfg(test)]

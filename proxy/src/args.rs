@@ -10,7 +10,8 @@ use crate::{access_log::Target, source::SourceConfig};
 /// Run a proxy: sidecar or gateway, from a policy folder or a control plane
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Signals: SIGTERM or SIGINT drains and stops, a second one stops at once; \
-    SIGHUP or SIGUSR1 reopens the access log.")]
+    SIGHUP or SIGUSR1 reopens the access log; SIGUSR2 starts the program file anew, which takes \
+    over (--upgrade-socket).")]
 pub struct Args {
     /// Folder of policy files to obey; changes are picked up as they happen
     #[arg(
@@ -69,6 +70,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPOOL_BYTES)]
     pub spool_bytes: u64,
 
+    /// Where a new process takes over from this one, and this one from the one that runs
+    #[arg(long, value_name = "PATH")]
+    pub upgrade_socket: Option<PathBuf>,
+
     /// End with the process that started this one
     #[arg(long, hide = true)]
     pub die_with_parent: bool,
@@ -93,6 +98,8 @@ pub struct Config {
     pub spool_dir: PathBuf,
     /// Most bytes of disk they take together.
     pub spool_bytes: u64,
+    /// Where processes hand over to each other; `None` = not at all.
+    pub upgrade_socket: Option<PathBuf>,
 }
 
 const DEFAULT_SPOOL_BYTES: u64 = 16 << 30;
@@ -109,6 +116,7 @@ impl Config {
             max_connections: default_max_connections(),
             spool_dir: std::env::temp_dir(),
             spool_bytes: DEFAULT_SPOOL_BYTES,
+            upgrade_socket: None,
         }
     }
 }
@@ -139,6 +147,7 @@ impl Args {
             max_connections: self.max_connections.unwrap_or_else(default_max_connections),
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
+            upgrade_socket: self.upgrade_socket,
         })
     }
 }

@@ -94,6 +94,7 @@ mod tests {
             backends: Vec::new(),
             idle_timeout: None,
             access_log: None,
+            transfers: Arc::new(crate::transfers::Transfers::new(1)),
             metrics: TcpMetrics::new("l"),
         };
         Arc::new(Chain {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    net::TcpListener,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,9 @@ use towpath_policies::{
 
 use crate::{
     access_log::AccessLog,
-    drain::Signal,
+    drain::{Leftovers, MOST_TRANSFERS, Signal},
+    transfers::Transfers,
+    upgrade::Place,
     worker::Workers,
     world::{Rejection, View, World},
 };
@@ -30,6 +33,16 @@ pub(crate) struct Control {
     pub(crate) access_log: Option<AccessLog>,
     /// Fired when the proxy is to finish what it has and stop.
     pub(crate) drain: Signal,
+    /// Time transfers have from then on.
+    pub(crate) drain_timeout: Duration,
+    /// Fired when another process serves in our place.
+    pub(crate) handed_over: Signal,
+    /// Whether this process serves: a configuration is in force, and no other process that ran
+    /// before accepts any more.
+    pub(crate) in_charge: watch::Sender<bool>,
+    /// When it was first fired.
+    drain_began: OnceLock<Instant>,
+    transfers: Arc<Transfers>,
     pub(crate) started: Instant,
     /// Snapshots put in force so far.
     applied: watch::Sender<u64>,
@@ -75,6 +88,8 @@ impl Control {
         world: World,
         workers: Arc<Workers>,
         access_log: Option<AccessLog>,
+        transfers: Arc<Transfers>,
+        drain_timeout: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             view: world.view(),
@@ -82,6 +97,11 @@ impl Control {
             workers,
             access_log,
             drain: Signal::new(),
+            drain_timeout,
+            handed_over: Signal::new(),
+            in_charge: watch::Sender::new(false),
+            drain_began: OnceLock::new(),
+            transfers,
             started: Instant::now(),
             applied: watch::Sender::new(0),
             source: Mutex::default(),
@@ -116,8 +136,41 @@ impl Control {
 
     /// Begins the drain: nothing new is accepted, what runs is asked to finish.
     pub(crate) fn begin_drain(&self) {
+        self.drain_began.get_or_init(Instant::now);
         self.drain.fire();
         self.world().drain();
+    }
+
+    /// Begins the drain of a process in whose place another one accepts.
+    pub(crate) fn hand_over(&self) {
+        self.drain_began.get_or_init(Instant::now);
+        self.handed_over.fire();
+        self.drain.fire_gently();
+        self.world().hand_over();
+    }
+
+    /// The listening sockets, each once more.
+    pub(crate) fn sockets(&self) -> std::io::Result<Vec<(Place, TcpListener)>> {
+        self.world().sockets()
+    }
+
+    /// How long the drain has gone on.
+    pub(crate) fn draining_for(&self) -> Option<Duration> {
+        self.drain_began.get().map(Instant::elapsed)
+    }
+
+    /// What is under way now.
+    pub(crate) fn leftovers(&self) -> Leftovers {
+        let view = self.view();
+        let services = view.services.values().map(|s| &s.live);
+        let (transfers, more) = self.transfers.underway(MOST_TRANSFERS);
+        Leftovers {
+            connections: self.workers.open_connections(),
+            requests: services.clone().map(|s| s.requests.load(Relaxed)).sum(),
+            bytes_in_flight: services.map(|s| s.bytes_in_flight.load(Relaxed)).sum(),
+            transfers,
+            more,
+        }
     }
 
     pub(crate) fn reload_certificates(&self) {

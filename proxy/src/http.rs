@@ -38,7 +38,10 @@ pub use digest::DigestOutcome;
 pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 
-use crate::{access_log::AccessLog, drain, router::Router, spool::Space, upstream::connect::Wire};
+use crate::{
+    access_log::AccessLog, drain, router::Router, spool::Space, transfers::Transfers,
+    upstream::connect::Wire,
+};
 
 /// What an HTTP listener (one chain of it) needs to serve its connections.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct HttpListener {
     pub access_log: Option<AccessLog>,
     /// Where request bodies are kept on disk for another try.
     pub spool: Option<Arc<Space>>,
+    /// Where exchanges that last are listed.
+    pub transfers: Option<Arc<Transfers>>,
     via: Option<Via>,
 }
 
@@ -108,7 +113,7 @@ impl HttpListener {
                 http2: HeaderValue::from_str(&format!("2 {pseudonym}")).ok()?,
             })
         });
-        Self { name, options, router, access_log, spool: None, via }
+        Self { name, options, router, access_log, spool: None, transfers: None, via }
     }
 
     fn via(&self, received: Wire) -> Option<&HeaderValue> {

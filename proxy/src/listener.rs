@@ -127,7 +127,14 @@ impl Listening {
             % workers.count();
         // The accepting task has a descriptor of its own; the socket closes with the last one.
         let socket = socket.try_clone()?;
-        workers.spawn_on(worker, accept(listening.clone(), socket, workers.clone(), worker));
+        let accepting = workers.accepting();
+        workers.spawn_on(worker, {
+            let (listening, workers) = (listening.clone(), workers.clone());
+            async move {
+                accept(listening, socket, workers, worker).await;
+                drop(accepting);
+            }
+        });
         Ok(listening)
     }
 
@@ -166,9 +173,13 @@ async fn accept(
     // Those whom the kernel has accepted already would be reset when the socket
     // closes. Asked without the reactor, which may not have heard of them yet.
     let Ok(socket) = socket.into_std() else { return };
-    while let Ok(slot) = listening.slots.clone().try_acquire_owned()
+    // No more than the queue holds: where another process shares the socket, it fills for that one.
+    let mut left = BACKLOG;
+    while left > 0
+        && let Ok(slot) = listening.slots.clone().try_acquire_owned()
         && let Ok((tcp, peer)) = socket.accept()
     {
+        left -= 1;
         if tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp)
         {
@@ -305,7 +316,7 @@ async fn clear(
         ChainKind::Http(http) => http.clone(),
         ChainKind::Tcp(forward) => {
             let protocol = if name.is_some() { "TLS" } else { "TCP" };
-            let caller = Caller { address: peer, server_name: name, protocol };
+            let caller = Caller { address: peer, server_name: name, protocol, worker: held.worker };
             let client = Client::<TlsStream<Prefixed<TcpStream>>>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
@@ -325,7 +336,7 @@ async fn clear(
                 // Nothing has been asked of us yet: a connection without a request may go,
                 // after a moment for one that is on its way.
                 () = async {
-                    draining.drained().await;
+                    draining.idle_ends().await;
                     tokio::time::sleep(FIRST_REQUEST_GRACE).await;
                 } => return,
             }
@@ -348,7 +359,8 @@ async fn terminated(
 ) {
     match &chain.kind {
         ChainKind::Tcp(forward) => {
-            let caller = Caller { address: peer, server_name: name, protocol: "TLS" };
+            let caller =
+                Caller { address: peer, server_name: name, protocol: "TLS", worker: held.worker };
             tcp::relay(forward.clone(), Client::Tls(stream), caller).await;
         }
         ChainKind::Http(http) => {

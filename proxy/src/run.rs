@@ -1,11 +1,7 @@
 //! Starts a proxy, in a program of its own or inside a test, and ends it.
 
 use std::{
-    collections::BTreeMap,
-    io::Write,
-    net::SocketAddr,
-    process::ExitCode,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc,
     time::Duration,
 };
 
@@ -23,8 +19,12 @@ use crate::{
     access_log::AccessLog,
     admin,
     control::Control,
+    drain::{self, Leftovers},
     logging, source,
     spool::Space,
+    supervisor,
+    transfers::Transfers,
+    upgrade::{self, Place, Sockets},
     worker::Workers,
     world::{Rejection, Terms, World},
 };
@@ -34,19 +34,7 @@ use crate::{
 pub struct Running {
     control: Arc<Control>,
     admin: SocketAddr,
-    drain_timeout: Duration,
     tasks: Vec<Owned>,
-}
-
-/// What was still under way when the drain's time was over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Leftovers {
-    /// Client connections.
-    pub connections: u32,
-    /// Exchanges in flight.
-    pub requests: u32,
-    /// Their body bytes so far.
-    pub bytes_in_flight: u64,
 }
 
 #[derive(Debug)]
@@ -90,40 +78,54 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut user = signal(SignalKind::user_defined1())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    let mut user2 = signal(SignalKind::user_defined2())?;
+    // Asked for now: later the file may be another one.
+    let program = config.upgrade_socket.as_ref().and_then(|_| std::env::current_exe().ok());
     let running = start(config).await?;
     let asked = running.control.drain.watch();
     let mut told = false;
-    let mut applied = running.control.applied();
-    loop {
+    let mut charged = running.control.in_charge.subscribe();
+    let stopped = loop {
         tokio::select! {
-            _ = applied.wait_for(|count| *count > 0), if !told => {
+            _ = charged.wait_for(|now| *now), if !told => {
                 told = true;
                 // Nobody reading is no reason not to serve.
                 let _ = writeln!(std::io::stdout(), "ready admin={}", running.admin_addr());
+                supervisor::tell(&format!("READY=1\nMAINPID={}", std::process::id()));
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = asked.drained() => break,
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break true,
+            () = asked.drained() => break false,
             _ = hangup.recv() => running.rotate(),
-            _ = user.recv() => running.rotate(),
+            _ = user1.recv() => running.rotate(),
+            _ = user2.recv() => upgrade::start_successor(program.as_deref()),
         }
+    };
+    // One that hands over has the time it needs, and another speaks for the service.
+    let mut patient = running.control.handed_over.fired();
+    if !patient {
+        supervisor::tell("STOPPING=1");
     }
-    running.drain();
-    tracing::info!(timeout = ?running.drain_timeout, "draining: nothing new is accepted");
-    let left = tokio::select! {
-        left = running.drained() => left,
-        _ = terminate.recv() => Some(running.leftovers()),
-        _ = interrupt.recv() => Some(running.leftovers()),
+    if stopped || !patient {
+        patient = false;
+        running.drain();
+    }
+    tracing::info!(timeout = ?running.control.drain_timeout, "draining: nothing new is accepted");
+    let left = loop {
+        tokio::select! {
+            left = running.drained() => break left,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if !std::mem::take(&mut patient) {
+            break Some(running.leftovers());
+        }
+        running.drain();
     };
     match left {
         None => tracing::info!("drained"),
-        Some(left) => tracing::warn!(
-            connections = left.connections,
-            requests = left.requests,
-            bytes_in_flight = left.bytes_in_flight,
-            "cut what was still under way"
-        ),
+        Some(left) => drain::report(&left),
     }
     running.shutdown();
     Ok(ExitCode::SUCCESS)
@@ -139,12 +141,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 /// When the admin address cannot be had, the access log cannot be opened, or
 /// the policies are wrong.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let listener = TcpListener::bind(config.admin).await.with_context(|| {
-        format!(
-            "cannot listen on the admin address {} (--admin); is another proxy running?",
-            config.admin
-        )
-    })?;
+    let inherited = Arc::new(Sockets::default());
+    let predecessor = match &config.upgrade_socket {
+        Some(path) => upgrade::inherit(path, &inherited)
+            .await
+            .with_context(|| format!("--upgrade-socket {}", path.display()))?,
+        None => None,
+    };
+    let listener = admin_socket(config.admin, &inherited)?;
+    let spare = (Place { listener: None, asked: config.admin }, listener.try_clone()?);
+    let listener = TcpListener::from_std(listener)?;
     let admin = listener.local_addr()?;
     let access_log = AccessLog::start(&config.access_log)?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
@@ -154,16 +160,87 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         max_connections: config.max_connections,
         spool: (config.spool_bytes > 0)
             .then(|| Arc::new(Space::new(config.spool_dir, config.spool_bytes))),
+        inherited: inherited.clone(),
+        transfers: Arc::new(Transfers::new(config.workers)),
     };
-    let control = Control::new(World::new(terms), workers, access_log);
+    let transfers = terms.transfers.clone();
+    let control =
+        Control::new(World::new(terms), workers, access_log, transfers, config.drain_timeout);
+    let mut succession = Succession { path: config.upgrade_socket, door: None, spare };
+    if predecessor.is_none() {
+        succession.open()?;
+    }
+    let leading = lead(control.clone(), listener, predecessor, inherited, succession);
     let mut tasks = vec![
-        Owned(tokio::spawn(admin::serve(listener, control.clone())).abort_handle()),
+        Owned(tokio::spawn(leading).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(task) = source::start(config.source, &control).await? {
         tasks.push(Owned(task));
     }
-    Ok(Running { control, admin, drain_timeout: config.drain_timeout, tasks })
+    Ok(Running { control, admin, tasks })
+}
+
+/// The admin endpoint's socket: the one that another process handed over, or a new one.
+fn admin_socket(asked: SocketAddr, inherited: &Sockets) -> anyhow::Result<std::net::TcpListener> {
+    if let Some(socket) = inherited.find(None, asked) {
+        return Ok(socket);
+    }
+    let socket = std::net::TcpListener::bind(asked).with_context(|| {
+        format!("cannot listen on the admin address {asked} (--admin); is another proxy running?")
+    })?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Where the next process will take over.
+struct Succession {
+    path: Option<PathBuf>,
+    door: Option<upgrade::Door>,
+    /// The admin endpoint's socket.
+    spare: (Place, std::net::TcpListener),
+}
+
+impl Succession {
+    fn open(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = &self.path {
+            let door = upgrade::Door::open(path)
+                .with_context(|| format!("cannot listen at --upgrade-socket {}", path.display()))?;
+            self.door = Some(door);
+        }
+        Ok(())
+    }
+}
+
+/// Takes over from the process that ran before, if one did; answers the admin endpoint, and
+/// hands over to the next.
+async fn lead(
+    control: Arc<Control>,
+    admin: TcpListener,
+    predecessor: Option<upgrade::Predecessor>,
+    inherited: Arc<Sockets>,
+    mut succession: Succession,
+) {
+    if let Some(predecessor) = predecessor {
+        upgrade::take_over(predecessor, &inherited, &control).await;
+        if let Err(error) = succession.open() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no other process can take over from this one"
+            );
+        }
+    }
+    let charge = async {
+        // The sender lives in `control`, so this cannot fail.
+        let _ = control.applied().wait_for(|count| *count > 0).await;
+        control.in_charge.send_replace(true);
+    };
+    let handing_over = async {
+        if let Some(door) = succession.door.take() {
+            upgrade::hand_over(door, succession.spare, &control).await;
+        }
+    };
+    tokio::join!(admin::serve(admin, control.clone()), charge, handing_over);
 }
 
 async fn watch_certificates(control: Arc<Control>) {
@@ -174,6 +251,11 @@ async fn watch_certificates(control: Arc<Control>) {
 }
 
 impl Running {
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
     /// Where the admin endpoint is reached.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin
@@ -217,9 +299,10 @@ impl Running {
 
     /// Waits for the drain to end; returns what is left when its time is over.
     pub async fn drained(&self) -> Option<Leftovers> {
-        let end = Instant::now() + self.drain_timeout;
-        while self.control.workers.open_connections() > 0 {
-            if Instant::now() >= end {
+        let asked = Instant::now();
+        let gone_on = || self.control.draining_for().unwrap_or_else(|| asked.elapsed());
+        while !self.control.workers.are_idle() {
+            if gone_on() >= self.control.drain_timeout {
                 return Some(self.leftovers());
             }
             tokio::time::sleep(DRAIN_CHECK).await;
@@ -229,13 +312,7 @@ impl Running {
 
     /// What is under way now.
     pub fn leftovers(&self) -> Leftovers {
-        let view = self.control.view();
-        let services = view.services.values().map(|s| &s.live);
-        Leftovers {
-            connections: self.control.workers.open_connections(),
-            requests: services.clone().map(|s| s.requests.load(Relaxed)).sum(),
-            bytes_in_flight: services.map(|s| s.bytes_in_flight.load(Relaxed)).sum(),
-        }
+        self.control.leftovers()
     }
 
     /// Ends the proxy: whatever still runs is cut.
@@ -277,5 +354,67 @@ fn raise_file_limit() {
         // Not being allowed leaves the limit that was.
         let _ =
             setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::oneshot,
+        time::timeout,
+    };
+    use towpath_policies::model::{
+        Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, Listener, Protocol, Service,
+        TcpForward, WeightedBackend,
+    };
+
+    use super::*;
+
+    fn opaque(listen: SocketAddr, origin: SocketAddr) -> Snapshot {
+        let backend = WeightedBackend {
+            service: "s".into(),
+            weight: 1,
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+        };
+        let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
+        let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+        let listener = Listener { name: "in".into(), bind: Bind::Socket(listen), chains };
+        let set = EndpointSet { service: "s".into(), endpoints: vec![Endpoint::new(origin)] };
+        let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };
+        snapshot.listeners.insert("in".into(), Arc::new(listener));
+        snapshot.endpoints.insert("s".into(), Arc::new(set));
+        snapshot.services.insert("s".into(), Arc::new(Service::new("s", Protocol::Tcp)));
+        snapshot
+    }
+
+    #[tokio::test]
+    async fn a_drain_is_not_over_before_all_that_the_kernel_accepted_is_served() {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let origin = TcpListener::bind(any).await.unwrap();
+        let running = start(Config::new(crate::SourceConfig::Manual)).await.unwrap();
+        running.apply(Arc::new(opaque(any, origin.local_addr().unwrap()))).unwrap();
+        // The one worker is busy, so that nobody hears of the connection.
+        let (free, until_free) = std::sync::mpsc::channel::<()>();
+        let (busy, is_busy) = oneshot::channel();
+        running.control.workers.spawn_on(0, async move {
+            busy.send(()).unwrap();
+            let _ = until_free.recv();
+        });
+        is_busy.await.unwrap();
+        let mut client = TcpStream::connect(running.listener_addrs()["in"]).await.unwrap();
+        running.drain();
+        let over = timeout(Duration::ZERO, running.drained()).await;
+        assert!(over.is_err(), "drained with a connection in the queue: {over:?}");
+        drop(free);
+        let (mut served, _) = origin.accept().await.unwrap();
+        served.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        drop((served, client));
+        assert_eq!(running.drained().await, None);
     }
 }

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -26,6 +27,7 @@ use crate::{
     http::ClientIo,
     metrics::{Counter, registry},
     outlier::{self, Failure, Outcome},
+    transfers::{Listed, Transfer, Transfers},
     upstream::{
         ServiceLive, ServiceState,
         admission::{ConnectionGuard, Limit, Ticket},
@@ -44,6 +46,7 @@ pub(crate) struct TcpChain {
     pub(crate) backends: Vec<(Arc<ServiceLive>, u32)>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) access_log: Option<AccessLog>,
+    pub(crate) transfers: Arc<Transfers>,
     pub(crate) metrics: TcpMetrics,
 }
 
@@ -68,17 +71,19 @@ pub(crate) struct Caller {
     pub(crate) address: SocketAddr,
     pub(crate) server_name: Option<String>,
     pub(crate) protocol: &'static str,
+    /// The worker it is on.
+    pub(crate) worker: usize,
 }
 
 /// Counts one relay while it runs, and writes its record when it ends.
 pub(crate) struct Meter {
     chain: Arc<TcpChain>,
     record: Option<Record>,
+    /// Bytes moved, each way.
+    listed: Listed,
     started: tokio::time::Instant,
     /// Milliseconds after `started` of the last byte moved.
     last_ms: AtomicU64,
-    up: AtomicU64,
-    down: AtomicU64,
     endpoint_bytes: Option<(Counter, Counter)>,
     /// Whether writing failed, by [`Direction`].
     write_failed: [AtomicBool; 2],
@@ -124,11 +129,11 @@ where
     T: ClientIo,
 {
     chain.metrics.connections.inc();
-    let mut meter = Meter::new(chain.clone(), &caller);
-    let Some(service) = chain.draw() else {
+    let drawn = chain.draw();
+    let mut meter = Meter::new(chain.clone(), &caller, drawn.as_deref());
+    let Some(service) = drawn else {
         return meter.refuse("no_service", client);
     };
-    meter.note(|r| r.service = Some(service.spec.name.as_str().into()));
     let (mut upstream, _guard, ticket) = match connect(&service, &mut meter).await {
         Ok(connected) => connected,
         Err(reason) => return meter.refuse(reason, client),
@@ -173,6 +178,7 @@ async fn connect(
             r.attempts = attempt;
             r.endpoint = Some(endpoint.spec.name.as_str().into());
         });
+        meter.listed.transfer.endpoint.store(Some(endpoint.clone()));
         let ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
         match Connector::connect(service, &endpoint, None).await {
             Ok((io, guard)) => {
@@ -226,23 +232,36 @@ impl TcpChain {
 }
 
 impl Meter {
-    fn new(chain: Arc<TcpChain>, caller: &Caller) -> Self {
+    fn new(chain: Arc<TcpChain>, caller: &Caller, service: Option<&ServiceState>) -> Self {
+        let service = service.map(|service| Arc::<str>::from(service.spec.name.as_str()));
+        let started = tokio::time::Instant::now();
+        let transfer = Transfer {
+            protocol: caller.protocol,
+            listener: chain.listener.clone(),
+            client: caller.address,
+            route: None,
+            service: service.clone(),
+            endpoint: ArcSwapOption::empty(),
+            started,
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+        };
         let record = chain.access_log.is_some().then(|| {
             let mut record =
                 Record::new(caller.protocol, chain.listener.clone(), Some(caller.address));
             record.host = caller.server_name.as_deref().map(Into::into);
             record.start = SystemTime::now();
+            record.service = service;
             // What it stays when this future is dropped before the end.
             record.reason = Some("cut");
             record
         });
         Self {
+            listed: chain.transfers.list(caller.worker, transfer.into()),
             chain,
             record,
-            started: tokio::time::Instant::now(),
+            started,
             last_ms: AtomicU64::new(0),
-            up: AtomicU64::new(0),
-            down: AtomicU64::new(0),
             endpoint_bytes: None,
             write_failed: Default::default(),
         }
@@ -265,11 +284,13 @@ impl Meter {
     fn moved(&self, direction: Direction, bytes: usize) {
         let n = bytes as u64;
         let (total, chain, endpoint) = match direction {
-            Direction::Up => {
-                (&self.up, &self.chain.metrics.bytes_up, self.endpoint_bytes.as_ref().map(|e| &e.0))
-            }
+            Direction::Up => (
+                &self.listed.transfer.up,
+                &self.chain.metrics.bytes_up,
+                self.endpoint_bytes.as_ref().map(|e| &e.0),
+            ),
             Direction::Down => (
-                &self.down,
+                &self.listed.transfer.down,
                 &self.chain.metrics.bytes_down,
                 self.endpoint_bytes.as_ref().map(|e| &e.1),
             ),
@@ -326,8 +347,8 @@ impl Drop for Meter {
             return;
         };
         record.duration = self.started.elapsed();
-        record.request_bytes = self.up.load(Relaxed);
-        record.response_bytes = self.down.load(Relaxed);
+        record.request_bytes = self.listed.transfer.up.load(Relaxed);
+        record.response_bytes = self.listed.transfer.down.load(Relaxed);
         log.send(record);
     }
 }

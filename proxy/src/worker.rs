@@ -9,7 +9,10 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{
+            AtomicU32,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     thread::JoinHandle,
 };
@@ -22,6 +25,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 pub(crate) struct Workers {
     workers: Box<[Worker]>,
     threads: Mutex<Vec<Thread>>,
+    accepting: Arc<AtomicU32>,
 }
 
 #[derive(Debug)]
@@ -35,6 +39,10 @@ struct Thread {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
+
+/// One listener whose accepted connections may not all be counted yet, until dropped.
+#[derive(Debug)]
+pub(crate) struct Accepting(Arc<AtomicU32>);
 
 /// One open connection, counted on its worker until dropped.
 #[derive(Debug)]
@@ -58,7 +66,11 @@ impl Workers {
                 })?;
             threads.push(Thread { stop, thread });
         }
-        Ok(Self { workers: workers.into(), threads: Mutex::new(threads) })
+        Ok(Self {
+            workers: workers.into(),
+            threads: Mutex::new(threads),
+            accepting: Arc::default(),
+        })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -85,6 +97,20 @@ impl Workers {
         let count = self.workers[chosen].open.clone();
         count.fetch_add(1, Relaxed);
         (chosen, Load(count))
+    }
+
+    /// Counts a listener that accepts; what it accepts must be counted before it ends.
+    pub(crate) fn accepting(&self) -> Accepting {
+        self.accepting.fetch_add(1, Relaxed);
+        Accepting(self.accepting.clone())
+    }
+
+    /// Whether no connection is open, and no listener still hands over what the kernel had
+    /// accepted for it.
+    pub(crate) fn are_idle(&self) -> bool {
+        // In this order, and ordered with the drop below: who is no longer among the accepting
+        // has counted all its connections.
+        self.accepting.load(Acquire) == 0 && self.open_connections() == 0
     }
 
     /// Client connections open now.
@@ -120,6 +146,12 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Release);
     }
 }
 

@@ -10,6 +10,7 @@ mod plan;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::SystemTime,
@@ -23,12 +24,15 @@ use towpath_policies::model::{
 
 use crate::{
     access_log::AccessLog,
+    drain,
     health::Probes,
     listener::Listening,
     metrics::{Counter, registry},
     outlier::watch,
     router::Router,
     spool::Space,
+    transfers::Transfers,
+    upgrade::{Place, Sockets},
     upstream::{self, ServiceState},
     worker::Workers,
 };
@@ -68,6 +72,8 @@ pub(crate) struct World {
     watch: AbortHandle,
     rejected: Counter,
     draining: bool,
+    /// The listeners that this proxy closed to stop.
+    leaving: Vec<drain::Signal>,
 }
 
 /// What the command line fixes for all listeners.
@@ -78,6 +84,10 @@ pub(crate) struct Terms {
     pub(crate) max_connections: u32,
     /// Where request bodies are kept on disk for another try.
     pub(crate) spool: Option<Arc<Space>>,
+    /// Listening sockets that another process handed over.
+    pub(crate) inherited: Arc<Sockets>,
+    /// Those under way that last.
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 /// A route table and its router; connections hold the place, not the router.
@@ -110,6 +120,7 @@ impl World {
             probes: Probes::default(),
             rejected: registry().counter("towpath_config_rejected_total", &[]),
             draining: false,
+            leaving: Vec::new(),
         }
     }
 
@@ -156,10 +167,29 @@ impl World {
 
     /// Closes the listening sockets; connections are asked to finish.
     pub(crate) fn drain(&mut self) {
+        self.leave(drain::Signal::fire);
+    }
+
+    /// Lets go of the listening sockets, which another process has; connections are asked to
+    /// finish when it suits them.
+    pub(crate) fn hand_over(&mut self) {
+        self.leave(drain::Signal::fire_gently);
+    }
+
+    fn leave(&mut self, how: fn(&drain::Signal)) {
         self.draining = true;
-        for open in std::mem::take(&mut self.listeners).into_values() {
-            open.listening.drain.fire();
-        }
+        let closed = std::mem::take(&mut self.listeners).into_values();
+        self.leaving.extend(closed.map(|open| open.listening.drain.clone()));
+        self.leaving.iter().for_each(how);
+    }
+
+    /// The listening sockets, each once more.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<(Place, TcpListener)>> {
+        let each = self.listeners.iter().map(|(name, open)| {
+            let place = Place { listener: Some(name.clone()), asked: open.listening.bind };
+            Ok((place, open.socket.try_clone()?))
+        });
+        each.collect()
     }
 
     /// Reads certificates again whose files changed.

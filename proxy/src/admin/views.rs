@@ -23,6 +23,20 @@ pub(super) fn config_dump(control: &Control) -> Value {
     })
 }
 
+pub(super) fn drain(control: &Control) -> Value {
+    let left = control.leftovers();
+    let gone_on = control.draining_for();
+    json!({
+        "draining": gone_on.is_some(),
+        "seconds_left": gone_on.map(|time| control.drain_timeout.saturating_sub(time).as_secs()),
+        "connections": left.connections,
+        "requests": left.requests,
+        "bytes_in_flight": left.bytes_in_flight,
+        "transfers": left.transfers,
+        "more": left.more,
+    })
+}
+
 pub(super) fn listeners(control: &Control) -> Value {
     let addresses = control.addresses();
     let view = control.view();

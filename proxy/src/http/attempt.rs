@@ -174,7 +174,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         self.ticket = Some(Ticket::new(service.clone(), endpoint.clone(), declared));
-        self.record.endpoint = Some(endpoint.clone());
+        self.record.goes_to(endpoint);
         self.limit_grpc();
         let worker = self.client.worker;
         let mut up = match self.wire(service.spec.protocol) {

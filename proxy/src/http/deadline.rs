@@ -29,6 +29,8 @@ pub(super) struct Limits {
     pub(super) ours: bool,
     pub(super) of_try: Option<Instant>,
     pub(super) half_closed: Option<Instant>,
+    /// When to look at how it goes; taken back then.
+    pub(super) look: Option<Instant>,
     idle: Option<Duration>,
     idle_check: Option<Instant>,
     still: u8,
@@ -44,36 +46,40 @@ impl Limits {
             ours: true,
             of_try: None,
             half_closed: None,
+            look: None,
             idle,
             idle_check: idle.and_then(|i| start.checked_add(i / u32::from(IDLE_PARTS))),
             still: 0,
         }
     }
 
-    /// Ready when a limit is reached; `until` is ready once a time has passed. `moved` says whether a byte moved since
+    /// Ready when a limit is reached, or it is time to look; `until` is ready once a time has passed. `moved` says whether a byte moved since
     /// the last look, and is taken back.
     pub(super) fn poll(
         &mut self,
         mut until: impl FnMut(Instant) -> Poll<()>,
         moved: &mut bool,
-    ) -> Poll<Expired> {
+    ) -> Poll<Result<(), Expired>> {
         loop {
-            let all = [self.overall, self.of_try, self.half_closed, self.idle_check];
+            let all = [self.overall, self.of_try, self.half_closed, self.look, self.idle_check];
             let Some(first) = all.into_iter().flatten().min() else { return Poll::Pending };
             ready!(until(first));
             let now = Instant::now().max(first);
             if self.overall.is_some_and(|at| at <= now) {
-                return Poll::Ready(Expired::Overall);
+                return Poll::Ready(Err(Expired::Overall));
             }
             if self.of_try.is_some_and(|at| at <= now) {
-                return Poll::Ready(Expired::Try);
+                return Poll::Ready(Err(Expired::Try));
             }
             if self.half_closed.is_some_and(|at| at <= now) {
-                return Poll::Ready(Expired::HalfClosed);
+                return Poll::Ready(Err(Expired::HalfClosed));
+            }
+            if self.look.take_if(|at| *at <= now).is_some() {
+                return Poll::Ready(Ok(()));
             }
             self.still = if std::mem::take(moved) { 0 } else { self.still + 1 };
             if self.still >= IDLE_PARTS {
-                return Poll::Ready(Expired::Idle);
+                return Poll::Ready(Err(Expired::Idle));
             }
             self.idle_check = self.idle.and_then(|i| now.checked_add(i / u32::from(IDLE_PARTS)));
         }

@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::Duration,
 };
@@ -31,6 +31,7 @@ use crate::{
     h2::ErrorCode,
     outlier::{self, Failure, Outcome},
     router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
+    transfers::LISTED_AFTER,
     upstream::{admission::Ticket, connect::Wire, pick::Tried},
 };
 
@@ -167,6 +168,7 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         self.limits = Limits::new(start, overall, forward.idle_timeout);
         self.limits.ours = overall == forward.timeout;
+        self.limits.look = start.checked_add(LISTED_AFTER);
         let mirrors = mirror::draw(forward);
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
@@ -416,6 +418,9 @@ impl<D: Downstream> Exchange<'_, D> {
 
     pub(super) fn count_taken(&mut self, bytes: u64) {
         self.record.request_bytes += bytes;
+        if let Some(listed) = &self.record.listed {
+            listed.transfer.up.fetch_add(bytes, Relaxed);
+        }
         if let Some(backend) = self.record.backend() {
             backend.metrics.request_bytes.add(bytes);
         }
@@ -432,6 +437,9 @@ impl<D: Downstream> Exchange<'_, D> {
 
     pub(super) fn count_received(&mut self, bytes: u64) {
         self.record.response_bytes += bytes;
+        if let Some(listed) = &self.record.listed {
+            listed.transfer.down.fetch_add(bytes, Relaxed);
+        }
         if let Some(backend) = self.record.backend() {
             backend.metrics.response_bytes.add(bytes);
         }

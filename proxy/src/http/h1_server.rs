@@ -58,7 +58,7 @@ pub(super) async fn serve<I: ClientIo>(io: I, client: Client) {
     let mut conn = Conn::new(io);
     let mut timer = Timer::default();
     let drain = client.drain.clone();
-    let mut drained = pin!(drain.drained());
+    let mut drained = pin!(drain.idle_ends());
     let limits = Limits {
         bytes: client.listener.options.max_head_bytes as usize,
         fields: client.listener.options.max_headers as usize,

@@ -1,7 +1,8 @@
 //! What is remembered of an exchange, told to metrics and the access log when it is over, however it ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
+use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderName, header};
 use tokio::time::Instant;
 
@@ -12,12 +13,14 @@ use super::{
 use crate::{
     access_log,
     router::{Action, Backend, CompiledRoute},
+    transfers::{Listed, Transfer},
     upstream::{EndpointState, connect::Wire},
 };
 
 /// One exchange, recorded on drop.
 pub(super) struct Recorder<'a> {
     client: &'a Client,
+    protocol: &'static str,
     start: Instant,
     line: Option<Box<access_log::Record>>,
     route: Option<(Arc<CompiledRoute>, usize)>,
@@ -29,6 +32,8 @@ pub(super) struct Recorder<'a> {
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) endpoint: Option<Arc<EndpointState>>,
+    /// Its place among those under way, once it lasts.
+    pub(super) listed: Option<Box<Listed>>,
 }
 
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -38,6 +43,7 @@ impl<'a> Recorder<'a> {
     pub(super) fn new(client: &'a Client, head: &RequestHead, start: Instant) -> Self {
         Self {
             client,
+            protocol: protocol(head),
             start,
             line: client.listener.access_log.is_some().then(|| Box::new(line(client, head))),
             route: None,
@@ -49,6 +55,7 @@ impl<'a> Recorder<'a> {
             request_bytes: 0,
             response_bytes: 0,
             endpoint: None,
+            listed: None,
         }
     }
 
@@ -67,6 +74,34 @@ impl<'a> Recorder<'a> {
             Action::Forward(forward) => forward.backends().get(*backend),
             _ => None,
         }
+    }
+
+    /// A try goes to this endpoint.
+    pub(super) fn goes_to(&mut self, endpoint: &Arc<EndpointState>) {
+        if let Some(listed) = &self.listed {
+            listed.transfer.endpoint.store(Some(endpoint.clone()));
+        }
+        self.endpoint = Some(endpoint.clone());
+    }
+
+    /// Lists it among those under way.
+    #[cold]
+    pub(super) fn list(&mut self) {
+        let (Some(transfers), None) = (&self.client.listener.transfers, &self.listed) else {
+            return;
+        };
+        let transfer = Transfer {
+            protocol: self.protocol,
+            listener: self.client.listener.name.clone(),
+            client: self.client.peer.addr,
+            route: self.route().map(|route| route.name.clone()),
+            service: self.backend().map(|backend| backend.name.clone()),
+            endpoint: ArcSwapOption::new(self.endpoint.clone()),
+            started: self.start,
+            up: AtomicU64::new(self.request_bytes),
+            down: AtomicU64::new(self.response_bytes),
+        };
+        self.listed = Some(Box::new(transfers.list(self.client.worker, transfer.into())));
     }
 
     fn write(&mut self, mut line: Box<access_log::Record>) {
@@ -113,18 +148,21 @@ impl Drop for Recorder<'_> {
 }
 
 fn line(client: &Client, head: &RequestHead) -> access_log::Record {
-    let protocol = match head.received {
-        Wire::Http1 => "HTTP/1.1",
-        Wire::Http2 => "HTTP/2",
-    };
     let name = client.listener.name.clone();
-    let mut line = access_log::Record::new(protocol, name, Some(client.peer.addr));
+    let mut line = access_log::Record::new(protocol(head), name, Some(client.peer.addr));
     line.method = Some(head.method.clone());
     line.host = Some(head.authority.as_str().into());
     line.path = Some(head.target.as_str().into());
     line.user_agent = head.headers.get(header::USER_AGENT).cloned();
     line.request_id = head.headers.get(X_REQUEST_ID).cloned();
     line
+}
+
+fn protocol(head: &RequestHead) -> &'static str {
+    match head.received {
+        Wire::Http1 => "HTTP/1.1",
+        Wire::Http2 => "HTTP/2",
+    }
 }
 
 /// The `grpc-status` among these fields.

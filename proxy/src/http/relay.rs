@@ -350,9 +350,13 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Ready when a time limit is reached.
     pub(super) fn poll_limits<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
-        let until = |deadline| self.down.poll_until(cx, deadline);
-        let expired = ready!(self.limits.poll(until, &mut self.moved));
-        Poll::Ready(Err(Cut::Expired(expired)))
+        loop {
+            let until = |deadline| self.down.poll_until(cx, deadline);
+            match ready!(self.limits.poll(until, &mut self.moved)) {
+                Ok(()) => self.record.list(),
+                Err(expired) => return Poll::Ready(Err(Cut::Expired(expired))),
+            }
+        }
     }
 }
 

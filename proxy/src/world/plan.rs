@@ -99,7 +99,7 @@ impl Plan {
                     continue;
                 }
             };
-            match self.socket(world, open, bind) {
+            match self.socket(world, name, open, bind) {
                 Ok(socket) => {
                     self.listeners.push(Prepared { spec: spec.clone(), bind, socket, tls });
                 }
@@ -108,10 +108,12 @@ impl Plan {
         }
     }
 
-    /// The socket the listener has, or one that a listener on its way out has, or a new one.
+    /// The socket the listener has, or one that a listener on its way out has, or one that
+    /// another process handed over, or a new one.
     fn socket(
         &self,
         world: &World,
+        name: &str,
         open: Option<&Open>,
         bind: SocketAddr,
     ) -> io::Result<Arc<TcpListener>> {
@@ -125,7 +127,10 @@ impl Plan {
             .find(|open| open.listening.bind == bind && !taken(&open.socket));
         match inherited {
             Some(open) => Ok(open.socket.clone()),
-            None => listener::bind(bind).map(Arc::new),
+            None => match world.terms.inherited.find(Some(name), bind) {
+                Some(socket) => Ok(Arc::new(socket)),
+                None => listener::bind(bind).map(Arc::new),
+            },
         }
     }
 }
@@ -225,6 +230,7 @@ impl World {
                     let log = self.terms.access_log.clone();
                     let mut http = HttpListener::new(name.clone(), options.clone(), place, log);
                     http.spool.clone_from(&self.terms.spool);
+                    http.transfers = Some(self.terms.transfers.clone());
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),
@@ -246,6 +252,7 @@ impl World {
             backends,
             idle_timeout: forward.idle_timeout,
             access_log: self.terms.access_log.clone(),
+            transfers: self.terms.transfers.clone(),
             metrics: TcpMetrics::new(listener),
         })
     }

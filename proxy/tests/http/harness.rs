@@ -25,6 +25,7 @@ use towpath_proxy::{
     http::{HttpListener, Peer, serve_connection},
     router::Router,
     spool::Space,
+    transfers::Transfers,
     upstream::{self, ServiceState, connect::Wire},
 };
 
@@ -43,6 +44,7 @@ pub(crate) struct Proxy {
     pub(crate) addr: SocketAddr,
     pub(crate) service: Arc<ServiceState>,
     pub(crate) drain: drain::Signal,
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 impl Setup {
@@ -100,12 +102,14 @@ impl Setup {
         let router = Arc::new(ArcSwap::from_pointee(router.unwrap()));
         let mut listener = HttpListener::new("test".into(), self.options, router, self.access_log);
         listener.spool = self.spool;
+        let transfers = Arc::new(Transfers::new(1));
+        listener.transfers = Some(transfers.clone());
         let listener = Arc::new(listener);
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = socket.local_addr().unwrap();
         let drain = drain::Signal::new();
         tokio::spawn(accept(socket, listener, drain.watch()));
-        Proxy { addr, service, drain }
+        Proxy { addr, service, drain, transfers }
     }
 }
 

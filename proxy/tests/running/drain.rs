@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 use towpath_policies::model::*;
-use towpath_proxy::{Config, Leftovers, SourceConfig};
+use towpath_proxy::{Config, SourceConfig};
 
 use crate::support::*;
 
@@ -36,6 +36,15 @@ async fn a_drain_refuses_what_is_new_and_finishes_what_runs() {
     assert_eq!(proxy.drained().await, None);
 }
 
+/// What is told once the answer has been counted, which is after it was passed on.
+async fn counted(proxy: &towpath_proxy::Running, bytes: u64) -> serde_json::Value {
+    eventually("the count", || async {
+        let told = admin_json(proxy, "/drain").await;
+        (told["transfers"][0]["response_bytes"] == bytes).then_some(told)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn what_is_not_done_in_time_is_reported_and_cut() {
     let echo = echo().await;
@@ -48,11 +57,42 @@ async fn what_is_not_done_in_time_is_reported_and_cut() {
     let mut byte = [0];
     open.write_all(b"1").await.unwrap();
     open.read_exact(&mut byte).await.unwrap();
+    counted(&proxy, 1).await;
     proxy.drain();
     let left = proxy.drained().await;
-    assert_eq!(left, Some(Leftovers { connections: 1, requests: 1, bytes_in_flight: 0 }));
+    let left = left.unwrap();
+    assert_eq!((left.connections, left.requests, left.more), (1, 1, 0));
+    let [cut] = &left.transfers[..] else { panic!("{left:?}") };
+    assert_eq!((cut.protocol, &*cut.listener, cut.route.as_deref()), ("TCP", "in", None));
+    assert_eq!(cut.client, open.local_addr().unwrap());
+    assert_eq!(cut.service.as_deref(), Some("echo"));
+    assert_eq!(cut.endpoint, Some(echo.address.to_string()));
+    assert_eq!((cut.request_bytes, cut.response_bytes), (1, 1));
+    let (status, told) = admin(&proxy, "POST", "/drain").await;
+    assert_eq!(status, 200);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["draining"], &told["seconds_left"]), (&true.into(), &0.into()));
+    assert_eq!(told["transfers"][0]["response_bytes"], 1, "{told}");
     proxy.shutdown();
     assert!(matches!(open.read(&mut byte).await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn what_is_under_way_can_be_asked_for_at_any_time() {
+    let echo = echo().await;
+    let world = World::default().service("echo", Protocol::Tcp, &[echo.address]).tcp("in", "echo");
+    let proxy = proxy_with(world).await;
+    let mut open = connect(&proxy, "in").await;
+    open.write_all(b"12345").await.unwrap();
+    open.read_exact(&mut [0; 5]).await.unwrap();
+    let told = counted(&proxy, 5).await;
+    assert_eq!((&told["draining"], &told["seconds_left"]), (&false.into(), &().into()));
+    assert_eq!(told["transfers"][0]["request_bytes"], 5, "{told}");
+    drop(open);
+    eventually("an empty table", || async {
+        (admin_json(&proxy, "/drain").await["transfers"] == serde_json::json!([])).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -13,3 +13,4 @@ mod reload;
 mod support;
 mod tcp;
 mod tls;
+mod upgrade;
