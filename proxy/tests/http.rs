@@ -6,6 +6,8 @@
     reason = "tests, and tables of cases"
 )]
 
+#[path = "http/each_byte.rs"]
+mod each_byte;
 #[path = "http/framing.rs"]
 mod framing;
 #[path = "http/harness.rs"]
