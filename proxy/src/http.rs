@@ -31,6 +31,7 @@ mod replay;
 mod reply;
 mod resume;
 mod retry;
+mod stall;
 
 pub use resume::ResumeOutcome;
 pub use retry::RetryReason;

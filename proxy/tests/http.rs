@@ -22,3 +22,5 @@ mod replay;
 mod resume;
 #[path = "http/retries.rs"]
 mod retries;
+#[path = "http/stall.rs"]
+mod stall;

@@ -20,6 +20,7 @@ use super::{
     index::{Index, namespace_of},
     origin::{Origin, Origins},
     rules::PreparedRule,
+    tries,
 };
 
 /// What a policy is attached to.
@@ -67,6 +68,7 @@ impl<'d> Policies<'d> {
         for policy in transfer {
             check_transfer(policy, problems);
         }
+        tries::check(transfer, problems);
         Self {
             transfer: attach(transfer, |s| &s.target_refs, &anywhere, index, problems),
             balancer: attach(balancer, |s| &s.target_refs, &[Kind::Service], index, problems),
@@ -323,7 +325,13 @@ impl Levels<'_> {
         let tenant = self.pick(|s| s.tenant.as_ref().map(|t| (tenant(t), t.span)));
         let (tenant, origin) = split(tenant);
         note("tenant", origin);
-        Transfer { class: class.unwrap_or_default(), tenant }
+        let stall = self.pick(|s| {
+            let stall = s.timeouts.as_ref()?.stall.as_ref()?;
+            Some((tries::stall(stall), stall.span))
+        });
+        let (stall, origin) = split(stall);
+        note("stall timeout", origin);
+        Transfer { class: class.unwrap_or_default(), tenant, stall: stall.flatten() }
     }
 
     fn retry_policy(
@@ -432,6 +440,7 @@ impl Levels<'_> {
                 RetryOn::RefusedStream => RetryCondition::RefusedStream,
                 RetryOn::Reset => RetryCondition::Reset,
                 RetryOn::Timeout => RetryCondition::Timeout,
+                RetryOn::Stall => RetryCondition::Stall,
                 RetryOn::Status => RetryCondition::Status(
                     codes.as_ref().map_or_else(|| vec![502, 503, 504], |(codes, _)| codes.clone()),
                 ),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tries::Stall;
+
 /// The terms of a route that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -10,6 +12,8 @@ pub struct Transfer {
     pub class: Class,
     /// How a request tells whose it is; `None` = all are of one tenant.
     pub tenant: Option<TenantKey>,
+    /// The least that bodies must move while they are waited for; `None` = only the idle time counts.
+    pub stall: Option<Stall>,
 }
 
 /// Who goes first where there is not room for all: in queues, in shares of bandwidth, and last

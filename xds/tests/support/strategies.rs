@@ -98,6 +98,7 @@ fn retry_condition() -> impl Strategy<Value = RetryCondition> {
         Just(RetryCondition::RefusedStream),
         Just(RetryCondition::Reset),
         Just(RetryCondition::Timeout),
+        Just(RetryCondition::Stall),
         vec(400u16..600, 1..4).prop_map(RetryCondition::Status),
         vec(0u32..17, 1..4).prop_map(RetryCondition::GrpcStatus),
     ]
@@ -133,8 +134,10 @@ fn retry_policy() -> impl Strategy<Value = RetryPolicy> {
 
 fn transfer() -> impl Strategy<Value = Transfer> {
     let tenant = prop_oneof![Just(TenantKey::ClientAddress), token().prop_map(TenantKey::Header)];
-    (select(Class::ALL.to_vec()), option::of(tenant))
-        .prop_map(|(class, tenant)| Transfer { class, tenant })
+    let stall =
+        (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
+    (select(Class::ALL.to_vec()), option::of(tenant), option::of(stall))
+        .prop_map(|(class, tenant, stall)| Transfer { class, tenant, stall })
 }
 
 fn action() -> impl Strategy<Value = Action> {
