@@ -14,6 +14,7 @@ mod services;
 mod sockets;
 mod streams;
 mod table;
+mod tries;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 

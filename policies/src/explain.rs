@@ -260,6 +260,7 @@ fn term(forward: &Forward, field: &str) -> String {
     match field {
         "timeout" => words::limit(forward.timeout),
         "idle timeout" => words::limit(forward.idle_timeout),
+        "stall timeout" => words::stall(forward.transfer.stall.as_ref()),
         "class" => forward.transfer.class.name().to_owned(),
         "tenant" => words::tenant(forward.transfer.tenant.as_ref()),
         "make digests" => forward.transfer.integrity.make.to_string(),

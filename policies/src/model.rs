@@ -14,6 +14,7 @@ mod route;
 mod service;
 mod snapshot;
 mod transfer;
+mod tries;
 
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
 pub use listener::{
@@ -32,3 +33,4 @@ pub use service::{
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};
+pub use tries::Stall;

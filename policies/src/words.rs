@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::model::{
     Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
-    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, TenantKey, Thresholds, ValueMatch,
-    WeightedBackend,
+    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds,
+    ValueMatch, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -135,6 +135,7 @@ pub(crate) fn conditions(on: &[RetryCondition]) -> String {
         RetryCondition::RefusedStream => "refused-stream".to_owned(),
         RetryCondition::Reset => "reset".to_owned(),
         RetryCondition::Timeout => "timeout".to_owned(),
+        RetryCondition::Stall => "stall".to_owned(),
         RetryCondition::Status(status) => {
             let status: Vec<_> = status.iter().map(u16::to_string).collect();
             format!("status {}", codes(&status))
@@ -262,6 +263,13 @@ pub(crate) fn tenant(tenant: Option<&TenantKey>) -> String {
         Some(TenantKey::Header(name)) => format!("by the header {name}"),
         Some(TenantKey::ClientAddress) => "by the client's address".to_owned(),
     }
+}
+
+pub(crate) fn stall(stall: Option<&Stall>) -> String {
+    stall.map_or_else(
+        || "none".to_owned(),
+        |stall| format!("below {} a second for {}", bytes(stall.below_bytes), time(stall.time)),
+    )
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

@@ -33,6 +33,7 @@ mod replay;
 mod reply;
 mod resume;
 mod retry;
+mod stall;
 
 pub use digest::DigestOutcome;
 pub use resume::ResumeOutcome;

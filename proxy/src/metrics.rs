@@ -303,6 +303,7 @@ const HELP: [(&str, &str); 32] = [
         "towpath_spool_refused_total",
         "Request bodies not kept on disk: no room, or the disk failed.",
     ),
+    ("towpath_stalls_total", "Tries and transfers ended because a side moved too little."),
     ("towpath_tcp_bytes_total", "Opaque bytes relayed."),
     ("towpath_tcp_connections_total", "Opaque connections relayed."),
     ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),

@@ -153,7 +153,9 @@ pub struct ServiceLive {
 #[derive(Debug)]
 pub struct ServiceMetrics {
     /// `towpath_retries_total{reason}`, by [`crate::http::RetryReason`].
-    pub retries: [metrics::Counter; 6],
+    pub retries: [metrics::Counter; 7],
+    /// `towpath_stalls_total{by}`: the endpoint, the client.
+    pub stalls: [metrics::Counter; 2],
     /// `towpath_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
     pub resumes: [metrics::Counter; 4],
     /// `towpath_digests_total{outcome}`, by [`crate::http::DigestOutcome`].
@@ -364,6 +366,8 @@ impl ServiceMetrics {
         Self {
             retries: crate::http::RetryReason::NAMES
                 .map(|reason| registry.counter("towpath_retries_total", &[of, ("reason", reason)])),
+            stalls: ["endpoint", "client"]
+                .map(|by| registry.counter("towpath_stalls_total", &[of, ("by", by)])),
             resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {
                 registry.counter("towpath_resumes_total", &[of, ("outcome", outcome)])
             }),

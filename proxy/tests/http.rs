@@ -8,6 +8,8 @@
 
 #[path = "http/digest.rs"]
 mod digest;
+#[path = "http/each_byte.rs"]
+mod each_byte;
 #[path = "http/framing.rs"]
 mod framing;
 #[path = "http/harness.rs"]
@@ -22,5 +24,7 @@ mod replay;
 mod resume;
 #[path = "http/retries.rs"]
 mod retries;
+#[path = "http/stall.rs"]
+mod stall;
 #[path = "http/transfers.rs"]
 mod transfers;

@@ -20,6 +20,7 @@ use super::{
     index::{Index, namespace_of},
     origin::{Origin, Origins},
     rules::PreparedRule,
+    tries,
 };
 
 mod integrity;
@@ -69,6 +70,7 @@ impl<'d> Policies<'d> {
         for policy in transfer {
             check_transfer(policy, problems);
         }
+        tries::check(transfer, problems);
         Self {
             transfer: attach(transfer, |s| &s.target_refs, &anywhere, index, problems),
             balancer: attach(balancer, |s| &s.target_refs, &[Kind::Service], index, problems),
@@ -330,7 +332,13 @@ impl Levels<'_> {
         let (tenant, origin) = split(tenant);
         note("tenant", origin);
         let integrity = integrity::terms(self, note);
-        Transfer { class: class.unwrap_or_default(), tenant, integrity }
+        let stall = self.pick(|s| {
+            let stall = s.timeouts.as_ref()?.stall.as_ref()?;
+            Some((tries::stall(stall), stall.span))
+        });
+        let (stall, origin) = split(stall);
+        note("stall timeout", origin);
+        Transfer { class: class.unwrap_or_default(), tenant, integrity, stall: stall.flatten() }
     }
 
     fn retry_policy(
@@ -439,6 +447,7 @@ impl Levels<'_> {
                 RetryOn::RefusedStream => RetryCondition::RefusedStream,
                 RetryOn::Reset => RetryCondition::Reset,
                 RetryOn::Timeout => RetryCondition::Timeout,
+                RetryOn::Stall => RetryCondition::Stall,
                 RetryOn::Status => RetryCondition::Status(
                     codes.as_ref().map_or_else(|| vec![502, 503, 504], |(codes, _)| codes.clone()),
                 ),

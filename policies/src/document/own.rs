@@ -278,6 +278,19 @@ object! {
         "perTry" => per_try: Option<At<Time>>,
         /// An exchange in which no byte moves for this long is ended; default 5m.
         "idle" => idle: Option<At<Time>>,
+        /// The least that bodies must move while they are waited for; default none.
+        "stall" => stall: Option<At<StallSpec>>,
+    }
+}
+
+object! {
+    /// A try whose endpoint takes or sends less than so much in so long is given up, before the
+    /// response head for another try and after it to go on elsewhere; a client that is as slow is cut off.
+    struct StallSpec {
+        /// Floor of both bodies together, in bytes per second; 0 is none.
+        "below" => below: At<Bytes>,
+        /// Time over which it is held, at least 1s.
+        "for" => time: Option<At<PositiveTime>>,
     }
 }
 
@@ -360,6 +373,8 @@ choice! {
         "reset" => Reset,
         /// The time for one try passed before a response head.
         "timeout" => Timeout,
+        /// The endpoint took the request body more slowly than `timeouts.stall` says.
+        "stall" => Stall,
         /// One of `statusCodes`.
         "status" => Status,
         /// One of `grpcStatusCodes`.

@@ -304,6 +304,8 @@ pub enum RetryCondition {
     GrpcStatus(Vec<u32>),
     /// The try's deadline passed before a response head.
     Timeout,
+    /// The endpoint took the request body too slowly ([`super::Stall`]).
+    Stall,
 }
 
 impl Default for RetryPolicy {

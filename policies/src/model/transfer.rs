@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tries::Stall;
+
 /// The terms of a route that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -12,6 +14,8 @@ pub struct Transfer {
     pub tenant: Option<TenantKey>,
     /// Digests of bodies.
     pub integrity: Integrity,
+    /// The least that bodies must move while they are waited for; `None` = only the idle time counts.
+    pub stall: Option<Stall>,
 }
 
 /// Digests of bodies (RFC 9530), made where there are none and checked where there are some.

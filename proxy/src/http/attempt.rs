@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::header;
@@ -24,6 +24,7 @@ use super::{
     relay::{Answer, Cut, Downstream, Side, Upload, Upstream},
     reply::Reply,
     retry::{self, Facts, RetryReason},
+    stall::Waits,
 };
 use crate::{
     h2::Unopened,
@@ -50,6 +51,9 @@ enum Tried1 {
     Stale,
 }
 
+/// An answer that another try shall replace, if one can be made. Rare, so on the heap.
+type Held = Box<(Upstream, ResponseHead, Option<Ticket>)>;
+
 /// So often a try connects over HTTP/2 to find a stream that others did not take first.
 const CONNECT_ROUNDS: u8 = 4;
 
@@ -70,10 +74,18 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut tried = Tried::default();
         let mut fresh = false;
         let mut budget = None;
+        let mut held: Option<Held> = None;
         loop {
-            let Some(live) = &backend.service else { return Err(Stop::Reply(Reply::NO_SERVICE)) };
-            let service = live.current.load_full().ok_or(Stop::Reply(Reply::NO_SERVICE))?;
-            let endpoint = self.admit(&service, &tried)?;
+            let (endpoint, service) = match (self.place(backend, &tried), held.take()) {
+                (Ok(place), _) => place,
+                // Nobody is left to ask again: what was answered is better than nothing.
+                (Err(_), Some(held)) => {
+                    let (up, head, ticket) = *held;
+                    self.ticket = ticket;
+                    return Ok((up, head, false));
+                }
+                (Err(stop), None) => return Err(stop),
+            };
             if !fresh {
                 self.record.attempts += 1;
             }
@@ -96,15 +108,7 @@ impl<D: Downstream> Exchange<'_, D> {
             };
             fresh = false;
             self.settle_replay().await;
-            let facts = Facts {
-                reason,
-                tries: self.record.attempts,
-                idempotent: self.is_idempotent(),
-                keyed: self.head.headers.contains_key(IDEMPOTENCY_KEY),
-                replayable: self.replay.is_complete(),
-                retry_after: answer.as_ref().and_then(|(_, head)| retry_after(head)),
-                jitter: fastrand::f64(),
-            };
+            let facts = self.facts(reason, answer.as_ref().map(|(_, head)| head));
             let wait = retry::decide(policy, &facts).filter(|wait| self.has_time_for(*wait));
             let granted = wait.and_then(|wait| {
                 drop(budget.take());
@@ -122,13 +126,36 @@ impl<D: Downstream> Exchange<'_, D> {
             if answer.is_some() {
                 self.report_status(&service, &endpoint);
             }
-            drop(answer);
-            self.ticket = None;
+            let ticket = self.ticket.take();
+            held = answer.map(|(up, head)| Box::new((up, head, ticket)));
             tried.add(&endpoint);
             self.replay.rewind();
             self.limits.half_closed = None;
             self.half_closed = false;
             self.pause(wait).await?;
+        }
+    }
+
+    /// Where the next try goes.
+    fn place(
+        &self,
+        backend: &Backend,
+        tried: &Tried,
+    ) -> Result<(Arc<EndpointState>, Arc<ServiceState>), Stop> {
+        let service = backend.service.as_ref().and_then(|live| live.current.load_full());
+        let service = service.ok_or(Stop::Reply(Reply::NO_SERVICE))?;
+        Ok((self.admit(&service, tried)?, service))
+    }
+
+    fn facts(&self, reason: RetryReason, answer: Option<&ResponseHead>) -> Facts {
+        Facts {
+            reason,
+            tries: self.record.attempts,
+            idempotent: self.is_idempotent(),
+            keyed: self.head.headers.contains_key(IDEMPOTENCY_KEY),
+            replayable: self.replay.is_complete(),
+            retry_after: answer.and_then(retry_after),
+            jitter: fastrand::f64(),
         }
     }
 
@@ -174,6 +201,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         self.ticket = Some(Ticket::new(service.clone(), endpoint.clone(), declared));
+        self.limits.begin_try();
         self.record.goes_to(endpoint);
         self.limit_grpc();
         let worker = self.client.worker;
@@ -209,7 +237,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(Cut::Client(Broken::Malformed(what))) => Err(Stop::Reply(Reply::bad_request(what))),
             Err(Cut::Client(broken)) => Err(Stop::Client(broken)),
             Err(Cut::Expired(expired)) => {
-                let blameless = self.upload == Upload::Active;
+                let blameless = self.upload == Upload::Active && expired != Expired::Stall;
                 self.expired(expired, service, endpoint, blameless)
             }
             Err(Cut::Endpoint(broken)) => self.broken(&broken, &up, service, endpoint),
@@ -224,13 +252,14 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Rewrites `grpc-timeout` to what is left of it.
+    /// Rewrites `grpc-timeout` to what is left: of the try, or of the whole if that is less.
     fn limit_grpc(&mut self) {
         if !self.grpc {
             return;
         }
-        let Some(overall) = self.limits.overall else { return };
-        let left = overall.saturating_duration_since(Instant::now());
+        let ends = [self.limits.overall, self.limits.of_try];
+        let Some(end) = ends.into_iter().flatten().min() else { return };
+        let left = end.saturating_duration_since(Instant::now());
         if let Some(value) = grpc_timeout_value(left) {
             self.head.headers.insert(super::deadline::GRPC_TIMEOUT, value);
         }
@@ -282,6 +311,7 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Result<T, Expired>, Stop> {
         // The request body is left where it is until there is somewhere to send it.
         let body = std::mem::replace(&mut self.upload, Upload::Stopped);
+        self.waits = Waits::Elsewhere;
         let done = poll_fn(|cx| {
             if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
                 return Poll::Ready(Ok(done));
@@ -323,6 +353,11 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn await_answer(&mut self, up: &mut Upstream) -> Result<(ResponseHead, bool), Cut> {
         poll_fn(|cx| {
             self.poll_upload(up, cx)?;
+            if self.waits == Waits::Client && self.head.expects_continue && !self.replay.has_begun()
+            {
+                // It was not told to go on yet.
+                self.waits = Waits::Elsewhere;
+            }
             loop {
                 match up.poll_answer(cx) {
                     Poll::Pending => break,
@@ -397,6 +432,11 @@ impl<D: Downstream> Exchange<'_, D> {
         match expired {
             Expired::Idle => Err(Stop::Reply(Reply::IDLE)),
             Expired::HalfClosed => Err(Stop::Client(Broken::Closed)),
+            Expired::ClientStall => Err(Stop::Reply(Reply::CLIENT_STALL)),
+            Expired::Stall => {
+                report(true);
+                Ok(Tried1::Failed { reason: RetryReason::Stall, reply: Reply::STALL })
+            }
             Expired::Overall => {
                 report(self.limits.ours);
                 Err(Stop::Reply(Reply::TIMEOUT))
@@ -445,8 +485,18 @@ fn retryable(forward: &Forward, head: &ResponseHead) -> Option<RetryReason> {
     })
 }
 
-/// `Retry-After` in seconds; dates are not waited for.
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date, which is compared with the answer's own
+/// `Date` so that clocks need not agree.
 fn retry_after(head: &ResponseHead) -> Option<Duration> {
-    let value = head.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+    let text = |name| Some(head.headers.get(name)?.to_str().ok()?.trim());
+    let value = text(header::RETRY_AFTER)?;
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    let now = text(header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+    Some(until.duration_since(now.unwrap_or_else(SystemTime::now)).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

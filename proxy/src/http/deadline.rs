@@ -7,6 +7,9 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
+use towpath_policies::model;
+
+use super::stall::{Flow, Stall, Waits};
 
 /// What ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,10 @@ pub(super) enum Expired {
     Try,
     /// Nothing moved.
     Idle,
+    /// The endpoint took or sent too little.
+    Stall,
+    /// The client sent or took too little.
+    ClientStall,
     /// The client closed its sending side and no answer began.
     HalfClosed,
 }
@@ -34,6 +41,7 @@ pub(super) struct Limits {
     idle: Option<Duration>,
     idle_check: Option<Instant>,
     still: u8,
+    stall: Option<Box<Stall>>,
 }
 
 /// An idle limit is looked at so often; it is met at most one such part late.
@@ -50,18 +58,34 @@ impl Limits {
             idle,
             idle_check: idle.and_then(|i| start.checked_add(i / u32::from(IDLE_PARTS))),
             still: 0,
+            stall: None,
         }
     }
 
-    /// Ready when a limit is reached, or it is time to look; `until` is ready once a time has passed. `moved` says whether a byte moved since
-    /// the last look, and is taken back.
+    /// Also holds the bodies to a floor.
+    pub(super) fn hold(&mut self, floor: Option<&model::Stall>, start: Instant) {
+        self.stall = floor.map(|floor| Box::new(Stall::new(floor, start)));
+    }
+
+    /// Another try begins.
+    pub(super) fn begin_try(&mut self) {
+        if let Some(stall) = &mut self.stall {
+            stall.restart();
+        }
+    }
+
+    /// Ready when a limit is reached, or it is time to look; `until` is ready once a time has passed. `moved`
+    /// says whether a byte moved since the last look, and is taken back; `flow` says how the bodies stand.
     pub(super) fn poll(
         &mut self,
         mut until: impl FnMut(Instant) -> Poll<()>,
         moved: &mut bool,
+        flow: impl Fn() -> Flow,
     ) -> Poll<Result<(), Expired>> {
         loop {
-            let all = [self.overall, self.of_try, self.half_closed, self.look, self.idle_check];
+            let stall = self.stall.as_ref().map(|stall| stall.next());
+            let all =
+                [self.overall, self.of_try, self.half_closed, self.look, self.idle_check, stall];
             let Some(first) = all.into_iter().flatten().min() else { return Poll::Pending };
             ready!(until(first));
             let now = Instant::now().max(first);
@@ -76,6 +100,16 @@ impl Limits {
             }
             if self.look.take_if(|at| *at <= now).is_some() {
                 return Poll::Ready(Ok(()));
+            }
+            if let Some(stall) = self.stall.as_mut().filter(|stall| stall.next() <= now) {
+                match stall.look(now, flow()) {
+                    Some(Waits::Endpoint) => return Poll::Ready(Err(Expired::Stall)),
+                    Some(Waits::Client) => return Poll::Ready(Err(Expired::ClientStall)),
+                    _ => {}
+                }
+            }
+            if self.idle_check.is_none_or(|at| at > now) {
+                continue;
             }
             self.still = if std::mem::take(moved) { 0 } else { self.still + 1 };
             if self.still >= IDLE_PARTS {

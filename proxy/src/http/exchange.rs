@@ -26,6 +26,7 @@ use super::{
     replay::{Replay, Terms},
     reply::Reply,
     resume::{self, Resume},
+    stall::Waits,
 };
 use crate::{
     h2::ErrorCode,
@@ -44,6 +45,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) limits: Limits,
     pub(super) replay: Replay,
     pub(super) upload: Upload,
+    /// Whom the bodies wait for.
+    pub(super) waits: Waits,
     /// A byte moved since the idle limit was last looked at.
     pub(super) moved: bool,
     pub(super) ticket: Option<Ticket>,
@@ -87,6 +90,7 @@ pub(super) fn run<'a, D: Downstream>(
         upload: Upload::Active,
         limits: Limits::new(start, None, None),
         replay: Replay::new(Terms::default()),
+        waits: Waits::Elsewhere,
         moved: false,
         ticket: None,
         grpc: is_grpc(&head.headers),
@@ -169,6 +173,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.limits = Limits::new(start, overall, forward.idle_timeout);
         self.limits.ours = overall == forward.timeout;
         self.limits.look = start.checked_add(LISTED_AFTER);
+        self.limits.hold(forward.transfer.stall.as_ref(), start);
         let mirrors = mirror::draw(forward);
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
@@ -289,6 +294,12 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Client(broken) => ("client_gone", None, *broken),
             Cut::Endpoint(broken) => ("upstream_broken", Some(Failure::Reset), *broken),
             Cut::Expired(Expired::Idle) => ("idle_timeout", None, Broken::Reset(ErrorCode::CANCEL)),
+            Cut::Expired(Expired::Stall) => {
+                ("stall", Some(Failure::Timeout), Broken::Reset(ErrorCode::CANCEL))
+            }
+            Cut::Expired(Expired::ClientStall) => {
+                ("client_stall", None, Broken::Reset(ErrorCode::CANCEL))
+            }
             Cut::Spool(_) => ("spool", None, Broken::Closed),
             Cut::Digest(Side::Request) => ("digest", None, Broken::Closed),
             Cut::Digest(Side::Response) => ("digest", Some(Failure::Reset), Broken::Closed),

@@ -15,7 +15,9 @@ use super::{
     h1_client::Http1,
     h2_client::Http2,
     message::{Broken, Interim, Piece, RequestHead, ResponseHead},
+    stall::{Flow, Waits},
 };
+use crate::upstream::admission::Ticket;
 
 /// The client's side of an exchange.
 pub(super) trait Downstream: Send {
@@ -178,10 +180,12 @@ impl<D: Downstream> Exchange<'_, D> {
         cx: &mut Context<'_>,
     ) -> Result<(), Cut> {
         let mut full = false;
+        self.waits = Waits::Elsewhere;
         while self.upload == Upload::Active {
             match up.poll_room(cx) {
                 Poll::Pending => {
                     full = true;
+                    self.waits = Waits::Endpoint;
                     break;
                 }
                 Poll::Ready(Err(_)) => {
@@ -212,8 +216,11 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         }
         // A failed write is no verdict either: what counts is what can still be read.
-        if let Poll::Ready(Err(_)) = up.poll_flush(cx) {
-            self.upload = Upload::Stopped;
+        match up.poll_flush(cx) {
+            Poll::Ready(Err(_)) => self.upload = Upload::Stopped,
+            // It has not even taken what came before.
+            Poll::Pending if self.upload == Upload::Active => self.waits = Waits::Endpoint,
+            _ => {}
         }
         if let Some(ticket) = &mut self.ticket {
             ticket.upload_looked_at(full, self.upload != Upload::Active);
@@ -232,7 +239,10 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(None);
         }
         match self.down.poll_body(cx) {
-            Poll::Pending => Ok(None),
+            Poll::Pending => {
+                self.waits = Waits::Client;
+                Ok(None)
+            }
             Poll::Ready(Err(broken)) => Err(Cut::Client(broken)),
             Poll::Ready(Ok(piece)) => {
                 self.replay.note(&piece);
@@ -265,6 +275,7 @@ impl<D: Downstream> Exchange<'_, D> {
             if let Some(ticket) = &mut self.ticket {
                 ticket.download_looked_at(flushed && !self.answered);
             }
+            self.waits = self.waits_in_relay(flushed, tunnel);
             if flushed && self.answered && (!tunnel || self.upload != Upload::Active) {
                 return Poll::Ready(Ok(()));
             }
@@ -277,6 +288,23 @@ impl<D: Downstream> Exchange<'_, D> {
             _ => {}
         }
         outcome
+    }
+
+    /// Whom both bodies wait for, once each was moved as far as it goes.
+    fn waits_in_relay(&self, flushed: bool, tunnel: bool) -> Waits {
+        if tunnel {
+            return Waits::Elsewhere;
+        }
+        // A client that does not take the response may be why the endpoint takes no more either.
+        if !flushed {
+            return Waits::Client;
+        }
+        match (self.upload, self.waits) {
+            // Each may well wait for the other's next word.
+            (Upload::Active, Waits::Client) => Waits::Elsewhere,
+            (Upload::Active, waits) => waits,
+            _ => Waits::Endpoint,
+        }
     }
 
     /// Moves the response body to the client as far as it goes now; ready at its end.
@@ -352,10 +380,21 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) fn poll_limits<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Cut>> {
         loop {
             let until = |deadline| self.down.poll_until(cx, deadline);
-            match ready!(self.limits.poll(until, &mut self.moved)) {
-                Ok(()) => self.record.list(),
-                Err(expired) => return Poll::Ready(Err(Cut::Expired(expired))),
+            let flow =
+                || Flow { bytes: self.ticket.as_ref().map_or(0, Ticket::moved), waits: self.waits };
+            let Err(expired) = ready!(self.limits.poll(until, &mut self.moved, flow)) else {
+                self.record.list();
+                continue;
+            };
+            let by = match expired {
+                Expired::Stall => 0,
+                Expired::ClientStall => 1,
+                _ => return Poll::Ready(Err(Cut::Expired(expired))),
+            };
+            if let Some(ticket) = &self.ticket {
+                ticket.service.live.metrics.stalls[by].inc();
             }
+            return Poll::Ready(Err(Cut::Expired(expired)));
         }
     }
 }

@@ -46,6 +46,8 @@ replies! {
     DIGEST = BAD_GATEWAY, "digest", "The endpoint's answer does not match its digest.";
     TIMEOUT = GATEWAY_TIMEOUT, "timeout", "The endpoint did not answer in time.";
     IDLE = GATEWAY_TIMEOUT, "idle_timeout", "Nothing moved for too long.";
+    STALL = GATEWAY_TIMEOUT, "stall", "The endpoint took too little of the request body for too long.";
+    CLIENT_STALL = REQUEST_TIMEOUT, "client_stall", "The request body came too slowly for too long.";
     HEAD_TIMEOUT = REQUEST_TIMEOUT, "head_timeout", "The request head took too long to arrive.";
     HEAD_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request head has too many bytes or fields.";
     CODING = NOT_IMPLEMENTED, "transfer_coding", "The only transfer coding understood is chunked.";
@@ -103,7 +105,7 @@ impl Reply {
         match (self.reason, self.status.as_u16()) {
             ("overflow", _) => "8",
             ("digest", _) => "15",
-            (_, 504) => "4",
+            (_, 408 | 504) => "4",
             (_, 404 | 405 | 501) => "12",
             (_, 400 | 413 | 431) => "13",
             _ => "14",

@@ -15,6 +15,8 @@ pub enum RetryReason {
     Reset,
     /// The try's deadline passed before a response head.
     Timeout,
+    /// The endpoint took too little of the request body for too long.
+    Stall,
     /// This status was answered.
     Status(u16),
     /// This gRPC status was answered.
@@ -44,8 +46,8 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl RetryReason {
     /// Metric label values, in order of the variants.
-    pub const NAMES: [&'static str; 6] =
-        ["connect", "refused", "reset", "timeout", "status", "grpc_status"];
+    pub const NAMES: [&'static str; 7] =
+        ["connect", "refused", "reset", "timeout", "stall", "status", "grpc_status"];
 
     /// Position in [`Self::NAMES`].
     pub(super) fn index(self) -> usize {
@@ -54,8 +56,9 @@ impl RetryReason {
             Self::Refused => 1,
             Self::Reset => 2,
             Self::Timeout => 3,
-            Self::Status(_) => 4,
-            Self::GrpcStatus(_) => 5,
+            Self::Stall => 4,
+            Self::Status(_) => 5,
+            Self::GrpcStatus(_) => 6,
         }
     }
 
@@ -106,7 +109,8 @@ fn covers(condition: &RetryCondition, reason: RetryReason) -> bool {
         (RetryCondition::ConnectFailure, RetryReason::Connect)
         | (RetryCondition::RefusedStream, RetryReason::Refused)
         | (RetryCondition::Reset, RetryReason::Reset | RetryReason::Refused)
-        | (RetryCondition::Timeout, RetryReason::Timeout) => true,
+        | (RetryCondition::Timeout, RetryReason::Timeout)
+        | (RetryCondition::Stall, RetryReason::Stall) => true,
         (RetryCondition::Status(codes), RetryReason::Status(code)) => codes.contains(&code),
         (RetryCondition::GrpcStatus(codes), RetryReason::GrpcStatus(code)) => codes.contains(&code),
         _ => false,

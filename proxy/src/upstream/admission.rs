@@ -200,6 +200,11 @@ impl Ticket {
         }
     }
 
+    /// Body bytes moved in this try, both ways.
+    pub(crate) fn moved(&self) -> u64 {
+        self.request.total() + self.response.total()
+    }
+
     /// Bytes of the response body came.
     pub(crate) fn received(&mut self, bytes: u64) {
         self.response.moved(bytes);

@@ -369,3 +369,65 @@ async fn a_mirror_gets_its_own_whole_copy() {
         requests.all().iter().all(|r| r.starts_with("POST /x HTTP/1.1\r\n") && r.ends_with("abc"))
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_not_lost_when_its_service_goes_before_the_next_try() {
+    let (busy, requests) =
+        answering("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy").await;
+    let proxy = Setup::to(busy)
+        .with(|s| {
+            s.forward.retry = RetryPolicy {
+                backoff_base: Duration::from_secs(10),
+                backoff_max: Duration::from_secs(10),
+                ..policy(2, vec![RetryCondition::Status(vec![503])])
+            };
+        })
+        .start()
+        .await;
+    let mut io = proxy.connect().await;
+    io.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    eventually("the first try", || requests.all().len() == 1).await;
+    eventually("the pause", || proxy.service.live.retries.load(Relaxed) == 1).await;
+    towpath_proxy::upstream::retire(&proxy.service);
+    let reply = read_all(&mut io).await.0;
+    assert!(reply.starts_with("HTTP/1.1 503 ") && reply.ends_with("busy"), "{reply}");
+    assert_eq!(requests.all().len(), 1);
+    eventually("nothing is left", || proxy.service.live.requests.load(Relaxed) == 0).await;
+}
+
+/// What is sent on is what is left of the try, or of the whole if that is less.
+#[tokio::test(start_paused = true)]
+async fn grpc_timeout_carries_the_smaller_deadline_onward() {
+    let seconds = |s| Some(Duration::from_secs(s));
+    for (asked, whole, per_try, least, most) in [
+        ("30S", None, seconds(5), 4_000_000, 5_000_000),
+        ("2S", seconds(60), seconds(5), 1_000_000, 2_000_000),
+        ("30S", seconds(3), None, 2_000_000, 3_000_000),
+        ("", None, seconds(5), 4_000_000, 5_000_000),
+        ("", None, None, 0, 0),
+    ] {
+        let (addr, requests) = answering(OK).await;
+        let proxy = Setup::to(addr)
+            .with(|s| {
+                s.forward.timeout = whole;
+                s.forward.retry.per_try_timeout = per_try;
+            })
+            .start()
+            .await;
+        let asks = match asked {
+            "" => String::new(),
+            asked => format!("grpc-timeout: {asked}\r\n"),
+        };
+        proxy
+            .talk(&format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\n{asks}Content-Length: 0\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+        let request = requests.only();
+        let told = request.lines().find_map(|l| l.strip_prefix("grpc-timeout: "));
+        let told = told.map(|t| t.strip_suffix('u').unwrap().parse::<u64>().unwrap());
+        let what = format!("{asked:?} {whole:?} {per_try:?}: {told:?}");
+        assert!((least..=most).contains(&told.unwrap_or(0)), "{what}");
+        assert_eq!(told.is_none(), most == 0, "{what}");
+    }
+}

@@ -28,6 +28,8 @@ pub(super) fn encode(retry: &RetryPolicy) -> Option<rds::RetryPolicy> {
             RetryCondition::RefusedStream => push(&mut tokens, "refused-stream"),
             // Envoy counts a try that timed out as a reset.
             RetryCondition::Reset | RetryCondition::Timeout => push(&mut tokens, "reset"),
+            // Envoy has no word for it.
+            RetryCondition::Stall => {}
             RetryCondition::Status(statuses) => {
                 push(&mut tokens, "retriable-status-codes");
                 codes.extend(statuses.iter().map(|code| u32::from(*code)));

@@ -98,6 +98,7 @@ fn retry_condition() -> impl Strategy<Value = RetryCondition> {
         Just(RetryCondition::RefusedStream),
         Just(RetryCondition::Reset),
         Just(RetryCondition::Timeout),
+        Just(RetryCondition::Stall),
         vec(400u16..600, 1..4).prop_map(RetryCondition::Status),
         vec(0u32..17, 1..4).prop_map(RetryCondition::GrpcStatus),
     ]
@@ -136,8 +137,10 @@ fn transfer() -> impl Strategy<Value = Transfer> {
     let algorithm = select(vec![DigestAlgorithm::Sha256, DigestAlgorithm::Sha512]);
     let integrity = (any::<bool>(), any::<bool>(), algorithm)
         .prop_map(|(make, check, algorithm)| Integrity { make, check, algorithm });
-    (select(Class::ALL.to_vec()), option::of(tenant), integrity)
-        .prop_map(|(class, tenant, integrity)| Transfer { class, tenant, integrity })
+    let stall =
+        (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
+    (select(Class::ALL.to_vec()), option::of(tenant), integrity, option::of(stall))
+        .prop_map(|(class, tenant, integrity, stall)| Transfer { class, tenant, integrity, stall })
 }
 
 fn action() -> impl Strategy<Value = Action> {

@@ -81,6 +81,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 | Broken::Malformed(h2::ENDED_SHORT),
             ) => Some(Failure::Reset),
             Cut::Expired(Expired::Idle) if flushed => Some(Failure::Timeout),
+            Cut::Expired(Expired::Stall) => Some(Failure::Timeout),
             _ => None,
         }
     }

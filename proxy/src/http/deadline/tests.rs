@@ -3,6 +3,8 @@ use std::future::poll_fn;
 use super::*;
 use crate::timer::Timer;
 
+const FLOW: Flow = Flow { bytes: 0, waits: Waits::Elsewhere };
+
 #[test]
 fn grpc_timeouts_are_read_and_written_as_grpc_says() {
     for (text, expected) in [
@@ -47,7 +49,7 @@ async fn the_first_limit_reached_is_the_one_told() {
         limits.of_try = millis(of_try).map(|t| start + t);
         let mut timer = Timer::default();
         let mut moved = false;
-        let expired = poll_fn(|cx| limits.poll(|at| timer.poll(cx, at), &mut moved)).await;
+        let expired = poll_fn(|cx| limits.poll(|at| timer.poll(cx, at), &mut moved, || FLOW)).await;
         assert_eq!(expired, Err(expected));
         assert!(start.elapsed() >= Duration::from_millis(after_ms));
         assert!(start.elapsed() < Duration::from_millis(after_ms + 3));
@@ -65,7 +67,7 @@ async fn movement_puts_the_idle_limit_off() {
             if start.elapsed() < Duration::from_millis(500) {
                 moved = true;
             }
-            limits.poll(|at| timer.poll(cx, at), &mut moved)
+            limits.poll(|at| timer.poll(cx, at), &mut moved, || FLOW)
         })
         .await;
         assert_eq!(expired, Err(Expired::Idle));

@@ -22,6 +22,7 @@ fn policy() -> RetryPolicy {
             RetryCondition::RefusedStream,
             RetryCondition::Reset,
             RetryCondition::Timeout,
+            RetryCondition::Stall,
             RetryCondition::Status(vec![502, 503]),
             RetryCondition::GrpcStatus(vec![14]),
         ],
@@ -31,7 +32,7 @@ fn policy() -> RetryPolicy {
 
 #[test]
 fn a_try_follows_only_where_it_is_allowed_safe_and_possible() {
-    use RetryReason::{Connect, GrpcStatus, Refused, Reset, Status, Timeout};
+    use RetryReason::{Connect, GrpcStatus, Refused, Reset, Stall, Status, Timeout};
     let unsafe_ = Facts { idempotent: false, ..FACTS };
     let keyed = Facts { keyed: true, ..unsafe_ };
     for (what, facts, expected) in [
@@ -43,6 +44,8 @@ fn a_try_follows_only_where_it_is_allowed_safe_and_possible() {
         ("connect of a POST", Facts { reason: Connect, ..unsafe_ }, true),
         ("refused POST", Facts { reason: Refused, ..unsafe_ }, true),
         ("timeout of a POST", Facts { reason: Timeout, ..unsafe_ }, false),
+        ("stalled PUT", Facts { reason: Stall, ..FACTS }, true),
+        ("stalled POST", Facts { reason: Stall, ..unsafe_ }, false),
         ("503 of a POST", Facts { reason: Status(503), ..unsafe_ }, false),
         ("503 of a GET", Facts { reason: Status(503), ..FACTS }, true),
         ("500 of a GET", Facts { reason: Status(500), ..FACTS }, false),
