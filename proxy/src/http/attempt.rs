@@ -12,6 +12,7 @@ use http::header;
 use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryCondition;
 
+pub(super) mod queued;
 mod resumed;
 
 use super::{
@@ -73,7 +74,8 @@ impl<D: Downstream> Exchange<'_, D> {
         loop {
             let Some(live) = &backend.service else { return Err(Stop::Reply(Reply::NO_SERVICE)) };
             let service = live.current.load_full().ok_or(Stop::Reply(Reply::NO_SERVICE))?;
-            let endpoint = self.admit(&service, &tried)?;
+            let placed = self.place(backend, service, &tried).await?;
+            let Some((service, endpoint)) = placed else { continue };
             if !fresh {
                 self.record.attempts += 1;
             }
@@ -83,6 +85,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Tried1::Stale => {
                     // No endpoint failed here, so nothing is charged: the same one again.
                     // Nor must this request's own place count against it.
+                    self.keep_slot();
                     self.ticket = None;
                     self.replay.rewind();
                     fresh = true;
@@ -173,7 +176,9 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Tried1, Stop> {
         let declared = self.head.length.declared();
         self.ticket = None;
-        self.ticket = Some(Ticket::new(service.clone(), endpoint.clone(), declared));
+        let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+        ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
+        self.ticket = Some(ticket);
         self.record.endpoint = Some(endpoint.clone());
         self.limit_grpc();
         let worker = self.client.worker;
