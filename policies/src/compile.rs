@@ -8,6 +8,7 @@ mod matches;
 mod origin;
 mod outlier;
 mod policies;
+mod queue;
 mod routes;
 mod rules;
 mod services;
@@ -53,6 +54,7 @@ pub(crate) fn compile(
     let all = gateways::Routes { http: &routes, streams: &streams };
     gateways::compile(documents, &index, &all, &policies, &mut sockets, &mut output, problems);
     routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
+    queue::check_routes(&output.mesh, &policies, problems);
     (output.mesh, output.notes)
 }
 

@@ -250,6 +250,9 @@ impl Page<'_> {
         if let Some(gpu) = &endpoint.gpu {
             let _ = write!(text, ", {} × {} {}", gpu.count, gpu.vendor, gpu.model);
         }
+        if let Some(slots) = endpoint.slots {
+            let _ = write!(text, ", slots: {slots}");
+        }
         self.line(1, &text);
     }
 }
@@ -292,6 +295,7 @@ fn service_value(service: &Service, field: &str) -> String {
         "limits of each endpoint" => words::thresholds(&service.breaker.endpoint),
         "outlier ejection" => words::outlier(service.outlier.as_ref()),
         "recovery" => words::recovery(&service.recovery),
+        "queue" => words::queue(service.admission.queue.as_ref()),
         "retry budget" => {
             let budget = service.retry_budget;
             format!(

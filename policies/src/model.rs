@@ -28,8 +28,9 @@ pub use route::{
     VirtualHost, WeightedBackend,
 };
 pub use service::{
-    Admission, Balancer, Breaker, BudgetShare, Discovery, Goodput, HealthCheck, HealthProbe,
-    Latency, Outlier, Protocol, Recovery, Service, SuccessRate, Thresholds, UpstreamTls,
+    Admission, Balancer, Breaker, BudgetShare, ClassWeights, Discovery, Goodput, HealthCheck,
+    HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, SuccessRate, Thresholds,
+    UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

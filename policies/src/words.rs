@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::model::{
     Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
-    PathRewrite, Protocol, Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds,
+    PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds,
     ValueMatch, WeightedBackend,
 };
 
@@ -255,6 +255,21 @@ pub(crate) fn recovery(recovery: &Recovery) -> String {
         percent => format!(", ejections and probes ignored below {percent} % usable"),
     };
     text
+}
+
+pub(crate) fn queue(queue: Option<&Queue>) -> String {
+    let Some(queue) = queue else { return "none".to_owned() };
+    let weights = &queue.weights;
+    format!(
+        "{} at a time at each endpoint; at most {} wait, {}, {}; interactive : bulk : background = {} : {} : {}",
+        queue.slots,
+        queue.max_requests,
+        bytes(queue.max_bytes),
+        time(queue.max_wait),
+        weights.interactive,
+        weights.bulk,
+        weights.background
+    )
 }
 
 pub(crate) fn tenant(tenant: Option<&TenantKey>) -> String {

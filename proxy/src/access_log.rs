@@ -72,6 +72,9 @@ pub struct Record {
     /// Times a response that broke midway went on with another endpoint; left out when it never did.
     #[serde(skip_serializing_if = "is_zero")]
     pub resumes: u32,
+    /// Time in the queue of its service, over all tries; left out where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_ms: Option<u64>,
     /// Body bytes received from the client.
     pub request_bytes: u64,
     /// Body bytes sent to the client.
@@ -198,6 +201,7 @@ impl Record {
             service: None,
             endpoint: None,
             attempts: 0,
+            queued_ms: None,
             resumes: 0,
             request_bytes: 0,
             response_bytes: 0,

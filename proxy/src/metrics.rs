@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 32] = [
+const HELP: [(&str, &str); 39] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -291,6 +291,12 @@ const HELP: [(&str, &str); 32] = [
     ("towpath_overflow_total", "Requests refused by a circuit breaker."),
     ("towpath_picks_total", "Times an endpoint was picked."),
     ("towpath_process_resident_bytes", "Resident memory of the process."),
+    ("towpath_queue_bytes", "Declared body bytes of requests that wait for a slot."),
+    ("towpath_queue_displaced_total", "Requests that had to leave the queue for a better class."),
+    ("towpath_queue_expired_total", "Requests whose time ran out in the queue."),
+    ("towpath_queue_length", "Requests that wait for a slot."),
+    ("towpath_queue_refused_total", "Requests refused because the queue was full."),
+    ("towpath_queue_wait_seconds", "Time until a request had a slot."),
     ("towpath_request_bytes_total", "Request body bytes."),
     ("towpath_request_seconds", "From request head to the last byte of the response."),
     ("towpath_requests_total", "Exchanges that ended."),

@@ -18,7 +18,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
-use towpath_policies::model::{Endpoint, EndpointSet, Health, Recovery, Service};
+use towpath_policies::model::{Endpoint, EndpointSet, Health, Queue, Recovery, Service};
 
 pub mod admission;
 pub mod connect;
@@ -26,6 +26,7 @@ pub(crate) mod h2_pool;
 pub mod io;
 pub mod pick;
 pub(crate) mod pool;
+pub(crate) mod queue;
 
 #[cfg(test)]
 mod tests;
@@ -85,6 +86,8 @@ pub struct EndpointLive {
     pub connections: AtomicU32,
     /// Exchanges that wait for a connection.
     pub pending: AtomicU32,
+    /// Slots given to requests, where the service has a queue; written under its lock.
+    pub(crate) slots_used: AtomicU32,
     /// What active probes say; true until they say otherwise.
     pub probe_healthy: AtomicBool,
     /// Passive ejection: [`now_ms`] time until which nothing is sent; 0 = not ejected.
@@ -143,6 +146,8 @@ pub struct ServiceLive {
     pub recovering: AtomicBool,
     /// Position of [`towpath_policies::model::Balancer::RoundRobin`].
     pub(crate) turn: AtomicU64,
+    /// Those who wait for a slot; made when the service first has a queue.
+    pub(crate) queue: OnceLock<queue::Queue>,
     /// Handles for `/metrics`.
     pub metrics: ServiceMetrics,
     /// The newest view, for tasks that outlive the one they started with (health checks).
@@ -163,7 +168,7 @@ pub struct ServiceMetrics {
     /// `towpath_retry_budget_exhausted_total`.
     pub budget_exhausted: metrics::Counter,
     /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
-    pub overflow: [metrics::Counter; 4],
+    pub overflow: [metrics::Counter; 5],
     /// `towpath_mirrors_dropped_total`: copies not sent (too large, or too many under way).
     pub mirrors_dropped: metrics::Counter,
 }
@@ -173,6 +178,13 @@ pub fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = *START.get_or_init(Instant::now);
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+}
+
+/// Microseconds on a clock of their own; monotonic.
+pub(crate) fn now_us() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Builds the view of `spec` and `set`, taking over what is alive in `old`.
@@ -223,8 +235,13 @@ pub fn reconcile(
         endpoints.iter().for_each(|e| e.live.pools.clear());
     }
     let levels = levels(&endpoints);
+    if spec.admission.queue.is_some() {
+        live.queue.get_or_init(|| queue::Queue::new(&spec.name));
+    }
     let state = Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector });
     live.current.store(Some(state.clone()));
+    // There may be more slots now, or no queue.
+    live.kick();
     Ok(state)
 }
 
@@ -247,6 +264,7 @@ fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
 /// close, and nobody finds it through [`ServiceLive::current`] any more.
 pub fn retire(old: &ServiceState) {
     old.live.current.store(None);
+    old.live.kick();
     for endpoint in &old.endpoints {
         endpoint.live.removed.store(true, Relaxed);
         endpoint.live.pools.clear();
@@ -257,6 +275,17 @@ impl EndpointState {
     /// Whether new exchanges may go here: told healthy, probed healthy, not ejected.
     pub fn usable(&self, now_ms: u64) -> bool {
         self.allowed() && self.live.usable(now_ms)
+    }
+
+    /// Whether one of its slots is free. Requests that were sent without a queue take some too.
+    pub(crate) fn has_slot(&self, terms: &Queue) -> bool {
+        let slots = self.slots(terms);
+        self.live.slots_used.load(Relaxed) < slots && self.live.requests.load(Relaxed) < slots
+    }
+
+    /// Requests it works on at a time.
+    pub(crate) fn slots(&self, terms: &Queue) -> u32 {
+        self.spec.slots.unwrap_or(terms.slots)
     }
 
     /// Whether the control plane lets it be used.
@@ -273,6 +302,7 @@ impl EndpointLive {
             requests: AtomicU32::new(0),
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
+            slots_used: AtomicU32::new(0),
             probe_healthy: AtomicBool::new(true),
             ejected_until_ms: AtomicU64::new(0),
             consecutive_failures: AtomicU32::new(0),
@@ -353,6 +383,7 @@ impl ServiceLive {
             panics: AtomicBool::new(false),
             recovering: AtomicBool::new(false),
             turn: AtomicU64::new(0),
+            queue: OnceLock::new(),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),
         }

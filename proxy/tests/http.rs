@@ -16,6 +16,8 @@ mod framing;
 mod harness;
 #[path = "http/http2.rs"]
 mod http2;
+#[path = "http/queue.rs"]
+mod queue;
 #[path = "http/relay.rs"]
 mod relay;
 #[path = "http/replay.rs"]

@@ -27,6 +27,7 @@ use super::{
     origin::{Origin, Origins},
     outlier,
     policies::Policies,
+    queue,
     rules::{PreparedRule, backend_to},
     sockets::{Opener, Sockets},
     table::{self, HostedRule, Section},
@@ -42,6 +43,7 @@ pub(crate) fn compile(
 ) {
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
+        queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
         let (set, span) = endpoints(object, problems);
         output.endpoints(set, span, problems);
         for (endpoint, name) in listed(object) {
@@ -213,6 +215,11 @@ fn breaker(
     service.recovery = outlier::recovery(spec, service.outlier.as_ref(), problems);
     let span = spec.and_then(outlier::recovery_span);
     origins.push(("recovery", span.map_or(Origin::Default, of)));
+    let written = spec.and_then(|s| s.queue.as_ref());
+    service.admission.queue = written.map(|q| queue::compile(q, service, problems));
+    if let Some(written) = written {
+        origins.push(("queue", of(written.span)));
+    }
 }
 
 /// The listed endpoints and their names.
@@ -272,6 +279,7 @@ fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
         weight: written.weight.as_ref().map_or(100, |w| ***w),
         priority: written.priority.as_ref().map_or(0, |p| ***p),
         health: Health::Unknown,
+        slots: written.slots.as_ref().map(|s| ***s),
         gpu: written.gpu.as_ref().map(|gpu| Gpu {
             vendor: match gpu.vendor.value {
                 GpuVendor::Amd => "amd".to_owned(),

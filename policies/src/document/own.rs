@@ -132,6 +132,8 @@ object! {
         "priority" => priority: Option<At<Whole<0, 127>>>,
         /// The accelerator it works on.
         "gpu" => gpu: Option<GpuSpec>,
+        /// Requests it works on at a time, where its Service has a queue; default: as the queue says.
+        "slots" => slots: Option<At<Whole<1, 100_000>>>,
         /// A proxy beside it that takes its traffic.
         "sidecar" => sidecar: Option<SidecarSpec>,
     }
@@ -437,6 +439,8 @@ object! {
         "endpoint" => endpoint: Option<LimitsSpec>,
         /// Ejection of endpoints that fail (on by default), or lag behind the others.
         "outlier" => outlier: Option<OutlierSpec>,
+        /// Requests wait in the proxy until an endpoint has a slot for them; off unless it is there.
+        "queue" => queue: Option<QueueSpec>,
         /// An endpoint that comes back gets its full share only after this, and more and more until then;
         /// default 10s, `0s` is at once.
         "slowStart" => slow_start: Option<At<Time>>,
@@ -459,6 +463,34 @@ object! {
         "maxPending" => max_pending: Option<At<Count>>,
         /// Body bytes of unfinished exchanges.
         "maxBytesInFlight" => max_bytes_in_flight: Option<At<Bytes>>,
+    }
+}
+
+object! {
+    /// A queue before the endpoints: a request gets one of them when a slot comes free there.
+    struct QueueSpec {
+        /// Requests an endpoint works on at a time, where it does not say so itself; default 1.
+        "slots" => slots: Option<At<Whole<1, 100_000>>>,
+        /// Most requests that wait; default 1000.
+        "maxRequests" => max_requests: Option<At<Whole<1, 1_000_000>>>,
+        /// Most declared body bytes of those that wait; default 10GiB.
+        "maxBytes" => max_bytes: Option<At<Bytes>>,
+        /// Longest wait; default 60s.
+        "maxWait" => max_wait: Option<At<PositiveTime>>,
+        /// Shares of the slots where not all can be served.
+        "weights" => weights: Option<At<WeightsSpec>>,
+    }
+}
+
+object! {
+    /// Shares of the classes, in proportion to each other.
+    struct WeightsSpec {
+        /// 1 to 1000; default 16.
+        "interactive" => interactive: Option<At<Whole<1, 1_000>>>,
+        /// 1 to 1000; default 4.
+        "bulk" => bulk: Option<At<Whole<1, 1_000>>>,
+        /// 1 to 1000; default 1.
+        "background" => background: Option<At<Whole<1, 1_000>>>,
     }
 }
 

@@ -32,6 +32,9 @@ pub struct Endpoint {
     pub health: Health,
     /// The accelerator it works on.
     pub gpu: Option<Gpu>,
+    /// Requests it works on at a time, where its service has a queue; `None` = as the queue says.
+    #[serde(default)]
+    pub slots: Option<u32>,
 }
 
 /// Region, zone and sub-zone, from the largest to the smallest; empty = unknown.
@@ -92,6 +95,7 @@ impl Endpoint {
             priority: 0,
             health: Health::Unknown,
             gpu: None,
+            slots: None,
         }
     }
 }

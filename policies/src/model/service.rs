@@ -116,7 +116,57 @@ pub struct Thresholds {
 /// What a `BreakerPolicy` says that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Admission {}
+pub struct Admission {
+    /// Requests wait in the proxy until an endpoint has a slot for them; `None` = they are sent at once.
+    pub queue: Option<Queue>,
+}
+
+/// A queue before the endpoints of a service. Each has so many slots; a request that finds none
+/// free waits in the proxy, and gets an endpoint when a slot comes free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// Requests an endpoint works on at a time, where it does not say so itself. Default 1.
+    pub slots: u32,
+    /// The most requests that wait. Default 1,000.
+    pub max_requests: u32,
+    /// The most declared body bytes of those that wait. Default 10 GiB.
+    pub max_bytes: u64,
+    /// The longest a request waits. Default 60 s.
+    pub max_wait: Duration,
+    /// Shares of the slots where not all can be served.
+    pub weights: ClassWeights,
+}
+
+/// Shares of the classes, in proportion to each other; each from 1 to 1,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClassWeights {
+    /// Default 16.
+    pub interactive: u32,
+    /// Default 4.
+    pub bulk: u32,
+    /// Default 1.
+    pub background: u32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            slots: 1,
+            max_requests: 1000,
+            max_bytes: 10 << 30,
+            max_wait: Duration::from_secs(60),
+            weights: ClassWeights::default(),
+        }
+    }
+}
+
+impl Default for ClassWeights {
+    fn default() -> Self {
+        Self { interactive: 16, bulk: 4, background: 1 }
+    }
+}
 
 /// Retries allowed at a time: a few always, beyond those a share of the requests in flight and,
 /// as far as bodies are sent again, of the bytes in flight.

@@ -3,13 +3,13 @@
 use std::{fs, sync::atomic::Ordering::Relaxed};
 
 use serde_json::{Value, json};
-use towpath_policies::model::{Health, Recovery};
+use towpath_policies::model::{Class, Health, Service};
 
 use crate::{
     access_log::Rfc3339,
     control::Control,
     metrics::registry,
-    upstream::{EndpointState, now_ms},
+    upstream::{EndpointState, ServiceLive, now_ms, queue::Queue},
 };
 
 pub(super) fn config_dump(control: &Control) -> Value {
@@ -60,7 +60,7 @@ pub(super) fn endpoints(control: &Control) -> Value {
         .iter()
         .map(|(name, service)| {
             let live = &service.live;
-            let each = service.endpoints.iter().map(|e| endpoint(e, &service.spec.recovery, now));
+            let each = service.endpoints.iter().map(|e| endpoint(e, &service.spec, now));
             let value = json!({
                 "protocol": service.spec.protocol,
                 "requests_in_flight": live.requests.load(Relaxed),
@@ -68,6 +68,7 @@ pub(super) fn endpoints(control: &Control) -> Value {
                 "connections": live.connections.load(Relaxed),
                 "pending": live.pending.load(Relaxed),
                 "panics": live.panics.load(Relaxed),
+                "queue": service.spec.admission.queue.is_some().then(|| queue(live)),
                 "endpoints": each.collect::<Value>(),
             });
             (name.clone(), value)
@@ -76,8 +77,25 @@ pub(super) fn endpoints(control: &Control) -> Value {
         .into()
 }
 
-fn endpoint(endpoint: &EndpointState, recovery: &Recovery, now: u64) -> Value {
+/// Who waits, by class.
+fn queue(live: &ServiceLive) -> Value {
+    lengths(live)
+        .map(|(class, length, bytes)| {
+            (class.name().to_owned(), json!({ "requests": length, "bytes": bytes }))
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn lengths(live: &ServiceLive) -> impl Iterator<Item = (Class, usize, u64)> {
+    let lengths = live.queue.get().map(Queue::lengths);
+    let each = lengths.into_iter().flat_map(|lengths| Class::ALL.into_iter().zip(lengths));
+    each.map(|(class, (length, bytes))| (class, length, bytes))
+}
+
+fn endpoint(endpoint: &EndpointState, service: &Service, now: u64) -> Value {
     let (spec, live) = (&endpoint.spec, &endpoint.live);
+    let slots = service.admission.queue.as_ref().map(|terms| endpoint.slots(terms));
     json!({
         "name": spec.name,
         "address": spec.address.to_string(),
@@ -93,11 +111,13 @@ fn endpoint(endpoint: &EndpointState, recovery: &Recovery, now: u64) -> Value {
         "ejected_for_ms": live.ejected_until_ms.load(Relaxed).saturating_sub(now),
         "ejections": live.ejections.load(Relaxed),
         "last_ejection": live.last_ejection.load().as_ref().map(|e| json!({ "reason": e.reason, "why": e.why })),
-        "weight_percent_now": live.warmth(now, recovery) / 10,
+        "weight_percent_now": live.warmth(now, &service.recovery) / 10,
         "goodput_bytes_per_second": Some(live.goodput.load(Relaxed)).filter(|g| *g > 0),
         "consecutive_failures": live.consecutive_failures.load(Relaxed),
         "requests_in_flight": live.requests.load(Relaxed),
         "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
+        "slots": slots,
+        "slots_used": slots.map(|_| live.slots_used.load(Relaxed)),
         "connections": live.connections.load(Relaxed),
         "pending": live.pending.load(Relaxed),
         "picks_total": live.metrics.picks.value(),
@@ -117,6 +137,12 @@ pub(super) fn measure(control: &Control) {
         registry.gauge("towpath_bytes_in_flight", &of).set(bytes);
         let connections = live.connections.load(Relaxed).into();
         registry.gauge("towpath_upstream_connections", &of).set(connections);
+        for (class, length, bytes) in lengths(live) {
+            let labels = [of[0], ("class", class.name())];
+            let set = |name, value: i64| registry.gauge(name, &labels).set(value);
+            set("towpath_queue_length", i64::try_from(length).unwrap_or(i64::MAX));
+            set("towpath_queue_bytes", i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
         for endpoint in &service.endpoints {
             let labels = [of[0], ("endpoint", endpoint.spec.name.as_str())];
             let usable = endpoint.usable(now).into();

@@ -12,6 +12,7 @@ use http::header;
 use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryCondition;
 
+pub(super) mod queued;
 mod resumed;
 
 use super::{
@@ -76,16 +77,21 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut budget = None;
         let mut held: Option<Held> = None;
         loop {
-            let (endpoint, service) = match (self.place(backend, &tried), held.take()) {
-                (Ok(place), _) => place,
+            let (service, endpoint) = match self.place(backend, &tried).await {
+                Ok(Some(place)) => place,
+                // The configuration changed meanwhile.
+                Ok(None) => continue,
                 // Nobody is left to ask again: what was answered is better than nothing.
-                (Err(_), Some(held)) => {
-                    let (up, head, ticket) = *held;
-                    self.ticket = ticket;
-                    return Ok((up, head, false));
-                }
-                (Err(stop), None) => return Err(stop),
+                Err(stop) => match held.take() {
+                    Some(held) => {
+                        let (up, head, ticket) = *held;
+                        self.ticket = ticket;
+                        return Ok((up, head, false));
+                    }
+                    None => return Err(stop),
+                },
             };
+            held = None;
             if !fresh {
                 self.record.attempts += 1;
             }
@@ -95,6 +101,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Tried1::Stale => {
                     // No endpoint failed here, so nothing is charged: the same one again.
                     // Nor must this request's own place count against it.
+                    self.keep_slot();
                     self.ticket = None;
                     self.replay.rewind();
                     fresh = true;
@@ -126,7 +133,9 @@ impl<D: Downstream> Exchange<'_, D> {
             if answer.is_some() {
                 self.report_status(&service, &endpoint);
             }
-            let ticket = self.ticket.take();
+            let mut ticket = self.ticket.take();
+            // Others need not wait for an answer that is only kept.
+            drop(ticket.as_mut().and_then(|ticket| ticket.slot.take()));
             held = answer.map(|(up, head)| Box::new((up, head, ticket)));
             tried.add(&endpoint);
             self.replay.rewind();
@@ -134,17 +143,6 @@ impl<D: Downstream> Exchange<'_, D> {
             self.half_closed = false;
             self.pause(wait).await?;
         }
-    }
-
-    /// Where the next try goes.
-    fn place(
-        &self,
-        backend: &Backend,
-        tried: &Tried,
-    ) -> Result<(Arc<EndpointState>, Arc<ServiceState>), Stop> {
-        let service = backend.service.as_ref().and_then(|live| live.current.load_full());
-        let service = service.ok_or(Stop::Reply(Reply::NO_SERVICE))?;
-        Ok((self.admit(&service, tried)?, service))
     }
 
     fn facts(&self, reason: RetryReason, answer: Option<&ResponseHead>) -> Facts {
@@ -200,7 +198,9 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Tried1, Stop> {
         let declared = self.head.length.declared();
         self.ticket = None;
-        self.ticket = Some(Ticket::new(service.clone(), endpoint.clone(), declared));
+        let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+        ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
+        self.ticket = Some(ticket);
         self.limits.begin_try();
         self.record.goes_to(endpoint);
         self.limit_grpc();

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryPolicy;
 
 use super::{
+    attempt::queued::{InLine, tenant_of},
     deadline::{Expired, Limits, grpc_timeout},
     digest::Digests,
     headers::with_path,
@@ -57,6 +58,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) response_length: Length,
     /// What goes on with the response if it breaks midway; `None` when nothing may.
     pub(super) resume: Option<Resume>,
+    /// Its part in the queue of its service, where there is one.
+    pub(super) in_line: Option<Box<InLine>>,
     /// The endpoints that broke it, or could not go on.
     pub(super) broke: Option<Box<Tried>>,
     /// What vouches for the bodies, where a policy wants it.
@@ -98,6 +101,7 @@ pub(super) fn run<'a, D: Downstream>(
         half_closed: false,
         response_length: Length::None,
         resume: None,
+        in_line: None,
         broke: None,
         digests: None,
         record: Recorder::new(client, &head, start),
@@ -174,6 +178,12 @@ impl<D: Downstream> Exchange<'_, D> {
         self.limits.ours = overall == forward.timeout;
         self.limits.look = start.checked_add(LISTED_AFTER);
         self.limits.hold(forward.transfer.stall.as_ref(), start);
+        if backend.service.as_ref().is_some_and(|service| service.queue.get().is_some()) {
+            // Before the route changes any field.
+            let tenant =
+                tenant_of(forward.transfer.tenant.as_ref(), &self.head, self.client.peer.addr);
+            self.in_line = Some(Box::new(InLine { tenant, slot: None }));
+        }
         let mirrors = mirror::draw(forward);
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
@@ -369,6 +379,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         // A client that does not read its answer holds no place at an endpoint, and not for long.
         self.ticket = None;
+        self.in_line = None;
         let limit = self.client.listener.options.head_timeout;
         let flushed = match sent {
             Ok(()) => timeout(limit, poll_fn(|cx| self.down.poll_flush(cx)))

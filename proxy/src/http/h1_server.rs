@@ -343,6 +343,10 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
         }
     }
 
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.conn.poll_closed(cx).map(|_| ())
+    }
+
     fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         self.timer.poll(cx, deadline)
     }

@@ -30,7 +30,7 @@ use crate::{
         connect::{Connector, Wire},
         h2_pool,
         pick::{self, Tried},
-        pool,
+        pool, queue,
     },
 };
 
@@ -117,9 +117,19 @@ async fn exchange(
     let service = live.current.load_full()?;
     let declared = head.length.declared();
     service.has_room(declared).ok()?;
-    let endpoint =
-        pick::pick(&service, &Tried::default(), upstream::now_ms(), declared).ok()?.clone();
-    let _ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+    let (endpoint, slot) = if service.spec.admission.queue.is_none() {
+        let picked = pick::pick(&service, &Tried::default(), upstream::now_ms(), declared).ok()?;
+        (picked.clone(), None)
+    } else {
+        // A copy takes nobody's place: without an idle slot it is not sent.
+        let Some(slot) = queue::idle_slot(&service, declared) else {
+            live.metrics.mirrors_dropped.inc();
+            return None;
+        };
+        (slot.endpoint.clone(), Some(slot))
+    };
+    let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+    ticket.slot = slot;
     let mut up = match Wire::towards(service.spec.protocol, head.received) {
         Wire::Http1 => {
             super::headers::join_cookies(&mut head.headers);

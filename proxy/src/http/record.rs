@@ -1,6 +1,9 @@
 //! What is remembered of an exchange, told to metrics and the access log when it is over, however it ends.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderName, header};
@@ -62,6 +65,15 @@ impl<'a> Recorder<'a> {
     /// Notes the route, and the position of the backend drawn.
     pub(super) fn took(&mut self, route: Arc<CompiledRoute>, backend: usize) {
         self.route = Some((route, backend));
+    }
+
+    /// Adds to the time it waited for a slot.
+    pub(super) fn queued(&mut self, waited: Duration) {
+        if let Some(line) = &mut self.line {
+            let before = line.queued_ms.unwrap_or(0);
+            let waited = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+            line.queued_ms = Some(before.saturating_add(waited));
+        }
     }
 
     pub(super) fn route(&self) -> Option<&CompiledRoute> {

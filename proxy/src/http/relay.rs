@@ -45,6 +45,11 @@ pub(super) trait Downstream: Send {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>>;
     /// Ready when the client is gone, or has closed its sending side.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone>;
+    /// Ready when the client is gone, or will send no more, while its request waits. Unlike
+    /// [`Self::poll_gone`] it also looks while a body is on its way, of which it reads a little.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_gone(cx).map(|_| ())
+    }
     /// Ready once `deadline` has passed.
     fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
     /// Ends the exchange so that the client cannot take it for complete.

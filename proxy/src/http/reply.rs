@@ -1,6 +1,6 @@
 //! Answers the proxy gives itself: a status, a reason for machines, a sentence for people.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, num::NonZeroU32, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -8,12 +8,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use super::message::{Length, ResponseHead};
 use crate::upstream::admission::Limit;
 
+mod grpc_retry;
+
 /// An answer that does not come from an endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) reason: &'static str,
     text: Cow<'static, str>,
+    /// Seconds after which another try may have more luck.
+    retry_after: Option<NonZeroU32>,
 }
 
 const REASON: HeaderName = HeaderName::from_static("x-towpath-reason");
@@ -27,6 +31,7 @@ macro_rules! replies {
                 status: StatusCode::$status,
                 reason: $reason,
                 text: Cow::Borrowed($text),
+                retry_after: None,
             };)*
         }
     };
@@ -44,6 +49,9 @@ replies! {
     SPOOL = SERVICE_UNAVAILABLE, "spool", "The copy of the request body that another try needs cannot be read from disk.";
     MALFORMED = BAD_GATEWAY, "upstream_protocol", "The endpoint's answer is not valid HTTP.";
     DIGEST = BAD_GATEWAY, "digest", "The endpoint's answer does not match its digest.";
+    QUEUE_FULL = SERVICE_UNAVAILABLE, "queue_full", "Too many requests wait for the service already.";
+    QUEUE_DISPLACED = SERVICE_UNAVAILABLE, "queue_displaced", "Too many requests wait for the service, and this one had to make room.";
+    QUEUE_WAIT = SERVICE_UNAVAILABLE, "queue_wait", "No endpoint of the service had a slot in time.";
     TIMEOUT = GATEWAY_TIMEOUT, "timeout", "The endpoint did not answer in time.";
     IDLE = GATEWAY_TIMEOUT, "idle_timeout", "Nothing moved for too long.";
     STALL = GATEWAY_TIMEOUT, "stall", "The endpoint took too little of the request body for too long.";
@@ -58,12 +66,22 @@ replies! {
 impl Reply {
     /// 400.
     pub(super) const fn bad_request(text: &'static str) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: "bad_request", text: Cow::Borrowed(text) }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: "bad_request",
+            text: Cow::Borrowed(text),
+            retry_after: None,
+        }
     }
 
     /// The request body does not match its digest, or the digest is malformed.
     pub(super) const fn bad_digest(text: &'static str) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: "digest", text: Cow::Borrowed(text) }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: "digest",
+            text: Cow::Borrowed(text),
+            retry_after: None,
+        }
     }
 
     /// A breaker limit is reached.
@@ -72,7 +90,14 @@ impl Reply {
             status: StatusCode::SERVICE_UNAVAILABLE,
             reason: "overflow",
             text: format!("The limit on {} is reached.", Limit::NAMES[limit as usize]).into(),
+            retry_after: None,
         }
+    }
+
+    /// The same, and when to come again: after this time, rounded up to seconds, at least one.
+    pub(super) fn again_after(self, wait: Duration) -> Self {
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        Self { retry_after: NonZeroU32::new(u32::try_from(seconds).unwrap_or(u32::MAX)), ..self }
     }
 
     /// The head and body to send. For gRPC, a trailers-only response.
@@ -90,8 +115,14 @@ impl Reply {
             if let Ok(text) = HeaderValue::from_str(&self.text) {
                 headers.insert(GRPC_MESSAGE, text);
             }
+            if let Some(seconds) = self.retry_after {
+                grpc_retry::advise(&mut headers, self.grpc_status(), &self.text, seconds.get());
+            }
             let head = ResponseHead { status: StatusCode::OK, headers, length: Length::None };
             return (head, Bytes::new());
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.get().into());
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         let body = Bytes::from(format!("{}\n", self.text));
@@ -103,7 +134,7 @@ impl Reply {
     /// The gRPC status that says the same.
     pub(super) fn grpc_status(&self) -> &'static str {
         match (self.reason, self.status.as_u16()) {
-            ("overflow", _) => "8",
+            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait", _) => "8",
             ("digest", _) => "15",
             (_, 408 | 504) => "4",
             (_, 404 | 405 | 501) => "12",

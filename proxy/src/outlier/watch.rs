@@ -81,6 +81,8 @@ impl Watch {
             if round {
                 recover(service, now_ms);
             }
+            // An endpoint may have come back by itself.
+            service.live.kick();
             let Some(terms) = &service.spec.outlier else {
                 self.services.remove(name);
                 continue;

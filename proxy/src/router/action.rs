@@ -8,7 +8,7 @@ use towpath_policies::model::{
 };
 
 use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
-use crate::upstream::ServiceLive;
+use crate::upstream::{ServiceLive, queue::Estimate};
 
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -39,6 +39,8 @@ pub(crate) struct Backend {
     pub(crate) request_headers: Edit,
     pub(crate) response_headers: Edit,
     pub(crate) metrics: RouteMetrics,
+    /// What its requests take, for the queue of the service.
+    pub(crate) estimate: Arc<Estimate>,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ impl Forward {
                     request_headers: Edit::new(&backend.request_headers)?,
                     response_headers: Edit::new(&backend.response_headers)?,
                     metrics: RouteMetrics::new(listener, &route.name, &backend.service),
+                    estimate: Arc::default(),
                 })
             })
             .collect::<Result<Box<[_]>, String>>()?;

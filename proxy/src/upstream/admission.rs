@@ -8,7 +8,7 @@ use std::sync::{
 
 use towpath_policies::model::Thresholds;
 
-use super::{EndpointLive, EndpointState, ServiceLive, ServiceState};
+use super::{EndpointLive, EndpointState, ServiceLive, ServiceState, queue::Slot};
 use crate::outlier::meter::{Asked, SMALLEST_JUDGED, Transfer};
 
 /// A limit of a breaker.
@@ -22,6 +22,8 @@ pub enum Limit {
     Pending,
     /// Bytes in flight.
     Bytes,
+    /// Requests an endpoint works on at a time.
+    Slots,
 }
 
 /// One try in flight: counted on its service and its endpoint until dropped.
@@ -35,6 +37,8 @@ pub struct Ticket {
     request: Transfer,
     response: Transfer,
     asked: Asked,
+    /// Where there is a queue: what it has of the endpoint. Given back after all else.
+    pub(crate) slot: Option<Box<Slot>>,
 }
 
 /// A connection that stands, counted until dropped.
@@ -64,7 +68,8 @@ const MOST_COUNTED: u64 = 1 << 40;
 
 impl Limit {
     /// Metric label values, in order of the variants.
-    pub const NAMES: [&'static str; 4] = ["connections", "requests", "pending", "bytes_in_flight"];
+    pub const NAMES: [&'static str; 5] =
+        ["connections", "requests", "pending", "bytes_in_flight", "slots"];
 }
 
 impl ServiceState {
@@ -76,9 +81,13 @@ impl ServiceState {
     /// # Errors
     /// The limit that is reached; already counted.
     pub fn has_room(&self, declared_bytes: u64) -> Result<(), Limit> {
+        self.room(declared_bytes).inspect_err(|limit| self.overflow(*limit))
+    }
+
+    /// As [`Self::has_room`], uncounted.
+    pub(crate) fn room(&self, declared_bytes: u64) -> Result<(), Limit> {
         let limits = &self.spec.breaker.service;
         check(limits, &self.live.requests, &self.live.bytes_in_flight, declared_bytes)
-            .inspect_err(|limit| self.overflow(*limit))
     }
 
     /// Counts a refusal.
@@ -184,6 +193,7 @@ impl Ticket {
             request: Transfer::default(),
             response: Transfer::default(),
             asked: Asked::default(),
+            slot: None,
         };
         if declared_bytes >= SMALLEST_JUDGED {
             ticket.request.judge(&ticket.endpoint.live.meter.request);
@@ -227,6 +237,9 @@ impl Ticket {
     pub(crate) fn answered(&mut self, declared_bytes: u64) {
         let meter = &self.endpoint.live.meter;
         self.asked.answered(meter);
+        if let Some(slot) = &mut self.slot {
+            slot.answered = true;
+        }
         if declared_bytes >= SMALLEST_JUDGED {
             self.response.judge(&meter.response);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use towpath_policies::model::Balancer;
+use towpath_policies::model::{Balancer, Queue};
 
 use super::{EndpointState, Level, ServiceState, admission::Limit};
 
@@ -59,32 +59,29 @@ pub fn pick<'a>(
     now_ms: u64,
     declared_bytes: u64,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
-    let heeds = service.spec.recovery.panic_percent == 0;
-    let panic = !heeds && service.live.panics.load(Relaxed);
-    let recovering = service.live.recovering.load(Relaxed);
-    let warm = Warm::All;
-    let mut round =
-        Round { service, tried, now_ms, declared_bytes, panic, recovering, warm, full: None };
-    if let Some(found) = round.any_level() {
-        return Ok(found);
-    }
-    if tried.count > 0 {
-        round.tried = &NOTHING_TRIED;
-        if let Some(found) = round.any_level() {
-            return Ok(found);
-        }
-    }
-    // The last usable one may have gone since the share was last looked at.
-    if round.full.is_none() && !round.panic && !heeds {
-        round.panic = true;
-        if let Some(found) = round.any_level() {
-            return Ok(found);
-        }
-    }
-    Err(round.full.map_or(NoPick::NoneHealthy, |limit| {
-        service.overflow(limit);
-        NoPick::Full(limit)
-    }))
+    let mut round = Round::new(service, tried, now_ms, declared_bytes);
+    round.any_endpoint().ok_or_else(|| {
+        round.full.map_or(NoPick::NoneHealthy, |limit| {
+            service.overflow(limit);
+            NoPick::Full(limit)
+        })
+    })
+}
+
+/// As [`pick`], among the endpoints with a free slot, where the service has a queue. While an
+/// endpoint that was not tried yet is merely busy, it is waited for.
+///
+/// # Errors
+/// [`NoPick`], uncounted.
+pub(crate) fn seat<'a>(
+    service: &'a ServiceState,
+    tried: &Tried,
+    now_ms: u64,
+    declared_bytes: u64,
+) -> Result<&'a Arc<EndpointState>, NoPick> {
+    let mut round = Round::new(service, tried, now_ms, declared_bytes);
+    round.slots = service.spec.admission.queue.as_ref();
+    round.any_endpoint().ok_or_else(|| round.full.map_or(NoPick::NoneHealthy, NoPick::Full))
 }
 
 static NOTHING_TRIED: Tried = Tried { seen: [0; 8], count: 0 };
@@ -103,6 +100,8 @@ struct Round<'a, 't> {
     recovering: bool,
     warm: Warm,
     full: Option<Limit>,
+    /// Only endpoints with a free slot are eligible.
+    slots: Option<&'a Queue>,
 }
 
 /// Who may be picked where endpoints are not weighed against each other.
@@ -116,7 +115,42 @@ enum Warm {
     Passed,
 }
 
-impl<'a> Round<'a, '_> {
+impl<'a, 't> Round<'a, 't> {
+    fn new(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, declared_bytes: u64) -> Self {
+        let heeds = service.spec.recovery.panic_percent == 0;
+        Self {
+            service,
+            tried,
+            now_ms,
+            declared_bytes,
+            panic: !heeds && service.live.panics.load(Relaxed),
+            recovering: service.live.recovering.load(Relaxed),
+            warm: Warm::All,
+            full: None,
+            slots: None,
+        }
+    }
+
+    fn any_endpoint(&mut self) -> Option<&'a Arc<EndpointState>> {
+        if let Some(found) = self.any_level() {
+            return Some(found);
+        }
+        let waits = self.slots.is_some() && self.full.is_some();
+        if self.tried.count > 0 && !waits {
+            self.tried = &NOTHING_TRIED;
+            if let Some(found) = self.any_level() {
+                return Some(found);
+            }
+        }
+        // The last usable one may have gone since the share was last looked at.
+        let heeds = self.service.spec.recovery.panic_percent == 0;
+        if self.full.is_none() && !self.panic && !heeds {
+            self.panic = true;
+            return self.any_level();
+        }
+        None
+    }
+
     fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
         service.levels.iter().find_map(|level| self.level(level))
@@ -245,6 +279,10 @@ impl<'a> Round<'a, '_> {
             return None;
         }
         if self.warm != Warm::All && self.passes_over(endpoint) {
+            return None;
+        }
+        if self.slots.is_some_and(|terms| !endpoint.has_slot(terms)) {
+            self.full = Some(Limit::Slots);
             return None;
         }
         match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {

@@ -34,6 +34,8 @@ pub(crate) struct Setup {
     pub(crate) service: Service,
     pub(crate) endpoints: Vec<SocketAddr>,
     pub(crate) forward: Forward,
+    /// Further routes, by prefix of the path.
+    pub(crate) also: Vec<(&'static str, Forward)>,
     pub(crate) options: HttpOptions,
     pub(crate) spool: Option<Arc<Space>>,
     pub(crate) access_log: Option<AccessLog>,
@@ -75,6 +77,7 @@ impl Setup {
                     ..RetryPolicy::default()
                 },
             },
+            also: Vec::new(),
             options: HttpOptions::default(),
             spool: None,
             access_log: None,
@@ -95,7 +98,7 @@ impl Setup {
         let endpoints = self.endpoints.iter().copied().map(Endpoint::new).collect();
         let set = EndpointSet { service: "origin".into(), endpoints };
         let service = upstream::reconcile(None, Arc::new(self.service), &set, 1).unwrap();
-        let table = table(Action::Forward(self.forward));
+        let table = table(self.also, self.forward);
         let live = service.live.clone();
         let router =
             Router::compile("test", &table, &|name| (name == "origin").then(|| live.clone()));
@@ -113,17 +116,18 @@ impl Setup {
     }
 }
 
-fn table(action: Action) -> RouteTable {
-    let route = Route {
-        name: "all".into(),
+fn table(mut routes: Vec<(&'static str, Forward)>, rest: Forward) -> RouteTable {
+    routes.push(("/", rest));
+    let route = |(prefix, forward): (&str, Forward)| Route {
+        name: if prefix == "/" { "all".into() } else { prefix.into() },
         matches: RouteMatch {
-            path: PathMatch::Prefix("/".into()),
+            path: PathMatch::Prefix(prefix.into()),
             method: None,
             headers: Vec::new(),
             query: Vec::new(),
             grpc: false,
         },
-        action,
+        action: Action::Forward(forward),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
     };
@@ -132,7 +136,7 @@ fn table(action: Action) -> RouteTable {
         virtual_hosts: vec![VirtualHost {
             name: "all".into(),
             domains: vec!["*".into()],
-            routes: vec![route],
+            routes: routes.into_iter().map(route).collect(),
         }],
     }
 }

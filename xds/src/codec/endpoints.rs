@@ -75,6 +75,7 @@ fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEn
     extra.keep("name", &endpoint.name, &endpoint.address.to_string());
     extra.keep("coordinates", &endpoint.coordinates, &None);
     extra.keep("gpu", &endpoint.gpu, &None);
+    extra.keep("slots", &endpoint.slots, &None);
     extra.keep("priority", &endpoint.priority, &rank);
     extra.keep("index", &index, &None);
     let health = match endpoint.health {
@@ -164,6 +165,7 @@ impl Reader {
         extra.restore("name", &mut endpoint.name)?;
         extra.restore("coordinates", &mut endpoint.coordinates)?;
         extra.restore("gpu", &mut endpoint.gpu)?;
+        extra.restore("slots", &mut endpoint.slots)?;
         extra.restore("priority", &mut endpoint.priority)?;
         extra.restore("index", &mut index)?;
         refuse_if(
@@ -176,6 +178,7 @@ impl Reader {
             "gpu.count",
             "must be at least 1",
         )?;
+        refuse_if(endpoint.slots == Some(0), "slots", "must be at least 1")?;
         self.endpoints.push((index, endpoint));
         Ok(())
     }

@@ -356,6 +356,21 @@ fn recovery() -> impl Strategy<Value = Recovery> {
     })
 }
 
+fn admission() -> impl Strategy<Value = Admission> {
+    let weights = (1u32..=1000, 1u32..=1000, 1u32..=1000)
+        .prop_map(|(interactive, bulk, background)| ClassWeights { interactive, bulk, background });
+    let queue = (1u32..100, 1u32..=1_000_000, 0u64..1 << 50, duration(), weights).prop_map(
+        |(slots, max_requests, max_bytes, max_wait, weights)| Queue {
+            slots,
+            max_requests,
+            max_bytes,
+            max_wait,
+            weights,
+        },
+    );
+    option::of(queue).prop_map(|queue| Admission { queue })
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -387,12 +402,21 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
             duration(),
             duration(),
             budget,
+            admission(),
         ),
     )
         .prop_map(
             |(
                 (name, protocol, discovery, tls, balancer, breaker),
-                (outlier, recovery, health_check, connect_timeout, pool_idle_timeout, retry_budget),
+                (
+                    outlier,
+                    recovery,
+                    health_check,
+                    connect_timeout,
+                    pool_idle_timeout,
+                    retry_budget,
+                    admission,
+                ),
             )| Service {
                 name,
                 protocol,
@@ -402,7 +426,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 breaker,
                 outlier,
                 recovery,
-                admission: Admission::default(),
+                admission,
                 health_check,
                 connect_timeout,
                 pool_idle_timeout,
@@ -431,11 +455,12 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         1u32..=1_000_000,
         0u32..4,
         health,
-        option::of(gpu),
+        (option::of(gpu), option::of(1u32..100)),
     );
     (name(), vec((address(), endpoint), 0..8)).prop_map(|(service, list)| {
         let mut endpoints: Vec<Endpoint> = Vec::new();
-        for (address, (name, locality, coordinates, weight, priority, health, gpu)) in list {
+        for (address, (name, locality, coordinates, weight, priority, health, (gpu, slots))) in list
+        {
             if endpoints.iter().any(|e| e.address == address) {
                 continue;
             }
@@ -450,6 +475,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
                 priority,
                 health,
                 gpu,
+                slots,
             });
         }
         EndpointSet { service, endpoints }

@@ -53,7 +53,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Err(if late { Cut::Expired(Expired::Overall) } else { cut });
             };
             self.record.attempts += 1;
-            match self.rest_from_another(policy, &service, &mut tried, wait).await {
+            match self.rest_from_another(policy, backend, &service, &mut tried, wait).await {
                 Ok(Ok(up)) => {
                     count(ResumeOutcome::Resumed);
                     self.broke = Some(tried);
@@ -97,6 +97,7 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn rest_from_another(
         &mut self,
         policy: &RetryPolicy,
+        backend: &Backend,
         service: &Arc<ServiceState>,
         tried: &mut Tried,
         wait: Duration,
@@ -104,7 +105,9 @@ impl<D: Downstream> Exchange<'_, D> {
         // The idle time begins anew.
         self.moved = true;
         self.pause(wait).await?;
-        let endpoint = self.admit(service, tried)?;
+        let placed = self.place(backend, service.clone(), tried).await?;
+        let Some((service, endpoint)) = placed else { return Ok(Err(ResumeOutcome::Failed)) };
+        let service = &service;
         tried.add(&endpoint);
         let delivered = self.record.response_bytes;
         let asked = self.resume.as_ref().and_then(|r| r.request(&self.head.headers, delivered));
@@ -115,6 +118,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut came = self.try_once(service, &endpoint, false).await;
         if let Ok(Tried1::Stale) = came {
             // As in `attempts`: the same one again, for nothing.
+            self.keep_slot();
             self.ticket = None;
             came = self.try_once(service, &endpoint, true).await;
         }
