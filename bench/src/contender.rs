@@ -135,7 +135,7 @@ impl fmt::Display for Contender {
 }
 
 /// Writes a configuration file, naming it in the error.
-fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
     use anyhow::Context as _;
     let path = folder.join(name);
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;

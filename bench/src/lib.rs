@@ -1,5 +1,6 @@
 //! Measures Towpath's proxy side by side with its peers: every proxy does the same work, on the
-//! same core, in the same run, turn by turn.
+//! same core, in the same run, turn by turn ([`peers`]), and shows what becomes of bulk traffic
+//! when something else goes on at the same time ([`bulk`]).
 //!
 //! The bench deliberately does not link the proxy it measures. Each contender is a process of its
 //! own, started from a configuration the bench writes ([`contender`]); the load ([`load`]) and the
@@ -7,6 +8,7 @@
 //! the kernel's accounting of the proxy's process tree ([`meter`]). What the figures mean, and how
 //! to repeat them, is written in `BENCHMARKS.md`.
 
+pub mod bulk;
 pub mod case;
 pub mod check;
 pub mod contender;
@@ -21,6 +23,7 @@ pub mod process;
 pub mod report;
 pub mod results;
 pub mod shim;
+pub(crate) mod stage;
 pub mod stats;
 pub mod tools;
 pub mod wire;

@@ -187,11 +187,11 @@ impl Tickets {
     }
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(micros(MAX_LATENCY), 3)
         .expect("one microsecond to two minutes in three digits is a valid range")
 }
 
-fn micros(latency: Duration) -> u64 {
+pub(crate) fn micros(latency: Duration) -> u64 {
     u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1)
 }

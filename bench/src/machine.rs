@@ -41,6 +41,16 @@ impl Machine {
                 .unwrap_or(0.0),
         }
     }
+
+    /// The machine in a line.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Self { cpu, cores, kernel, system, memory_mib, load_at_start } = self;
+        format!(
+            "{cpu}, {cores} cores, {memory_mib} MiB, Linux {kernel}, {system}; load average at the \
+             start {load_at_start:.2}"
+        )
+    }
 }
 
 fn read(path: &str) -> String {

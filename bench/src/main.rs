@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use towpath_bench::{forward, peers, shim};
+use towpath_bench::{bulk, forward, peers, shim};
 
 /// Measures Towpath's proxy side by side with its peers.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     /// Compare with Envoy, HAProxy and nginx, turn by turn in one run.
     Peers(peers::PeersArgs),
+    /// Show what becomes of bulk traffic: replay, interactive latency, queues, ejection, rebalancing.
+    Bulk(bulk::BulkArgs),
     /// Become another program on a given core.
     #[command(hide = true)]
     Exec(shim::ExecArgs),
@@ -28,6 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Peers(args) => peers::run(&args),
+        Command::Bulk(args) => bulk::run(&args),
         Command::Exec(args) => shim::exec(&args).map(|never| match never {}),
         Command::Forward(args) => forward::forward(&args).map(|()| true),
     };

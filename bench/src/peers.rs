@@ -3,35 +3,27 @@
 //! The proxy has one core, the load and the origin share one thread on another.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
 
 use crate::case::{Case, Counts, SMALL_BODY, Sizes, Work};
 use crate::check;
 use crate::contender::{Contender, Ports};
 use crate::load::{Outcome, Session};
 use crate::machine::Machine;
+use crate::meter::ProcessTree;
 use crate::origin::{self, Origin};
 use crate::process::{Proxy, free_port};
 use crate::report::{self, Form};
 use crate::results::{Missing, Performance, Results, Turn};
 use crate::shim;
+use crate::stage::{QUIET, SETTLE, Stage, chosen, print, stay_awake, write_file};
 use crate::tools::{Given, Tools};
-
-/// How long a proxy stays untouched before its memory at rest is read.
-const SETTLE: Duration = Duration::from_millis(500);
-/// Lets a proxy finish what it does after its last answer, so that its books are closed.
-const QUIET: Duration = Duration::from_millis(30);
-/// How long one turn may take at most.
-const TURN_LIMIT: Duration = Duration::from_secs(180);
 
 /// Compare with Envoy, `HAProxy` and nginx.
 #[derive(Debug, clap::Args)]
@@ -94,7 +86,7 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<bool> {
     let mut bench = Bench::new(args, tools)?;
     let mut results = Results {
         machine,
-        pinned: bench.cores.is_some(),
+        pinned: bench.stage.cores.is_some(),
         sizes: args.sizes(),
         rounds: usize::from(args.rounds),
         versions: contenders.iter().map(|c| (*c, bench.tools.version(*c))).collect(),
@@ -120,15 +112,13 @@ fn finish(args: &PeersArgs, results: &Results, took: Duration) -> anyhow::Result
         print(&format!("bars\n{}", lines.concat()));
     }
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&results.to_json())?;
-        std::fs::write(path, text + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_file(path, &(serde_json::to_string_pretty(&results.to_json())? + "\n"))?;
     }
     if let Some(path) = &args.markdown {
         let tables: Vec<String> =
             report::tables(results).iter().map(|table| table.render(Form::Markdown)).collect();
         let text = format!("{}\n\n{}", report::preamble(results), tables.join("\n"));
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write_file(path, &text)?;
     }
     if args.check && short > 0 {
         eprintln!("{short} of {} bars fall short", verdicts.len());
@@ -137,32 +127,13 @@ fn finish(args: &PeersArgs, results: &Results, took: Duration) -> anyhow::Result
     Ok(true)
 }
 
-fn print(text: &str) {
-    // A closed pipe is the reader's wish; the run goes on for the files.
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-fn chosen<T: Copy + Ord>(asked: &[T], all: &[T]) -> Vec<T> {
-    all.iter().filter(|one| asked.is_empty() || asked.contains(one)).copied().collect()
-}
-
-/// The cores of the two sides.
-#[derive(Debug, Clone, Copy)]
-struct Cores {
-    proxy: usize,
-    load: usize,
-}
-
 /// What all cases of a run share.
 struct Bench {
+    stage: Stage,
     tools: Tools,
     origin: Origin,
-    runtime: Runtime,
-    cores: Option<Cores>,
     rounds: u16,
     sizes: Sizes,
-    interrupt: Signal,
-    terminate: Signal,
 }
 
 /// A proxy set up for a case.
@@ -176,27 +147,9 @@ struct Entrant {
 
 impl Bench {
     fn new(args: &PeersArgs, tools: Tools) -> anyhow::Result<Self> {
-        let cores = if args.no_pin { None } else { split_cores(&shim::allowed_cores()) };
-        if let Some(cores) = cores {
-            shim::pin_this_thread(cores.load)?;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let origin = runtime.block_on(origin::start(args.small_body))?;
-        // Caught, so that the proxies are ended and their folders removed.
-        let (interrupt, terminate) = {
-            let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-        };
-        Ok(Self {
-            tools,
-            origin,
-            runtime,
-            cores,
-            rounds: args.rounds,
-            sizes: args.sizes(),
-            interrupt,
-            terminate,
-        })
+        let stage = Stage::set(args.no_pin)?;
+        let origin = stage.runtime.block_on(origin::start(args.small_body))?;
+        Ok(Self { stage, tools, origin, rounds: args.rounds, sizes: args.sizes() })
     }
 
     fn run_case(
@@ -258,7 +211,8 @@ impl Bench {
             origin: contender.origin_port(setup, &self.origin),
         };
         let command = contender.prepare(setup, ports, &self.tools, folder.path())?;
-        let mut proxy = Proxy::start(&command, self.cores.map(|cores| cores.proxy), folder.path())?;
+        let mut proxy =
+            Proxy::start(&command, self.stage.cores.map(|cores| cores.proxy), folder.path())?;
         proxy.wait_until_listening(ports.listen)?;
         Ok(Entrant { contender, proxy, ports, _folder: folder })
     }
@@ -267,17 +221,9 @@ impl Bench {
     fn turn(&mut self, case: Case, entrant: &Entrant) -> anyhow::Result<anyhow::Result<Turn>> {
         let work = case.work(self.sizes);
         let counts = case.counts(self.sizes);
-        let (interrupt, terminate) = (&mut self.interrupt, &mut self.terminate);
-        let turn = self.runtime.block_on(async {
-            tokio::select! {
-                turn = measure(&self.origin, entrant, work, counts) => Ok(turn),
-                () = tokio::time::sleep(TURN_LIMIT) => {
-                    Ok(Err(anyhow!("the turn took longer than {TURN_LIMIT:?}")))
-                }
-                _ = interrupt.recv() => Err(anyhow!("interrupted")),
-                _ = terminate.recv() => Err(anyhow!("terminated")),
-            }
-        })?;
+        let tree = entrant.proxy.tree();
+        let measured = measure(&self.origin, &tree, entrant.ports.listen, work, counts);
+        let turn = self.stage.turn(measured)?;
         Ok(turn.with_context(|| match entrant.proxy.last_words() {
             words if words.is_empty() => "in its turn".to_owned(),
             words => format!("in its turn ({words})"),
@@ -285,17 +231,18 @@ impl Bench {
     }
 }
 
-async fn measure(
+/// Does `work` through the proxy at `target` and reads its books before and after.
+pub(crate) async fn measure(
     origin: &Origin,
-    entrant: &Entrant,
+    tree: &ProcessTree,
+    target: SocketAddr,
     work: Work,
     counts: Counts,
 ) -> anyhow::Result<Turn> {
-    let tree = entrant.proxy.tree();
     let (requests, uploaded) = (origin.seen.requests(), origin.seen.uploaded());
     tree.reset_peak();
     let _awake = (!matches!(work, Work::Idle { .. })).then(stay_awake);
-    let mut session = Session::connect(entrant.ports.listen, work).await?;
+    let mut session = Session::connect(target, work).await?;
     let warm = session.run(counts.warm_up).await?;
     tokio::time::sleep(QUIET).await;
     let before = tree.cpu();
@@ -333,51 +280,8 @@ fn compare_with_origin(
     Ok(())
 }
 
-/// Keeps this thread polling its sockets instead of sleeping until the guard is dropped.
-///
-/// If the load slept whenever a proxy is slower than it, each of that proxy's sends would have to
-/// wake another core: an interrupt between processors, on a virtual machine an exit to the
-/// hypervisor, that costs more than the request and that no network card would charge it for.
-fn stay_awake() -> JoinSet<()> {
-    let mut guard = JoinSet::new();
-    guard.spawn(async {
-        loop {
-            tokio::task::yield_now().await;
-        }
-    });
-    guard
-}
-
 fn failure(case: Case, contender: Contender, error: &anyhow::Error) -> Missing {
     let text = format!("{error:#}");
     eprintln!("{case}: {contender} failed: {text}");
     Missing::Failed(text)
-}
-
-/// A core for the proxy and another for the load and the origin.
-fn split_cores(allowed: &[usize]) -> Option<Cores> {
-    match *allowed {
-        [] | [_] => None,
-        [proxy, load, ..] => Some(Cores { proxy, load }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_proxy_has_its_core_alone() {
-        assert!(split_cores(&[]).is_none() && split_cores(&[3]).is_none());
-        for allowed in [&[0, 1][..], &[2, 5, 7], &[0, 1, 2, 3]] {
-            let cores = split_cores(allowed).expect("two or more");
-            assert_ne!(cores.proxy, cores.load);
-        }
-    }
-
-    #[test]
-    fn a_choice_keeps_the_order_of_all() {
-        assert_eq!(chosen(&[], Case::all()), Case::all());
-        assert_eq!(chosen(&[Case::Tcp, Case::H1Small], Case::all()), [Case::H1Small, Case::Tcp]);
-    }
 }

@@ -39,20 +39,14 @@ pub fn tables(results: &Results) -> Vec<Table> {
 /// The line that says where and how a run took place.
 #[must_use]
 pub fn preamble(results: &Results) -> String {
-    let machine = &results.machine;
     let versions: Vec<String> = results
         .versions
         .iter()
         .map(|(contender, version)| format!("{contender} {version}"))
         .collect();
     format!(
-        "{}, {} cores, {} MiB, Linux {}, {}; load average at the start {:.2}; {} rounds{}{}; small answers of {} bytes; {}",
-        machine.cpu,
-        machine.cores,
-        machine.memory_mib,
-        machine.kernel,
-        machine.system,
-        machine.load_at_start,
+        "{}; {} rounds{}{}; small answers of {} bytes; {}",
+        results.machine.describe(),
         results.rounds,
         if results.pinned {
             ", proxy and load pinned to cores of their own"
@@ -157,6 +151,16 @@ pub fn rest_table(results: &Results) -> Table {
 }
 
 impl Table {
+    /// A table; every row has as many cells as the header.
+    pub(crate) fn new(
+        title: &str,
+        header: Vec<String>,
+        rows: Vec<Vec<String>>,
+        notes: Vec<String>,
+    ) -> Self {
+        Self { title: title.to_owned(), header, rows, notes }
+    }
+
     /// The table as text.
     #[must_use]
     pub fn render(&self, form: Form) -> String {

@@ -59,6 +59,12 @@ pub fn allowed_cores() -> Vec<usize> {
     (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
 }
 
+/// Lets every other thread go before the calling one.
+pub fn go_last() {
+    // Best effort: it concerns nothing but how quiet a measurement is.
+    let _ = rustix::process::setpriority_process(None, 19);
+}
+
 /// Raises the limit of open files to the most this process may have; children inherit it.
 pub fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);

@@ -22,7 +22,7 @@ pub struct Session {
 
 /// One keep-alive connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     buffer: ReadBuffer,
 }
@@ -71,7 +71,7 @@ impl Session {
 }
 
 impl Connection {
-    pub(super) async fn open(target: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn open(target: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(target)
             .await
             .with_context(|| format!("the proxy refuses a connection on {target}"))?;
@@ -80,7 +80,7 @@ impl Connection {
     }
 
     /// Sends a request and takes its whole answer, whose body must have `body` bytes.
-    pub(super) async fn exchange(&mut self, request: &[u8], body: usize) -> io::Result<()> {
+    pub(crate) async fn exchange(&mut self, request: &[u8], body: usize) -> io::Result<()> {
         write_all(&self.stream, request).await?;
         loop {
             if self.buffer.fill(&self.stream).await? == 0 {
@@ -104,7 +104,7 @@ impl Connection {
 }
 
 /// The request: what a service's client would send, without a body.
-pub(super) fn request() -> Vec<u8> {
+pub(crate) fn request() -> Vec<u8> {
     format!(
         "GET /small HTTP/1.1\r\nhost: {AUTHORITY}\r\nuser-agent: towpath-bench/1\r\n\
          accept: application/json\r\nx-batch: lineitem-000017\r\n\

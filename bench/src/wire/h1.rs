@@ -83,7 +83,9 @@ fn has_header(head: &[u8], name: &[u8]) -> bool {
     header(head, name).is_some()
 }
 
-fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+/// The value of a header of a head, without the space around it; names in any case.
+#[must_use]
+pub fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     head.split(|b| *b == b'\n').find_map(|line| {
         let colon = name.len();
         let matches = line.get(colon) == Some(&b':') && line[..colon].eq_ignore_ascii_case(name);
