@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::model::{
     Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
-    PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds,
-    ValueMatch, WeightedBackend,
+    PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall, TenantKey,
+    Thresholds, ValueMatch, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.

@@ -133,9 +133,7 @@ impl<D: Downstream> Exchange<'_, D> {
             if answer.is_some() {
                 self.report_status(&service, &endpoint);
             }
-            let mut ticket = self.ticket.take();
-            // Others need not wait for an answer that is only kept.
-            drop(ticket.as_mut().and_then(|ticket| ticket.slot.take()));
+            let ticket = self.set_aside();
             held = answer.map(|(up, head)| Box::new((up, head, ticket)));
             tried.add(&endpoint);
             self.replay.rewind();
@@ -165,6 +163,13 @@ impl<D: Downstream> Exchange<'_, D> {
         {
             self.replay.give_up();
         }
+    }
+
+    /// Takes the ticket of an answer that is only kept: nobody need wait for it.
+    fn set_aside(&mut self) -> Option<Ticket> {
+        let mut ticket = self.ticket.take()?;
+        ticket.set_aside();
+        Some(ticket)
     }
 
     fn admit(

@@ -39,6 +39,8 @@ pub struct Ticket {
     asked: Asked,
     /// Where there is a queue: what it has of the endpoint. Given back after all else.
     pub(crate) slot: Option<Box<Slot>>,
+    /// No longer one of the requests in flight.
+    aside: bool,
 }
 
 /// A connection that stands, counted until dropped.
@@ -194,12 +196,27 @@ impl Ticket {
             response: Transfer::default(),
             asked: Asked::default(),
             slot: None,
+            aside: false,
         };
         if declared_bytes >= SMALLEST_JUDGED {
             ticket.request.judge(&ticket.endpoint.live.meter.request);
         }
         ticket.add_bytes(declared_bytes);
         ticket
+    }
+
+    /// The answer is only kept: nothing more is asked of the endpoint, and its slot is free.
+    pub(crate) fn set_aside(&mut self) {
+        if !std::mem::replace(&mut self.aside, true) {
+            self.leave();
+        }
+        self.slot = None;
+    }
+
+    /// It is no longer one of the requests in flight.
+    fn leave(&self) {
+        self.service.live.requests.fetch_sub(1, Relaxed);
+        self.endpoint.live.requests.fetch_sub(1, Relaxed);
     }
 
     /// Bytes of the request body are on their way to the endpoint.
@@ -269,8 +286,9 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.request.end(&self.endpoint.live.meter.request);
         self.response.end(&self.endpoint.live.meter.response);
-        self.service.live.requests.fetch_sub(1, Relaxed);
-        self.endpoint.live.requests.fetch_sub(1, Relaxed);
+        if !self.aside {
+            self.leave();
+        }
         if self.bytes > 0 {
             self.service.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
             self.endpoint.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);

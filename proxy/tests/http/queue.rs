@@ -15,7 +15,9 @@ use tokio::{
     sync::{Notify, Semaphore},
     task::JoinHandle,
 };
-use towpath_policies::model::{Class, Endpoint, EndpointSet, Protocol, Queue, TenantKey, Transfer};
+use towpath_policies::model::{
+    Class, Endpoint, EndpointSet, Protocol, Queue, RetryCondition, TenantKey, Transfer,
+};
 use towpath_proxy::{
     access_log::{AccessLog, Target},
     upstream,
@@ -389,6 +391,25 @@ async fn the_request_of_a_worker_that_dies_goes_first_to_another() {
     let order = workers.begun.all();
     assert_eq!(order[4], failed.trim_start_matches("ill "), "{order:?}");
     assert_eq!(most.load(SeqCst), 1);
+}
+
+/// The only worker answers what is retried: that answer is kept, but not the slot.
+#[tokio::test]
+async fn a_retry_does_not_wait_for_the_answer_it_is_to_replace() {
+    let (addr, connections) = origin(|mut io, before| async move {
+        let mut input = Input::default();
+        input.message(&mut io).await.unwrap();
+        let busy = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 1000\r\n\r\n";
+        io.write_all(if before == 0 { busy } else { OK }.as_bytes()).await.unwrap();
+        input.message(&mut io).await;
+    })
+    .await;
+    let proxy = setup(&[addr], Queue::default())
+        .with(|s| s.forward.retry.on.push(RetryCondition::Status(vec![503])))
+        .start()
+        .await;
+    assert!(ask(&proxy, "/", "").await.unwrap().starts_with("HTTP/1.1 200 "));
+    assert_eq!(connections.load(SeqCst), 2);
 }
 
 #[tokio::test]

@@ -8,16 +8,14 @@ use std::{
     time::Duration,
 };
 
-use towpath_policies::model::{
-    Admission, Class, Endpoint, EndpointSet, Protocol, Queue as Terms, Service,
-};
+use towpath_policies::model::{Class, Endpoint, EndpointSet, Protocol, Queue as Terms, Service};
 
 use super::{Estimate, LONGEST_US, Turn, UNKNOWN_US, Waiting, Want, idle_slot, join};
 use crate::upstream::{ServiceState, now_us, pick::Tried, reconcile, retire};
 
 fn service(queue: Option<Terms>, endpoints: u16) -> (Arc<Service>, EndpointSet) {
     let mut service = Service::new("queued", Protocol::Http1);
-    service.admission = Admission { queue, ..Admission::default() };
+    service.admission.queue = queue;
     let endpoints = (1..=endpoints).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect();
     (Arc::new(service), EndpointSet { service: "queued".into(), endpoints })
 }
