@@ -1,6 +1,6 @@
 //! Tries that go on with a response that broke midway.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use towpath_policies::model::RetryPolicy;
@@ -53,7 +53,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Err(if late { Cut::Expired(Expired::Overall) } else { cut });
             };
             self.record.attempts += 1;
-            match self.rest_from_another(policy, backend, &service, &mut tried, wait).await {
+            match self.rest_from_another(policy, backend, &mut tried, wait).await {
                 Ok(Ok(up)) => {
                     count(ResumeOutcome::Resumed);
                     self.broke = Some(tried);
@@ -98,14 +98,13 @@ impl<D: Downstream> Exchange<'_, D> {
         &mut self,
         policy: &RetryPolicy,
         backend: &Backend,
-        service: &Arc<ServiceState>,
         tried: &mut Tried,
         wait: Duration,
     ) -> Result<Result<Upstream, ResumeOutcome>, Stop> {
         // The idle time begins anew.
         self.moved = true;
         self.pause(wait).await?;
-        let placed = self.place(backend, service.clone(), tried).await?;
+        let placed = self.place(backend, tried).await?;
         let Some((service, endpoint)) = placed else { return Ok(Err(ResumeOutcome::Failed)) };
         let service = &service;
         tried.add(&endpoint);
