@@ -84,10 +84,10 @@ mod tests {
         }
     }
 
-    /// Bytes as `protoc --encode=google.rpc.Status` writes them.
+    /// Written out by hand: an `Any` of 49 bytes, its type of 40, and a delay of 300 s.
     #[test]
     fn the_details_are_a_status_with_a_retry_delay() {
-        let mut expected = b"\x08\x08\x12\x04full\x1a\x30\x0a\x28".to_vec();
+        let mut expected = b"\x08\x08\x12\x04full\x1a\x31\x0a\x28".to_vec();
         expected.extend_from_slice(RETRY_INFO.as_bytes());
         expected.extend_from_slice(b"\x12\x05\x0a\x03\x08\xac\x02");
         assert_eq!(status_details(8, "full", 300), expected);
