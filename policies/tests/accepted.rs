@@ -81,7 +81,6 @@ fn names_are_as_promised() {
             "gateway/edge/9443",
             "inbound/db/one",
             "inbound/etl/us-east-1",
-            "vault",
         ]
     );
     let tables: Vec<_> = mesh.routes.keys().map(String::as_str).collect();
@@ -92,15 +91,11 @@ fn names_are_as_promised() {
             "gateway/edge/8443",
             "inbound/etl/us-east-1",
             "mesh/etl",
-            "mesh/etl-canary",
-            "mesh/vault"
+            "mesh/etl-canary"
         ]
     );
     let services: Vec<_> = mesh.services.keys().map(String::as_str).collect();
-    assert_eq!(
-        services,
-        ["db", "etl", "etl-canary", "inbound/db/one", "inbound/etl/us-east-1", "vault"]
-    );
+    assert_eq!(services, ["db", "etl", "etl-canary", "inbound/db/one", "inbound/etl/us-east-1"]);
     assert_eq!(mesh.endpoints.keys().collect::<Vec<_>>(), mesh.services.keys().collect::<Vec<_>>());
     for (key, source) in &mesh.sources {
         assert!(source.line > 1, "{key:?} {source}");

@@ -318,6 +318,5 @@ async fn upload(protocol: Protocol, size: usize, fault: Fault, chunked: bool) ->
     assert_eq!(reply, "HTTP/1.1 200", "{protocol:?}, {size} bytes, {fault:?}, chunked: {chunked}");
     let _ = soon(sending).await.unwrap();
     drop(read);
-    let got = tries.lock().unwrap().clone();
-    got
+    tries.lock().unwrap().clone()
 }

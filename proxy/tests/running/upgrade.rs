@@ -350,7 +350,8 @@ async fn there_and_back(stage: Stage, tcp: SocketAddr) {
     let (body, mut all) = (pattern(), vec![0; MUCH]);
     let (sent, came) =
         tokio::join!(write.write_all(&body[..HALF]), read.read_exact(&mut all[..HALF]));
-    (sent.unwrap(), came.unwrap());
+    sent.unwrap();
+    came.unwrap();
     stage.second_half().await;
     let sending = async {
         write.write_all(&body[HALF..]).await.unwrap();
