@@ -26,15 +26,19 @@ const ENDPOINTS: usize = 6;
 /// Downloads at a time.
 const CLIENTS: usize = 18;
 /// Bytes of each.
-const BYTES: u64 = 4 << 20;
-/// Bytes a second of each while its endpoint is well: 0.2 s for a download.
-const PACE: u64 = 20 << 20;
+const BYTES: u64 = 2 << 20;
+/// Bytes a second of each while its endpoint is well: 0.25 s for a download.
+const PACE: u64 = 8 << 20;
 /// What is left of it where goodput falls.
 const FALLEN_PACE: u64 = PACE / 10;
-/// How long everything is well.
+/// How long everything is well, at least.
 const WELL: Duration = Duration::from_millis(2500);
-/// Without a new transfer for this long an endpoint is out: while it is well it gets one each 70 ms.
+/// Until then every endpoint must have got as many transfers.
+const WELL_TRANSFERS: usize = 5;
+/// Without a new transfer for this long an endpoint is out: while it is well it gets one each 80 ms,
 const SILENCE: Duration = Duration::from_secs(2);
+/// if the others got as many meanwhile: by chance that happens once in ten thousand times.
+const MEANWHILE: usize = 50;
 /// How long is waited for that.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at the admin endpoint.
@@ -156,12 +160,7 @@ async fn turn(
     bad: usize,
 ) -> anyhow::Result<Figures> {
     let clients = Clients::start(running.listen);
-    tokio::time::sleep(WELL).await;
-    let busy = endpoints.iter().filter(|endpoint| !endpoint.take_arrivals().is_empty()).count();
-    ensure!(
-        busy == ENDPOINTS,
-        "only {busy} of {ENDPOINTS} endpoints got transfers while all were well"
-    );
+    all_well(endpoints).await?;
     ensure!(clients.failures() == 0, "transfers failed while all endpoints were well");
     let fall = Instant::now();
     match variant.fault {
@@ -171,8 +170,11 @@ async fn turn(
     let mut watch = Watch::new(variant.proxy == Contender::Towpath);
     while !watch.is_over(fall.elapsed()) {
         tokio::time::sleep(LOOK).await;
-        let arrivals = endpoints[bad].take_arrivals();
-        watch.arrived(arrivals.iter().map(|at| at.saturating_duration_since(fall)));
+        for (nth, endpoint) in endpoints.iter().enumerate() {
+            let arrivals = endpoint.take_arrivals();
+            let times = arrivals.iter().map(|at| at.saturating_duration_since(fall));
+            watch.arrived(nth == bad, times);
+        }
         if variant.proxy == Contender::Towpath {
             let text = fetch(running.metrics, "/endpoints").await?;
             watch.ejected(fall.elapsed(), is_ejected(&text, endpoints[bad].address)?);
@@ -189,12 +191,28 @@ async fn turn(
     ]))
 }
 
+/// Waits until every endpoint has its part of the load.
+async fn all_well(endpoints: &[Endpoint]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut counts = [0; ENDPOINTS];
+    while start.elapsed() < WELL || counts.iter().any(|count| *count < WELL_TRANSFERS) {
+        ensure!(start.elapsed() < PATIENCE, "not all endpoints get transfers: {counts:?}");
+        tokio::time::sleep(LOOK).await;
+        for (count, endpoint) in counts.iter_mut().zip(endpoints) {
+            *count += endpoint.take_arrivals().len();
+        }
+    }
+    Ok(())
+}
+
 /// What was seen of an endpoint since it went bad; times are counted from there.
 #[derive(Debug)]
 struct Watch {
     must_be_ejected: bool,
     last: Duration,
     count: usize,
+    /// When the others got theirs.
+    others: Vec<Duration>,
     ejected: Option<Duration>,
     now: Duration,
 }
@@ -202,10 +220,15 @@ struct Watch {
 impl Watch {
     fn new(must_be_ejected: bool) -> Self {
         let (last, now) = (Duration::ZERO, Duration::ZERO);
-        Self { must_be_ejected, last, count: 0, ejected: None, now }
+        Self { must_be_ejected, last, count: 0, others: Vec::new(), ejected: None, now }
     }
 
-    fn arrived(&mut self, times: impl Iterator<Item = Duration>) {
+    /// Notes transfers to the endpoint, or to others.
+    fn arrived(&mut self, bad: bool, times: impl Iterator<Item = Duration>) {
+        if !bad {
+            self.others.extend(times);
+            return;
+        }
         for time in times {
             self.count += 1;
             self.last = self.last.max(time);
@@ -229,9 +252,11 @@ impl Watch {
         } else {
             self.last
         };
-        if self.now.saturating_sub(out) < SILENCE {
+        let meanwhile = self.others.iter().filter(|time| **time > out).count();
+        if self.now.saturating_sub(out) < SILENCE || meanwhile < MEANWHILE {
             bail!(
-                "it got a transfer {:.1} s after it went bad, and more may follow",
+                "it got a transfer {:.1} s after it went bad, and more may follow ({meanwhile} \
+                 went to others since)",
                 self.last.as_secs_f64()
             );
         }
@@ -314,15 +339,32 @@ mod tests {
         Duration::from_secs_f64(text)
     }
 
+    /// The others get thirty transfers a second.
+    fn with_others(must_be_ejected: bool) -> Watch {
+        let mut watch = Watch::new(must_be_ejected);
+        watch.arrived(false, (0..900).map(|nth| seconds(f64::from(nth) / 30.0)));
+        watch
+    }
+
+    #[test]
+    fn silence_shows_nothing_while_nobody_gets_transfers() {
+        let mut watch = Watch::new(false);
+        watch.arrived(false, (0..MEANWHILE as u32).map(|nth| seconds(f64::from(nth) / 100.0)));
+        watch.arrived(true, [0.0].map(seconds).into_iter());
+        assert!(!watch.is_over(seconds(5.0)));
+        watch.arrived(false, [6.0].map(seconds).into_iter());
+        assert!(watch.is_over(seconds(6.0)));
+    }
+
     #[test]
     fn an_endpoint_is_out_after_its_last_transfer_once_silence_shows_it() {
-        let mut watch = Watch::new(false);
-        watch.arrived([0.1, 1.5].map(seconds).into_iter());
+        let mut watch = with_others(false);
+        watch.arrived(true, [0.1, 1.5].map(seconds).into_iter());
         assert!(!watch.is_over(seconds(3.4)));
         assert!(watch.is_over(seconds(3.6)));
         assert_eq!(watch.outcome().expect("silent"), seconds(1.5));
         // A late one shows that it was not.
-        watch.arrived([3.7].map(seconds).into_iter());
+        watch.arrived(true, [3.7].map(seconds).into_iter());
         assert!(!watch.is_over(seconds(3.8)));
         assert!(watch.is_over(PATIENCE + seconds(0.1)));
         assert!(watch.outcome().is_ok(), "silent ever since");
@@ -330,8 +372,8 @@ mod tests {
 
     #[test]
     fn ours_must_also_call_it_ejected_and_without_a_break() {
-        let mut watch = Watch::new(true);
-        watch.arrived([0.2].map(seconds).into_iter());
+        let mut watch = with_others(true);
+        watch.arrived(true, [0.2].map(seconds).into_iter());
         assert!(!watch.is_over(seconds(9.0)), "never called ejected");
         watch.ejected(seconds(9.1), true);
         watch.ejected(seconds(9.2), false);
@@ -344,9 +386,9 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_is_never_out_has_no_figure() {
-        let mut watch = Watch::new(false);
+        let mut watch = with_others(false);
         for tenth in 0..205_u32 {
-            watch.arrived([seconds(f64::from(tenth) / 10.0)].into_iter());
+            watch.arrived(true, [seconds(f64::from(tenth) / 10.0)].into_iter());
         }
         assert!(watch.is_over(seconds(20.5)));
         let error = watch.outcome().expect_err("still used");

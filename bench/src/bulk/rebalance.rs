@@ -216,10 +216,10 @@ mod tests {
         let mut shares = Shares::new(AFTER);
         looks(&mut shares, 40, [50, 50, 30, 5]);
         assert_eq!(shares.fair_since(), None, "one of the new ones lags");
-        looks(&mut shares, WINDOW + HOLD - 1, [30, 28, 21, 21]);
+        looks(&mut shares, WINDOW + HOLD - 2, [30, 28, 21, 21]);
         assert_eq!(shares.fair_since(), None, "not for long enough");
         looks(&mut shares, 1, [30, 28, 21, 21]);
-        assert_eq!(shares.fair_since(), Some(LOOK * (40 + WINDOW as u32 + 1)));
+        assert_eq!(shares.fair_since(), Some(LOOK * (40 + WINDOW as u32)));
     }
 
     #[test]
