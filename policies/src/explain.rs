@@ -263,6 +263,8 @@ fn term(forward: &Forward, field: &str) -> String {
     match field {
         "timeout" => words::limit(forward.timeout),
         "idle timeout" => words::limit(forward.idle_timeout),
+        "hedge" if retry.attempts == 0 => "none, there are no attempts".to_owned(),
+        "hedge" => words::hedge(forward.transfer.hedge.as_ref()),
         "stall timeout" => words::stall(forward.transfer.stall.as_ref()),
         "class" => forward.transfer.class.name().to_owned(),
         "tenant" => words::tenant(forward.transfer.tenant.as_ref()),

@@ -34,4 +34,4 @@ pub use service::{
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};
-pub use tries::Stall;
+pub use tries::{Hedge, HedgeAfter, Stall};

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::model::{
-    Action, Balancer, Bind, HealthCheck, HealthProbe, Locality, NodeSelector, Outlier, PathMatch,
-    PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall, TenantKey,
-    Thresholds, ValueMatch, WeightedBackend,
+    Action, Balancer, Bind, HealthCheck, HealthProbe, Hedge, HedgeAfter, Locality, NodeSelector,
+    Outlier, PathMatch, PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall,
+    TenantKey, Thresholds, ValueMatch, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -285,6 +285,18 @@ pub(crate) fn stall(stall: Option<&Stall>) -> String {
         || "none".to_owned(),
         |stall| format!("below {} a second for {}", bytes(stall.below_bytes), time(stall.time)),
     )
+}
+
+pub(crate) fn hedge(hedge: Option<&Hedge>) -> String {
+    let Some(hedge) = hedge else { return "none".to_owned() };
+    let most = bytes(hedge.max_bytes);
+    match hedge.after {
+        HedgeAfter::Percentile(percent) => {
+            let samples = hedge.min_samples;
+            format!("after p{percent} of {samples} heads or more, answers up to {most}")
+        }
+        HedgeAfter::Time(after) => format!("after {}, answers up to {most}", time(after)),
+    }
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

@@ -75,6 +75,9 @@ pub struct Record {
     /// Time in the queue of its service, over all tries; left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued_ms: Option<u64>,
+    /// What came of a hedge, `won` or `lost`; left out when there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedged: Option<&'static str>,
     /// Body bytes received from the client.
     pub request_bytes: u64,
     /// Body bytes sent to the client.
@@ -203,6 +206,7 @@ impl Record {
             attempts: 0,
             queued_ms: None,
             resumes: 0,
+            hedged: None,
             request_bytes: 0,
             response_bytes: 0,
             user_agent: None,

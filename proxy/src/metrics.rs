@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 39] = [
+const HELP: [(&str, &str); 40] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -287,6 +287,7 @@ const HELP: [(&str, &str); 39] = [
     ),
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
     ("towpath_health_probes_total", "Active health probes."),
+    ("towpath_hedges_total", "Reads that were late and asked for once more, or would have been."),
     ("towpath_mirrors_dropped_total", "Mirror copies not sent."),
     ("towpath_overflow_total", "Requests refused by a circuit breaker."),
     ("towpath_picks_total", "Times an endpoint was picked."),

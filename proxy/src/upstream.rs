@@ -159,6 +159,8 @@ pub struct ServiceLive {
 pub struct ServiceMetrics {
     /// `towpath_retries_total{reason}`, by [`crate::http::RetryReason`].
     pub retries: [metrics::Counter; 7],
+    /// `towpath_hedges_total{outcome}`: won, lost, refused.
+    pub hedges: [metrics::Counter; 3],
     /// `towpath_stalls_total{by}`: the endpoint, the client.
     pub stalls: [metrics::Counter; 2],
     /// `towpath_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
@@ -397,6 +399,9 @@ impl ServiceMetrics {
         Self {
             retries: crate::http::RetryReason::NAMES
                 .map(|reason| registry.counter("towpath_retries_total", &[of, ("reason", reason)])),
+            hedges: crate::http::hedge::Outcome::NAMES.map(|outcome| {
+                registry.counter("towpath_hedges_total", &[of, ("outcome", outcome)])
+            }),
             stalls: ["endpoint", "client"]
                 .map(|by| registry.counter("towpath_stalls_total", &[of, ("by", by)])),
             resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {

@@ -14,6 +14,8 @@ mod each_byte;
 mod framing;
 #[path = "http/harness.rs"]
 mod harness;
+#[path = "http/hedge.rs"]
+mod hedge;
 #[path = "http/http2.rs"]
 mod http2;
 #[path = "http/queue.rs"]

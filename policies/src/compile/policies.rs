@@ -71,8 +71,15 @@ impl<'d> Policies<'d> {
             check_transfer(policy, problems);
         }
         tries::check(transfer, problems);
+        let attached = attach(transfer, |s| &s.target_refs, &anywhere, index, problems);
+        for service in &documents.services {
+            let policy = attached.get(&target(Kind::Service, &service.id(), None));
+            if let Some((policy, _)) = policy {
+                tries::check_choice(&policy.spec, &service.spec, problems);
+            }
+        }
         Self {
-            transfer: attach(transfer, |s| &s.target_refs, &anywhere, index, problems),
+            transfer: attached,
             balancer: attach(balancer, |s| &s.target_refs, &[Kind::Service], index, problems),
             breaker: attach(breaker, |s| &s.target_refs, &[Kind::Service], index, problems),
         }
@@ -216,6 +223,7 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
     if spec.timeouts.is_none()
         && spec.retry.is_none()
         && spec.resume.is_none()
+        && spec.hedge.is_none()
         && spec.class.is_none()
         && spec.tenant.is_none()
         && spec.integrity.is_none()
@@ -338,7 +346,11 @@ impl Levels<'_> {
         });
         let (stall, origin) = split(stall);
         note("stall timeout", origin);
-        Transfer { class: class.unwrap_or_default(), tenant, integrity, stall: stall.flatten() }
+        let hedge = self.pick(|s| s.hedge.as_ref().map(|h| (tries::hedge(h), h.span)));
+        let (hedge, origin) = split(hedge);
+        note("hedge", origin);
+        let (class, stall, hedge) = (class.unwrap_or_default(), stall.flatten(), hedge.flatten());
+        Transfer { class, tenant, integrity, stall, hedge }
     }
 
     fn retry_policy(

@@ -4,10 +4,11 @@ use crate::{
     diagnostic::Rule,
     document::{
         Object,
-        own::{RetryOn, StallSpec, TransferPolicySpec, TransferTimeouts},
+        own::{HedgeSpec, RetryOn, ServiceSpec, StallSpec, TransferPolicySpec, TransferTimeouts},
         read::invalid,
+        value::parse_time,
     },
-    model::Stall,
+    model::{Hedge, HedgeAfter, Stall},
     problem::{At, Problems},
 };
 
@@ -20,6 +21,9 @@ pub(super) fn check(policies: &[Object<TransferPolicySpec>], problems: &mut Prob
         {
             stalls |= stall(written).is_some();
             check_stall(timeouts, written, problems);
+        }
+        if let Some(hedge) = &policy.spec.hedge {
+            check_hedge(&policy.spec, hedge, problems);
         }
     }
     if stalls {
@@ -68,5 +72,85 @@ fn check_stall(timeouts: &TransferTimeouts, written: &At<StallSpec>, problems: &
             .error(Rule::NoEffect, time.span, "the whole request ends before it is seen to stall")
             .related(request.span, "the whole request")
             .help("`for` must be shorter than `request`");
+    }
+}
+
+/// The hedge as it is written; `None` where it is off.
+pub(super) fn hedge(written: &At<HedgeSpec>) -> Option<Hedge> {
+    if written.off.as_ref().is_some_and(|off| off.value) {
+        return None;
+    }
+    let default = Hedge::default();
+    let after = written.after.as_ref().map_or(default.after, |after| lateness(after));
+    Some(Hedge {
+        after,
+        max_bytes: written.max_bytes.as_ref().map_or(default.max_bytes, |b| b.0),
+        min_samples: written.min_samples.as_ref().map_or(default.min_samples, |n| ***n),
+    })
+}
+
+/// A hedge needs a second endpoint, which may yet come.
+pub(super) fn check_choice(
+    policy: &TransferPolicySpec,
+    service: &ServiceSpec,
+    problems: &mut Problems,
+) {
+    let Some(written) = policy.hedge.as_ref().filter(|written| hedge(written).is_some()) else {
+        return;
+    };
+    if let Some(endpoints) = service.endpoints.as_ref().filter(|endpoints| endpoints.len() < 2) {
+        problems
+            .warning(Rule::NoEffect, written.span, "there is no other endpoint to ask")
+            .related(endpoints.span, "the endpoints of the Service")
+            .help("list at least two endpoints, or leave `hedge` out");
+    }
+}
+
+/// The text is checked already.
+fn lateness(text: &str) -> HedgeAfter {
+    let percentile = text.strip_prefix('p').and_then(|percent| percent.parse().ok());
+    match (percentile, parse_time(text)) {
+        (Some(percent), _) => HedgeAfter::Percentile(percent),
+        (None, Some(time)) => HedgeAfter::Time(time),
+        (None, None) => Hedge::default().after,
+    }
+}
+
+fn check_hedge(spec: &TransferPolicySpec, written: &At<HedgeSpec>, problems: &mut Problems) {
+    if let Some(off) = written.off.as_ref().filter(|off| off.value) {
+        let more =
+            written.after.is_some() || written.max_bytes.is_some() || written.min_samples.is_some();
+        if more {
+            problems
+                .error(Rule::NoEffect, off.span, "what is off has no further terms")
+                .help("leave `off` out, or the other terms");
+        }
+        return;
+    }
+    if let Some(attempts) = spec.retry.as_ref().and_then(|retry| retry.attempts.as_ref())
+        && ***attempts == 0
+    {
+        problems
+            .error(Rule::Conflict, written.span, "a hedge is a further try, and none is allowed")
+            .related(attempts.span, "no further try")
+            .help("raise `attempts`, or leave `hedge` out");
+    }
+    if let (Some(after), Some(samples)) = (&written.after, &written.min_samples)
+        && let HedgeAfter::Time(_) = lateness(after)
+    {
+        problems
+            .error(Rule::NoEffect, samples.span, "a fixed time needs no samples")
+            .related(after.span, "the time")
+            .help("leave `minSamples` out, or give a percentile such as `after: p95`");
+    }
+    if let Some(after) = &written.after
+        && let HedgeAfter::Time(time) = lateness(after)
+        && let Some(per_try) = spec.timeouts.as_ref().and_then(|t| t.per_try.as_ref())
+        && per_try.limit().is_some_and(|limit| limit <= time)
+    {
+        problems
+            .error(Rule::NoEffect, after.span, "the try ends before it is late")
+            .related(per_try.span, "the time for one try")
+            .help("`after` must be shorter than `perTry`");
     }
 }

@@ -239,6 +239,8 @@ object! {
         "resume" => resume: Option<TransferResume>,
         /// Digests of bodies, made and checked.
         "integrity" => integrity: Option<TransferIntegrity>,
+        /// A second try of a small read whose answer is late; off unless it is there.
+        "hedge" => hedge: Option<At<HedgeSpec>>,
     }
 }
 
@@ -363,6 +365,34 @@ choice! {
         "crc32c" => "sha-256",
     }
 }
+
+object! {
+    /// A GET or HEAD without a body whose response head is late is asked for once more, of another
+    /// endpoint and within the retry budget; the first head wins. It takes one of the attempts of `retry`.
+    struct HedgeSpec {
+        /// True turns it off.
+        "off" => off: Option<At<bool>>,
+        /// What is late: a percentile of the route's own times, `p50` to `p99`, or a time; default p95.
+        "after" => after: Option<At<Lateness>>,
+        /// A second answer that declares more than this does not win; default 64KiB.
+        "maxBytes" => max_bytes: Option<At<Bytes>>,
+        /// Times to know before a percentile counts; default 100.
+        "minSamples" => min_samples: Option<At<Positive>>,
+    }
+}
+
+super::value::text!(
+    /// When an answer is late.
+    Lateness,
+    "^(p[5-9][0-9]|([0-9]{1,5}(h|m|s|ms)){1,4})$",
+    |text| {
+        let percentile = text.strip_prefix('p').and_then(|p| p.parse().ok());
+        let late = percentile.is_some_and(|p: u32| text.len() == 3 && (50..=99).contains(&p))
+            || super::value::parse_time(text).is_some_and(|time| !time.is_zero());
+        if late { Ok(()) } else { Err("is neither a percentile nor a time above 0") }
+    },
+    "a percentile such as p95 (p50 to p99), or a time such as 50ms"
+);
 
 choice! {
     /// A failure that may be tried again.

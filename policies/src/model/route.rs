@@ -143,6 +143,7 @@ impl<'de> Deserialize<'de> for Pattern {
 }
 
 /// What a matching route does.
+#[expect(clippy::large_enum_variant, reason = "nearly all forward: a box each would only cost")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// Send it to a service.

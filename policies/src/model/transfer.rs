@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tries::Stall;
+use super::tries::{Hedge, Stall};
 
 /// The terms of a route that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct Transfer {
     pub integrity: Integrity,
     /// The least that bodies must move while they are waited for; `None` = only the idle time counts.
     pub stall: Option<Stall>,
+    /// When a read is asked for a second time; `None` = never.
+    pub hedge: Option<Hedge>,
 }
 
 /// Digests of bodies (RFC 9530), made where there are none and checked where there are some.

@@ -12,6 +12,7 @@ use http::header;
 use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryCondition;
 
+mod hedged;
 pub(super) mod queued;
 mod resumed;
 
@@ -77,7 +78,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut budget = None;
         let mut held: Option<Held> = None;
         loop {
-            let (service, endpoint) = match self.place(backend, &tried).await {
+            let (service, mut endpoint) = match self.place(backend, &tried).await {
                 Ok(Some(place)) => place,
                 // The configuration changed meanwhile.
                 Ok(None) => continue,
@@ -96,7 +97,15 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.record.attempts += 1;
             }
             self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
-            let outcome = self.try_once(&service, &endpoint, fresh).await?;
+            let outcome = match self.may_hedge(forward, backend.hedging.as_deref()) {
+                // Rare and large, so on the heap.
+                Some(hedging) if !fresh => {
+                    let endpoint = &mut endpoint;
+                    Box::pin(self.try_hedged(forward, hedging, &service, endpoint, &mut tried))
+                        .await?
+                }
+                _ => self.try_once(&service, &endpoint, fresh).await?,
+            };
             let (reason, reply, answer) = match outcome {
                 Tried1::Stale => {
                     // No endpoint failed here, so nothing is charged: the same one again.
@@ -404,11 +413,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if up.was_stale() && repeatable && !self.replay.is_spooled() {
             return Ok(Tried1::Stale);
         }
-        let (reason, reply) = match broken {
-            Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
-            Broken::Closed | Broken::Reset(_) => (RetryReason::Reset, Reply::BROKEN),
-            Broken::Malformed(_) => (RetryReason::Reset, Reply::MALFORMED),
-        };
+        let (reason, reply) = of_broken(broken);
         if reason != RetryReason::Refused {
             outlier::report(service, endpoint, Outcome::Failure(Failure::Reset));
         }
@@ -451,6 +456,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(Tried1::Failed { reason: RetryReason::Timeout, reply: Reply::TIMEOUT })
             }
         }
+    }
+}
+
+fn of_broken(broken: &Broken) -> (RetryReason, Reply) {
+    match broken {
+        Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
+        Broken::Closed | Broken::Reset(_) => (RetryReason::Reset, Reply::BROKEN),
+        Broken::Malformed(_) => (RetryReason::Reset, Reply::MALFORMED),
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) struct Recorder<'a> {
     pub(super) grpc_status: Option<u32>,
     pub(super) attempts: u32,
     pub(super) resumes: u32,
+    pub(super) hedged: Option<&'static str>,
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) endpoint: Option<Arc<EndpointState>>,
@@ -55,6 +56,7 @@ impl<'a> Recorder<'a> {
             grpc_status: None,
             attempts: 0,
             resumes: 0,
+            hedged: None,
             request_bytes: 0,
             response_bytes: 0,
             endpoint: None,
@@ -131,6 +133,7 @@ impl<'a> Recorder<'a> {
         line.endpoint = self.endpoint.as_ref().map(|e| e.spec.name.as_str().into());
         line.attempts = self.attempts;
         line.resumes = self.resumes;
+        line.hedged = self.hedged;
         line.request_bytes = self.request_bytes;
         line.response_bytes = self.response_bytes;
         log.send(*line);

@@ -8,7 +8,10 @@ use towpath_policies::model::{
 };
 
 use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
-use crate::upstream::{ServiceLive, queue::Estimate};
+use crate::{
+    http::hedge::Hedging,
+    upstream::{ServiceLive, queue::Estimate},
+};
 
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -41,6 +44,8 @@ pub(crate) struct Backend {
     pub(crate) metrics: RouteMetrics,
     /// What its requests take, for the queue of the service.
     pub(crate) estimate: Arc<Estimate>,
+    /// Rare and large, so on the heap.
+    pub(crate) hedging: Option<Box<Hedging>>,
 }
 
 #[derive(Debug)]
@@ -111,6 +116,7 @@ impl Forward {
                     response_headers: Edit::new(&backend.response_headers)?,
                     metrics: RouteMetrics::new(listener, &route.name, &backend.service),
                     estimate: Arc::default(),
+                    hedging: spec.transfer.hedge.as_ref().map(|h| Box::new(Hedging::new(h))),
                 })
             })
             .collect::<Result<Box<[_]>, String>>()?;

@@ -139,8 +139,28 @@ fn transfer() -> impl Strategy<Value = Transfer> {
         .prop_map(|(make, check, algorithm)| Integrity { make, check, algorithm });
     let stall =
         (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
-    (select(Class::ALL.to_vec()), option::of(tenant), integrity, option::of(stall))
-        .prop_map(|(class, tenant, integrity, stall)| Transfer { class, tenant, integrity, stall })
+    let tries = (option::of(stall), option::of(hedge()));
+    (select(Class::ALL.to_vec()), option::of(tenant), integrity, tries).prop_map(
+        |(class, tenant, integrity, (stall, hedge))| Transfer {
+            class,
+            tenant,
+            integrity,
+            stall,
+            hedge,
+        },
+    )
+}
+
+fn hedge() -> impl Strategy<Value = Hedge> {
+    let after = prop_oneof![
+        (50u32..=99).prop_map(HedgeAfter::Percentile),
+        duration().prop_map(HedgeAfter::Time)
+    ];
+    (after, 0u64..1 << 40, any::<u32>()).prop_map(|(after, max_bytes, min_samples)| Hedge {
+        after,
+        max_bytes,
+        min_samples,
+    })
 }
 
 fn action() -> impl Strategy<Value = Action> {
