@@ -37,25 +37,25 @@ pub struct Job {
 }
 
 pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults> {
-    let proxies = bench.proxies.clone();
-    let mut found = CaseResults::of(proxies.iter().map(ToString::to_string));
+    let variants = variants(&bench.proxies);
+    let mut found = CaseResults::of(variants.iter().map(|variant| variant.name));
     found.notes.push(format!(
         "{JOBS} jobs at once, {WORKERS} workers of one slot; the bound is what no order of the same \
          jobs could go below"
     ));
     let workers = bench.stage.runtime.block_on(Workers::start(WORKERS))?;
-    let mut entrants: Vec<(Contender, Running)> = Vec::new();
-    for proxy in proxies {
+    let mut entrants: Vec<(&str, Running)> = Vec::new();
+    for Variant { name, proxy, terms } in variants {
         let pool = Pool {
             name: "workers",
             prefix: "/",
             http2: false,
             endpoints: workers.addresses.clone(),
-            terms: terms(),
+            terms,
         };
         match bench.start(proxy, vec![pool]) {
-            Ok(running) => entrants.push((proxy, running)),
-            Err(e) => found.record(Case::Makespan, proxy.name(), Err(e)),
+            Ok(running) => entrants.push((name, running)),
+            Err(e) => found.record(Case::Makespan, name, Err(e)),
         }
     }
     for round in 0..rounds {
@@ -64,12 +64,12 @@ pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults>
         entrants.rotate_left(usize::from(round > 0) % count);
         // The same jobs for all, others each round.
         let jobs = jobs(JOBS, u64::from(round) + 1);
-        for (proxy, running) in &entrants {
-            if found.has_failed(proxy.name()) {
+        for (name, running) in &entrants {
+            if found.has_failed(name) {
                 continue;
             }
             let turn = bench.stage.turn(turn(running.listen, &workers, &jobs))?;
-            found.record(Case::Makespan, proxy.name(), turn);
+            found.record(Case::Makespan, name, turn);
         }
     }
     let peers = [Contender::Envoy.name(), Contender::Haproxy.name()];
@@ -79,24 +79,53 @@ pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults>
     Ok(found)
 }
 
-/// Each proxy's best for workers of one slot.
-fn terms() -> Terms {
-    Terms {
-        // Our late-binding queue is not there yet: without it, the fewest requests in flight.
-        balancer: "LeastRequest",
+/// A proxy and its settings.
+struct Variant {
+    name: &'static str,
+    proxy: Contender,
+    terms: Terms,
+}
+
+/// Each proxy's best for workers of one slot, and ours without its queue: what the queue is worth.
+fn variants(proxies: &[Contender]) -> Vec<Variant> {
+    let all = [
+        Variant {
+            name: Contender::Towpath.name(),
+            proxy: Contender::Towpath,
+            terms: Terms { breaker: "queue: {slots: 1}".to_owned(), ..Terms::default() },
+        },
+        Variant {
+            name: "towpath, no queue",
+            proxy: Contender::Towpath,
+            terms: Terms { balancer: "LeastRequest", ..Terms::default() },
+        },
         // No queue either: the least busy of all, not of two drawn at random.
-        envoy: json!({"load_balancing_policy": {"policies": [{"typed_extension_config": {
-            "name": "envoy.load_balancing_policies.least_request",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-                "selection_method": "FULL_SCAN",
+        Variant {
+            name: Contender::Envoy.name(),
+            proxy: Contender::Envoy,
+            terms: Terms {
+                envoy: json!({"load_balancing_policy": {"policies": [{"typed_extension_config": {
+                    "name": "envoy.load_balancing_policies.least_request",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+                        "selection_method": "FULL_SCAN",
+                    },
+                }}]}}),
+                ..Terms::default()
             },
-        }}]}}),
+        },
         // Waits in the backend's queue, not in a server's.
-        haproxy_backend: "    balance leastconn",
-        haproxy_server: "maxconn 1",
-        ..Terms::default()
-    }
+        Variant {
+            name: Contender::Haproxy.name(),
+            proxy: Contender::Haproxy,
+            terms: Terms {
+                haproxy_backend: "    balance leastconn",
+                haproxy_server: "maxconn 1",
+                ..Terms::default()
+            },
+        },
+    ];
+    all.into_iter().filter(|variant| proxies.contains(&variant.proxy)).collect()
 }
 
 /// `count` jobs, the same for the same seed: four in five take 1 to 5 ms, the others 50 to 200;
@@ -317,13 +346,17 @@ mod tests {
 
     #[test]
     fn our_policies_are_valid() {
-        let endpoints = (1..=8).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
-        assert_valid(vec![Pool {
-            name: "workers",
-            prefix: "/",
-            http2: false,
-            endpoints,
-            terms: terms(),
-        }]);
+        let endpoints: Vec<SocketAddr> =
+            (1..=8).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+        for Variant { terms, .. } in variants(&[Contender::Towpath]) {
+            let endpoints = endpoints.clone();
+            assert_valid(vec![Pool {
+                name: "workers",
+                prefix: "/",
+                http2: false,
+                endpoints,
+                terms,
+            }]);
+        }
     }
 }

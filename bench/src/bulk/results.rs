@@ -248,7 +248,7 @@ fn columns(case: Case) -> Vec<Column> {
         ],
         Case::Rebalance => &[
             ("fair after s", "fair_s", 1),
-            ("share after 60 s", "share_at_end", 2),
+            ("least share at the end", "share_at_end", 2),
             ("broken", "broken", 0),
         ],
     };
