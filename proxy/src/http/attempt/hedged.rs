@@ -134,7 +134,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Wire::Http1 => {}
         }
         self.ticket = None;
-        self.record.endpoint = Some(endpoint.clone());
+        self.record.goes_to(endpoint);
         self.waits = Waits::Elsewhere;
         self.upload = Upload::Done;
         let worker = self.client.worker;
@@ -183,7 +183,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 hedging.times.record(began.elapsed());
                 let State::Sent(up) = lane.state else { return Err(Stop::Reply(Reply::BROKEN)) };
                 *endpoint = lane.ticket.endpoint.clone();
-                self.record.endpoint = Some(endpoint.clone());
+                self.record.goes_to(endpoint);
                 self.ticket = Some(lane.ticket);
                 Ok(Tried1::Answered(up, head, false))
             }
@@ -227,6 +227,8 @@ impl<D: Downstream> Exchange<'_, D> {
             // The hedge had less time, and is not blamed.
             Cut::Expired(expired) => self.expired(expired, service, endpoint, false),
             Cut::Spool(_) => Err(Stop::Reply(Reply::SPOOL)),
+            // What has digests is not hedged.
+            Cut::Digest(_) => Err(Stop::Reply(Reply::DIGEST)),
         }
     }
 }
