@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use towpath_policies::model::Node;
 
-use crate::{access_log::Target, source::SourceConfig};
+use crate::{access_log::Target, source::SourceConfig, spool::DEFAULT_MEMORY};
 
 /// Run a proxy: sidecar or gateway, from a policy folder or a control plane
 #[derive(Clone, Debug, clap::Args)]
@@ -74,6 +74,15 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub upgrade_socket: Option<PathBuf>,
 
+    /// Most bytes of them that wait in memory for the disk, together; beyond that uploads wait their turn
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY,
+        value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub spool_memory_bytes: u64,
+
+    /// Encrypt what is kept on disk (AES-256-GCM), by keys that are nowhere but in memory
+    #[arg(long)]
+    pub spool_encrypt: bool,
+
     /// End with the process that started this one
     #[arg(long, hide = true)]
     pub die_with_parent: bool,
@@ -100,6 +109,10 @@ pub struct Config {
     pub spool_bytes: u64,
     /// Where processes hand over to each other; `None` = not at all.
     pub upgrade_socket: Option<PathBuf>,
+    /// Most bytes of them that wait in memory for the disk, together.
+    pub spool_memory_bytes: u64,
+    /// What is on disk is encrypted.
+    pub spool_encrypt: bool,
 }
 
 const DEFAULT_SPOOL_BYTES: u64 = 16 << 30;
@@ -117,6 +130,8 @@ impl Config {
             spool_dir: std::env::temp_dir(),
             spool_bytes: DEFAULT_SPOOL_BYTES,
             upgrade_socket: None,
+            spool_memory_bytes: DEFAULT_MEMORY,
+            spool_encrypt: false,
         }
     }
 }
@@ -148,6 +163,8 @@ impl Args {
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
             upgrade_socket: self.upgrade_socket,
+            spool_memory_bytes: self.spool_memory_bytes,
+            spool_encrypt: self.spool_encrypt,
         })
     }
 }

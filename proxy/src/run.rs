@@ -82,6 +82,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut user2 = signal(SignalKind::user_defined2())?;
     // Asked for now: later the file may be another one.
     let program = config.upgrade_socket.as_ref().and_then(|_| std::env::current_exe().ok());
+    // A limit on the size of files is an error of the write, and not the end of the process.
+    let _file_size = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let running = start(config).await?;
     let asked = running.control.drain.watch();
     let mut told = false;
@@ -158,10 +160,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         workers: workers.clone(),
         access_log: access_log.clone(),
         max_connections: config.max_connections,
-        spool: (config.spool_bytes > 0)
-            .then(|| Arc::new(Space::new(config.spool_dir, config.spool_bytes))),
         inherited: inherited.clone(),
         transfers: Arc::new(Transfers::new(config.workers)),
+        spool: (config.spool_bytes > 0).then(|| {
+            let space = Space::new(config.spool_dir, config.spool_bytes)
+                .with_memory(config.spool_memory_bytes)
+                .encrypted(config.spool_encrypt);
+            Arc::new(space)
+        }),
     };
     let transfers = terms.transfers.clone();
     let control =

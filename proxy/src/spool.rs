@@ -1,31 +1,40 @@
 //! Bytes on disk that may have to be sent again.
 //!
-//! One [`Space`] per process bounds what all of them take together; each `Spool` is a file
-//! without a name, gone with its last user, whatever becomes of the process. What is written
-//! goes through threads for blocking work in large strides; so little is held in memory for it
-//! that a slow disk slows its transfer down rather than filling memory.
+//! One [`Space`] per process bounds what all of them take together, on disk and in memory; each
+//! `Spool` is a file without a name, gone with its last user, whatever becomes of the process.
+//! What is written goes through threads for blocking work in large strides; so little is held in
+//! memory for it that a slow disk slows its transfers down rather than filling memory.
 
 use std::{
-    fs::File,
-    future::Future,
-    io::{self, IoSlice, Write},
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
-use tokio::{
-    runtime::Handle,
-    task::{JoinHandle, spawn_blocking},
-};
+use bytes::Bytes;
+use tokio::{runtime::Handle, sync::oneshot};
 
+mod idle;
+mod jobs;
+mod memory;
+mod seal;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use self::{
+    idle::{Backing, IDLE, Idle, MOST},
+    jobs::Jobs,
+    memory::{Memory, Turn},
+    writer::Writer,
+};
 use crate::metrics::{Counter, Gauge, registry};
 
 /// Where spools are kept, and how much all together may take.
@@ -33,7 +42,12 @@ use crate::metrics::{Counter, Gauge, registry};
 pub struct Space {
     folder: PathBuf,
     limit: u64,
+    encrypted: bool,
+    memory: Memory,
+    jobs: Arc<Jobs>,
+    /// On disk, by spools and by idle files.
     used: AtomicU64,
+    idle: Mutex<Idle>,
     refused: Counter,
     occupied: Gauge,
     since: Instant,
@@ -44,47 +58,21 @@ pub struct Space {
 /// One file: appended to, and read from anywhere.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    held: Arc<Held>,
-    waiting: Vec<Bytes>,
-    /// Small pieces behind those, joined: many must not cost more than their bytes.
-    joined: BytesMut,
-    waiting_bytes: usize,
+    writer: Arc<Writer>,
     /// Bytes appended, written or waiting.
     length: u64,
-    writing: Option<JoinHandle<io::Result<()>>>,
-    reading: Option<JoinHandle<io::Result<Bytes>>>,
-    failed: bool,
+    reading: Option<oneshot::Receiver<io::Result<Bytes>>>,
+    /// While it waits for room in memory.
+    turn: Option<Turn>,
 }
 
-/// A file, and what it has taken of the space; given back with its last user, jobs included.
-#[derive(Debug)]
-struct Held {
-    space: Arc<Space>,
-    file: OnceLock<File>,
-    taken: AtomicU64,
-}
+/// Bytes that all spools of a process may hold in memory together, unless told otherwise.
+pub const DEFAULT_MEMORY: u64 = 32 << 20;
 
-/// A file on its way out.
-struct Closing {
-    space: Arc<Space>,
-    file: Option<File>,
-    taken: u64,
-}
-
-/// Written in strides of at least so many bytes.
-const STRIDE: usize = 512 * 1024;
-/// And so many may wait besides those being written.
-const MOST_WAITING: usize = 1024 * 1024;
 /// Read in strides of at most so many bytes.
-const READ: u64 = 256 * 1024;
-/// Space is taken in steps of so many bytes.
-const STEP: u64 = 1 << 20;
-/// Pieces below this are joined.
-const JOINED: usize = 8 * 1024;
+const READ: u64 = 128 * 1024;
 /// Seconds between two warnings that there is no room.
 const QUIET: u64 = 60;
-/// Pieces per write call.
-const SLICES: usize = 64;
 
 impl Space {
     /// A space of `limit` bytes in files of this folder.
@@ -92,7 +80,11 @@ impl Space {
         Self {
             folder,
             limit,
+            encrypted: false,
+            memory: memory(DEFAULT_MEMORY),
+            jobs: Arc::default(),
             used: AtomicU64::new(0),
+            idle: Mutex::default(),
             refused: registry().counter("towpath_spool_refused_total", &[]),
             occupied: registry().gauge("towpath_spool_bytes", &[]),
             since: Instant::now(),
@@ -100,15 +92,110 @@ impl Space {
         }
     }
 
+    /// Encrypts what is on disk, each spool by a key of its own that is nowhere but in memory.
+    #[must_use]
+    pub fn encrypted(mut self, encrypted: bool) -> Self {
+        self.encrypted = encrypted;
+        self
+    }
+
+    /// So many bytes may wait in memory to be written, of all spools together. Beyond that
+    /// transfers wait their turn.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory = memory(bytes);
+        self
+    }
+
     fn take(&self, bytes: u64) -> bool {
         let fits = |used: u64| used.checked_add(bytes).filter(|total| *total <= self.limit);
-        let taken = self.used.fetch_update(Relaxed, Relaxed, fits).is_ok();
+        let take = || self.used.fetch_update(Relaxed, Relaxed, fits).is_ok();
+        let taken = take() || (self.give_up_idle() && take());
         if taken {
             self.occupied.add(bytes.cast_signed());
-        } else {
-            self.refuse("its limit is reached; raise --spool-bytes");
         }
         taken
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+        self.occupied.add(-bytes.cast_signed());
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file that another spool has done with.
+    fn idle_file(&self) -> Option<Backing> {
+        let backing = self.idle().take()?;
+        self.occupied.add(backing.bytes.cast_signed());
+        Some(backing)
+    }
+
+    /// Closes what is idle. Whether there was anything.
+    fn give_up_idle(&self) -> bool {
+        let gone = self.idle().clear();
+        let some = !gone.is_empty();
+        self.close(gone);
+        some
+    }
+
+    fn close(&self, files: Vec<Backing>) {
+        let bytes: u64 = files.iter().map(|backing| backing.bytes).sum();
+        self.used.fetch_sub(bytes, Relaxed);
+        // To give gigabytes back takes the kernel a while, and this may be a worker's thread.
+        match Handle::try_current() {
+            Ok(runtime) if !files.is_empty() => drop(runtime.spawn_blocking(|| drop(files))),
+            _ => drop(files),
+        }
+    }
+
+    /// Takes a file back from a spool, for the next one if it is good.
+    fn retire(space: &Arc<Self>, mut backing: Backing, good: bool) {
+        space.occupied.add(-backing.bytes.cast_signed());
+        let Some(runtime) = Handle::try_current().ok().filter(|_| good) else {
+            return space.close(vec![backing]);
+        };
+        let owned = space.clone();
+        let handle = runtime.clone();
+        runtime.spawn_blocking(move || {
+            if backing.bytes > MOST {
+                if backing.file.set_len(MOST).is_err() {
+                    return owned.close(vec![backing]);
+                }
+                owned.used.fetch_sub(backing.bytes - MOST, Relaxed);
+                backing.bytes = MOST;
+            }
+            let (gone, watched) = {
+                let mut idle = owned.idle();
+                (idle.put(backing), std::mem::replace(&mut idle.watched, true))
+            };
+            owned.close(gone);
+            if !watched {
+                Self::watch_idle(&owned, &handle);
+            }
+        });
+    }
+
+    /// Closes idle files once nothing has been added to them for a while.
+    fn watch_idle(space: &Arc<Self>, runtime: &Handle) {
+        let space = Arc::downgrade(space);
+        runtime.spawn(async move {
+            let mut seen = 0;
+            loop {
+                tokio::time::sleep(IDLE).await;
+                let Some(space) = space.upgrade() else { return };
+                let mut idle = space.idle();
+                if idle.generation == seen {
+                    idle.watched = false;
+                    let gone = idle.clear();
+                    drop(idle);
+                    return space.close(gone);
+                }
+                seen = idle.generation;
+            }
+        });
     }
 
     /// Counts a transfer that goes on without a copy, and says so now and then.
@@ -123,52 +210,20 @@ impl Space {
             );
         }
     }
-}
 
-impl Held {
-    fn file(&self) -> io::Result<&File> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
-        }
-        // One job at a time: nobody else can have made it meanwhile.
-        let file = create(&self.space.folder)?;
-        Ok(self.file.get_or_init(|| file))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let taken = std::mem::take(self.taken.get_mut());
-        let closing = Closing { space: self.space.clone(), file: self.file.take(), taken };
-        // To give gigabytes back takes the kernel a while, and this may be a worker's thread.
-        match Handle::try_current() {
-            Ok(runtime) if closing.file.is_some() => drop(runtime.spawn_blocking(|| drop(closing))),
-            _ => drop(closing),
-        }
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.file = None;
-        self.space.used.fetch_sub(self.taken, Relaxed);
-        self.space.occupied.add(-self.taken.cast_signed());
+    /// On disk for transfers.
+    #[cfg(test)]
+    fn in_use(&self) -> u64 {
+        let idle = self.idle();
+        self.used.load(Relaxed) - idle.bytes()
     }
 }
 
 impl Spool {
     /// An empty one; its file is made with the first write.
     pub(crate) fn new(space: Arc<Space>) -> Self {
-        Self {
-            held: Arc::new(Held { space, file: OnceLock::new(), taken: AtomicU64::new(0) }),
-            waiting: Vec::new(),
-            joined: BytesMut::new(),
-            waiting_bytes: 0,
-            length: 0,
-            writing: None,
-            reading: None,
-            failed: false,
-        }
+        let writer = Arc::new(Writer::new(space));
+        Self { writer, length: 0, reading: None, turn: None }
     }
 
     /// Bytes appended.
@@ -176,116 +231,62 @@ impl Spool {
         self.length
     }
 
+    /// Whether a write has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.writer.has_failed()
+    }
+
     /// Appends. False when there is no room, or the disk failed: nothing can be read any more then.
     pub(crate) fn push(&mut self, bytes: Bytes) -> bool {
         let length = self.length + bytes.len() as u64;
-        let taken = self.held.taken.load(Relaxed);
-        if length > taken {
-            let more = (length - taken).next_multiple_of(STEP);
-            if !self.held.space.take(more) {
-                return false;
-            }
-            self.held.taken.fetch_add(more, Relaxed);
+        if self.writer.has_failed() || !self.writer.reserve(length) {
+            return false;
         }
         self.length = length;
-        self.waiting_bytes += bytes.len();
-        if bytes.len() < JOINED {
-            self.joined.extend_from_slice(&bytes);
-        } else {
-            self.flush_joined();
-            self.waiting.push(bytes);
+        if self.writer.add(&bytes) {
+            start(&self.writer);
         }
-        if self.waiting_bytes >= STRIDE {
-            self.write(&mut Context::from_waker(Waker::noop()));
-        }
-        !self.failed
+        true
     }
 
     /// Ready when more may be appended.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.waiting_bytes < MOST_WAITING {
-            return Poll::Ready(());
+        ready!(self.writer.poll_room(cx));
+        let memory = &self.writer.space.memory;
+        // Nothing of ours stays behind while others wait for room, and we with them.
+        if memory.is_full() && self.writer.flush() {
+            start(&self.writer);
         }
-        self.write(cx);
-        if self.failed || self.waiting_bytes < MOST_WAITING {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    }
-
-    fn flush_joined(&mut self) {
-        if !self.joined.is_empty() {
-            self.waiting.push(self.joined.split().freeze());
-        }
-    }
-
-    /// Starts to write what waits, unless a write is under way.
-    fn write(&mut self, cx: &mut Context<'_>) {
-        if let Some(job) = &mut self.writing {
-            let Poll::Ready(done) = Pin::new(job).poll(cx) else { return };
-            self.wrote(flat(done));
-        }
-        self.flush_joined();
-        let pieces = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
-        if self.failed || pieces.is_empty() {
-            return;
-        }
-        let held = self.held.clone();
-        let job = self.writing.insert(spawn_blocking(move || write_all(held.file()?, &pieces)));
-        // Whoever waits for room is woken by this one.
-        if let Poll::Ready(done) = Pin::new(job).poll(cx) {
-            self.wrote(flat(done));
-        }
-    }
-
-    fn wrote(&mut self, done: io::Result<()>) {
-        self.writing = None;
-        if let Err(error) = done {
-            self.failed = true;
-            self.held.space.refuse(&error.to_string());
-        }
-    }
-
-    /// Whether a write has failed.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed
+        memory.poll_room(cx, &mut self.turn)
     }
 
     /// Ready once all that was appended is written, or cannot be.
     pub(crate) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.writing.is_some() || self.waiting_bytes > 0 {
-            self.write(cx);
-            if self.writing.is_some() {
-                return Poll::Pending;
-            }
-        }
-        Poll::Ready(())
+        self.writer.poll_settled(cx, || start(&self.writer))
     }
 
     /// Some bytes from `at` on, which lies before the end.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// When the disk fails, or what is there was changed.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, at: u64) -> Poll<io::Result<Bytes>> {
         loop {
             if let Some(job) = &mut self.reading {
                 let done = ready!(Pin::new(job).poll(cx));
                 self.reading = None;
-                return Poll::Ready(flat(done));
+                return Poll::Ready(done.unwrap_or_else(|error| Err(io::Error::other(error))));
             }
             ready!(self.poll_settled(cx));
-            if self.failed {
+            if self.has_failed() {
                 return Poll::Ready(Err(io::Error::other("the spool could not be written")));
             }
-            let held = self.held.clone();
+            let writer = self.writer.clone();
             let most = (self.length - at).min(READ) as usize;
-            self.reading = Some(spawn_blocking(move || {
-                let mut bytes = BytesMut::zeroed(most);
-                held.file()?.read_exact_at(&mut bytes, at)?;
-                Ok(bytes.freeze())
-            }));
+            let jobs = writer.space.jobs.clone();
+            let (done, reading) = oneshot::channel();
+            self.reading = Some(reading);
+            // Whoever waited for it may be gone.
+            Jobs::run(&jobs, move || drop(done.send(writer.read(at, most))));
         }
     }
 
@@ -295,102 +296,11 @@ impl Spool {
     }
 }
 
-fn flat<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
-    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+fn start(writer: &Arc<Writer>) {
+    let own = writer.clone();
+    Jobs::run(&writer.space.jobs, move || Writer::run(own));
 }
 
-/// A file without a name, for this user alone.
-fn create(folder: &Path) -> io::Result<File> {
-    tempfile::tempfile_in(folder).map_err(|error| {
-        io::Error::new(error.kind(), format!("{}: {error}; see --spool-dir", folder.display()))
-    })
-}
-
-fn write_all(mut file: &File, pieces: &[Bytes]) -> io::Result<()> {
-    for some in pieces.chunks(SLICES) {
-        let mut slices: Vec<_> = some.iter().map(|piece| IoSlice::new(piece)).collect();
-        let mut left = &mut slices[..];
-        while !left.is_empty() {
-            let written = match file.write_vectored(left) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                written => written?,
-            };
-            IoSlice::advance_slices(&mut left, written);
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use super::*;
-
-    /// Waits for files to be closed, by another thread.
-    async fn given_back(space: &Space) {
-        for _ in 0..10_000 {
-            if space.used.load(Relaxed) == 0 {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-        panic!("{} bytes are not given back", space.used.load(Relaxed));
-    }
-
-    async fn read(spool: &mut Spool, from: u64) -> io::Result<Vec<u8>> {
-        let mut all = Vec::new();
-        while from + (all.len() as u64) < spool.len() {
-            let at = from + all.len() as u64;
-            all.extend_from_slice(&poll_fn(|cx| spool.poll_read(cx, at)).await?);
-        }
-        Ok(all)
-    }
-
-    #[tokio::test]
-    async fn what_is_appended_can_be_read_from_anywhere_and_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let space = Arc::new(Space::new(folder.path().into(), 64 << 20));
-        let mut spool = Spool::new(space.clone());
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut all = Vec::new();
-        for _ in 0..400 {
-            let mut piece = vec![0; rng.usize(1..40_000)];
-            rng.fill(&mut piece);
-            all.extend_from_slice(&piece);
-            poll_fn(|cx| spool.poll_room(cx)).await;
-            assert!(spool.push(piece.into()));
-            assert!(spool.waiting_bytes <= MOST_WAITING + 40_000, "memory stays bounded");
-        }
-        for from in [0, 1, 300_000, all.len() as u64 - 1, 0] {
-            assert!(read(&mut spool, from).await.unwrap() == all[from as usize..], "from {from}");
-        }
-        assert!(spool.push(Bytes::from_static(b"more")));
-        assert_eq!(read(&mut spool, all.len() as u64).await.unwrap(), b"more");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "no name in the folder");
-        assert!(space.used.load(Relaxed) >= all.len() as u64);
-        drop(spool);
-        given_back(&space).await;
-    }
-
-    #[tokio::test]
-    async fn a_full_space_or_a_disk_that_fails_is_told_and_gives_everything_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let space = Arc::new(Space::new(folder.path().into(), STEP));
-        let mut first = Spool::new(space.clone());
-        assert!(first.push(vec![0; 1000].into()));
-        let mut second = Spool::new(space.clone());
-        assert!(!second.push(vec![0; 1].into()), "the first has it all");
-        assert_eq!(read(&mut first, 0).await.unwrap().len(), 1000);
-        drop(first);
-        given_back(&space).await;
-        assert!(second.push(vec![0; 1].into()));
-
-        let nowhere = Arc::new(Space::new(folder.path().join("none"), STEP));
-        let mut third = Spool::new(nowhere);
-        third.push(vec![0; 1000].into());
-        let error = read(&mut third, 0).await.unwrap_err();
-        assert!(!third.push(vec![0; 1].into()) || third.has_failed(), "{error}");
-    }
+fn memory(bytes: u64) -> Memory {
+    Memory::new(usize::try_from(bytes).unwrap_or(usize::MAX))
 }

@@ -96,6 +96,7 @@ impl<D: Downstream> Exchange<'_, D> {
             if !fresh {
                 self.record.attempts += 1;
             }
+            self.replay.begin_try(self.record.attempts > policy.attempts);
             self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
             let outcome = match self.may_hedge(forward, backend.hedging.as_deref()) {
                 // Rare and large, so on the heap.

@@ -27,6 +27,7 @@ use super::{
     replay::{Replay, Terms},
     reply::Reply,
     resume::{self, Resume},
+    retry,
     stall::Waits,
 };
 use crate::{
@@ -216,7 +217,9 @@ impl<D: Downstream> Exchange<'_, D> {
     /// How much of the request body is kept.
     fn keep(&self, policy: &RetryPolicy, mirrored: bool) -> Terms {
         let retried = policy.attempts > 0;
-        let disk = if retried { policy.replay_disk_limit_bytes } else { 0 };
+        let keyed = policy.mint_idempotency_key || self.head.headers.contains_key(IDEMPOTENCY_KEY);
+        let most = retry::most_replayed(policy, self.is_idempotent(), keyed);
+        let disk = if retried { policy.replay_disk_limit_bytes.min(most) } else { 0 };
         Terms {
             memory: if retried || mirrored { policy.replay_limit_bytes } else { 0 },
             disk,

@@ -200,6 +200,17 @@ impl Replay {
         kept
     }
 
+    /// After the last try none will need what is on disk: nothing more goes there. Memory still
+    /// serves a connection that was stale.
+    pub(super) fn begin_try(&mut self, last: bool) {
+        if last {
+            self.terms.disk = 0;
+        }
+        if last && self.spool.is_some() {
+            self.give_up();
+        }
+    }
+
     /// Keeps nothing more from here on: no further try will be made. What the
     /// current try has not seen yet is still handed out to it.
     pub(super) fn give_up(&mut self) {

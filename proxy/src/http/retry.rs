@@ -91,6 +91,19 @@ pub(super) fn decide(policy: &RetryPolicy, facts: &Facts) -> Option<Duration> {
     }
 }
 
+/// Most bytes of a body that another try may have to be sent again. Where only what was certainly
+/// not processed is repeated, an endpoint has taken at most a window of it: more need not be kept.
+pub(super) fn most_replayed(policy: &RetryPolicy, idempotent: bool, keyed: bool) -> u64 {
+    let safe = idempotent || (policy.with_idempotency_key && keyed);
+    let unprocessed_only = policy.on.iter().all(|condition| {
+        matches!(condition, RetryCondition::ConnectFailure | RetryCondition::RefusedStream)
+    });
+    if safe && !unprocessed_only { u64::MAX } else { MOST_WINDOW }
+}
+
+/// The largest HTTP/2 window that endpoints are commonly set to.
+const MOST_WINDOW: u64 = 16 << 20;
+
 /// The time to wait before a response that broke midway is asked for elsewhere; `None` when
 /// it is not. What makes it safe is the entity tag and not the reason, so that none is asked for.
 pub(super) fn resume_after(policy: &RetryPolicy, tries: u32, jitter: f64) -> Option<Duration> {

@@ -1,6 +1,9 @@
 //! Large bodies sent again from disk, and keys by which a receiver tells that they are.
 
-use std::sync::{Arc, Mutex, atomic::Ordering::SeqCst};
+use std::{
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
+};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -44,10 +47,10 @@ async fn breaking(
     (addr, connections, seen)
 }
 
-fn keeping(setup: Setup, folder: &tempfile::TempDir, disk: u64, space: u64) -> Setup {
+fn keeping(setup: Setup, space: Space) -> Setup {
     setup.with(|s| {
-        s.forward.retry.replay_disk_limit_bytes = disk;
-        s.spool = Some(Arc::new(Space::new(folder.path().into(), space)));
+        s.forward.retry.replay_disk_limit_bytes = 1 << 30;
+        s.spool = Some(Arc::new(space));
     })
 }
 
@@ -66,12 +69,15 @@ async fn a_large_body_goes_on_at_another_try_from_disk() {
         .map(|c| format!("{:x}\r\n{}\r\n", c.len(), std::str::from_utf8(c).unwrap()))
         .collect::<String>()
         + "0\r\n\r\n";
-    for (framing, text) in [
-        (format!("Content-Length: {SIZE}"), body.clone()),
-        ("Transfer-Encoding: chunked".into(), chunked),
+    for (framing, text, encrypted) in [
+        (format!("Content-Length: {SIZE}"), body.clone(), false),
+        (format!("Content-Length: {SIZE}"), body.clone(), true),
+        ("Transfer-Encoding: chunked".into(), chunked.clone(), false),
+        ("Transfer-Encoding: chunked".into(), chunked, true),
     ] {
         let (addr, connections, seen) = breaking(SIZE * 4 / 5).await;
-        let proxy = keeping(Setup::to(addr), &folder, 1 << 30, 1 << 30).start().await;
+        let space = Space::new(folder.path().into(), 1 << 30).encrypted(encrypted);
+        let proxy = keeping(Setup::to(addr), space).start().await;
         let (mut read, write) = proxy.connect().await.into_split();
         let request = format!("PUT / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{text}");
         let sending = tokio::spawn(put(write, request));
@@ -102,6 +108,76 @@ fn unchunked(mut text: &str) -> String {
         }
     }
     all
+}
+
+/// The one spool of this folder, as its own process sees it, once it holds so many bytes.
+async fn spool_in(folder: &std::path::Path, bytes: u64) -> std::fs::File {
+    let find = || {
+        let links = std::fs::read_dir("/proc/self/fd").ok()?;
+        let mut links = links.filter_map(|entry| Some(entry.ok()?.path()));
+        let link = links.find(|l| std::fs::read_link(l).is_ok_and(|to| to.starts_with(folder)))?;
+        let file = std::fs::OpenOptions::new().write(true).read(true).open(link).ok()?;
+        (file.metadata().ok()?.len() >= bytes).then_some(file)
+    };
+    eventually("the spool is written", || find().is_some()).await;
+    find().unwrap()
+}
+
+#[tokio::test]
+async fn a_body_that_was_changed_on_disk_ends_as_a_failure_that_the_client_sees() {
+    for change in [Some(1_000_000), None] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let second = got.clone();
+        let (addr, _) = origin(move |mut io: TcpStream, before| {
+            let (path, second) = (path.clone(), second.clone());
+            async move {
+                if before > 0 {
+                    let mut all = Vec::new();
+                    let _ = tokio::io::AsyncReadExt::read_to_end(&mut io, &mut all).await;
+                    *second.lock().unwrap() = all;
+                    return;
+                }
+                let mut input = Input::default();
+                input.until(&mut io, "\r\n\r\n").await.unwrap();
+                input.exactly(&mut io, SIZE * 4 / 5).await.unwrap();
+                let file = spool_in(&path, 2_000_000).await;
+                match change {
+                    Some(at) => {
+                        let mut byte = [0];
+                        file.read_exact_at(&mut byte, at).unwrap();
+                        file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+                    }
+                    // Cut short, as by a file system that lost it.
+                    None => file.set_len(1_000_000).unwrap(),
+                }
+                io.set_zero_linger().unwrap();
+            }
+        })
+        .await;
+        let space = Space::new(folder.path().into(), 1 << 30).encrypted(true);
+        let proxy = keeping(Setup::to(addr), space).start().await;
+        let (mut read, write) = proxy.connect().await.into_split();
+        // Ten bytes short: the client is not through when the endpoint breaks.
+        let body = body();
+        let request =
+            format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n{}", &body[10..]);
+        let sending = tokio::spawn(async move {
+            let mut write = write;
+            let _ = write.write_all(request.as_bytes()).await;
+            write
+        });
+        let mut reply = vec![0; 12];
+        soon(tokio::io::AsyncReadExt::read_exact(&mut read, &mut reply)).await.unwrap();
+        assert_eq!(reply, b"HTTP/1.1 503", "{change:?}");
+        sending.abort();
+        eventually("the second try ends", || !got.lock().unwrap().is_empty()).await;
+        let got = String::from_utf8(std::mem::take(&mut *got.lock().unwrap())).unwrap();
+        let (_, got) = got.split_once("\r\n\r\n").unwrap();
+        assert!(got.len() < 1_000_000, "it ends before what was changed");
+        assert!(body[10..].starts_with(got), "not a byte of it is wrong");
+    }
 }
 
 /// A disk that is full, or gone, costs the second try and nothing else.

@@ -10,6 +10,7 @@ mod health;
 mod outlier;
 mod program;
 mod reload;
+mod spool;
 mod support;
 mod tcp;
 mod tls;

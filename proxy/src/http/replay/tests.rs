@@ -10,11 +10,17 @@ fn memory(bytes: u64) -> Terms {
     Terms { memory: bytes, ..Terms::default() }
 }
 
-/// Keeping everything in memory, everything on disk, and the first two pieces in memory.
-fn places(folder: &tempfile::TempDir) -> [Terms; 3] {
-    let space = Arc::new(Space::new(folder.path().into(), 1 << 30));
-    let disk = |memory| Terms { memory, disk: 1000, space: Some(space.clone()) };
-    [memory(1000), disk(0), disk(2 * (PIECE_BYTES + 1))]
+/// Keeping everything in memory, everything on disk, and the first two pieces in memory; on disk
+/// in the clear and encrypted.
+fn places(folder: &tempfile::TempDir) -> [Terms; 5] {
+    let [clear, sealed] =
+        [false, true].map(|on| Arc::new(Space::new(folder.path().into(), 1 << 30).encrypted(on)));
+    let disk = |memory, space: &Arc<Space>| {
+        let space = Some(space.clone());
+        Terms { memory, disk: 1000, space }
+    };
+    let some = 2 * (PIECE_BYTES + 1);
+    [memory(1000), disk(0, &clear), disk(some, &clear), disk(0, &sealed), disk(some, &sealed)]
 }
 
 async fn next(replay: &mut Replay) -> Option<Piece> {
@@ -97,6 +103,21 @@ async fn giving_up_half_way_through_the_replay_loses_nothing() {
             assert_eq!(run(&mut replay, &["d"], !end).await, if end { "d" } else { "d|" });
             assert!(replay.spool.is_none(), "the disk is given back once all is read");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_last_try_sees_everything_and_keeps_nothing_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    for terms in places(&folder) {
+        let on_disk = terms.disk > 0;
+        let mut replay = Replay::new(terms);
+        run(&mut replay, &["a", "b", "c"], false).await;
+        replay.rewind();
+        replay.begin_try(true);
+        assert_eq!(run(&mut replay, &["d"], true).await, "abcd|");
+        assert!(replay.spool.is_none());
+        assert_eq!(replay.is_complete(), !on_disk, "memory serves a connection that was stale");
     }
 }
 

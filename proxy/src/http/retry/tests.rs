@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use towpath_policies::model::{RetryCondition, RetryPolicy};
 
-use super::{Facts, MAX_RETRY_AFTER, RetryReason, decide};
+use super::{Facts, MAX_RETRY_AFTER, MOST_WINDOW, RetryReason, decide, most_replayed};
 
 const FACTS: Facts = Facts {
     reason: RetryReason::Reset,
@@ -66,6 +66,23 @@ fn a_try_follows_only_where_it_is_allowed_safe_and_possible() {
     assert_eq!(decide(&deaf, &keyed), None);
     let nothing = RetryPolicy { on: Vec::new(), ..policy() };
     assert_eq!(decide(&nothing, &FACTS), None);
+}
+
+#[test]
+fn what_cannot_be_asked_for_again_need_not_be_kept() {
+    let refused = vec![RetryCondition::ConnectFailure, RetryCondition::RefusedStream];
+    let refused = RetryPolicy { on: refused, ..policy() };
+    let deaf = RetryPolicy { with_idempotency_key: false, ..policy() };
+    for (what, policy, idempotent, keyed, all) in [
+        ("PUT", &policy(), true, false, true),
+        ("POST", &policy(), false, false, false),
+        ("POST with a key", &policy(), false, true, true),
+        ("POST with a key nobody heeds", &deaf, false, true, false),
+        ("PUT where nothing processed is repeated", &refused, true, false, false),
+    ] {
+        let most = most_replayed(policy, idempotent, keyed);
+        assert_eq!(most, if all { u64::MAX } else { MOST_WINDOW }, "{what}");
+    }
 }
 
 #[test]
