@@ -18,6 +18,7 @@ use crate::{
 
 use super::{
     index::{Index, namespace_of},
+    limits,
     origin::{Origin, Origins},
     rules::PreparedRule,
     tries,
@@ -199,6 +200,7 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
     if let Some(retry) = &spec.retry {
         check_retry(retry, on_service, problems);
     }
+    limits::check(spec, problems);
     if let (Some(retry), Some(resume)) = (&spec.retry, &spec.resume)
         && let (Some(attempts), Some(downloads)) = (&retry.attempts, &resume.downloads)
         && ***attempts == 0
@@ -219,10 +221,11 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
         && spec.class.is_none()
         && spec.tenant.is_none()
         && spec.integrity.is_none()
+        && spec.limits.is_none()
     {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `class`, `tenant`, `timeouts`, `retry`, `resume` or `integrity`");
+            .help("give `class`, `tenant`, `limits`, `timeouts`, `retry`, `resume` or `integrity`");
     }
 }
 
@@ -338,7 +341,16 @@ impl Levels<'_> {
         });
         let (stall, origin) = split(stall);
         note("stall timeout", origin);
-        Transfer { class: class.unwrap_or_default(), tenant, integrity, stall: stall.flatten() }
+        let limits = self.pick(|s| s.limits.as_ref().map(|l| (limits::compile(l), l.span)));
+        let (limits, origin) = split(limits);
+        note("rate limits", origin);
+        Transfer {
+            class: class.unwrap_or_default(),
+            tenant,
+            integrity,
+            stall: stall.flatten(),
+            limits: limits.unwrap_or_default(),
+        }
     }
 
     fn retry_policy(

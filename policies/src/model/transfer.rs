@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tries::Stall;
+use super::{RateLimits, tries::Stall};
 
 /// The terms of a route that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub struct Transfer {
     pub integrity: Integrity,
     /// The least that bodies must move while they are waited for; `None` = only the idle time counts.
     pub stall: Option<Stall>,
+    /// What one proxy lets pass.
+    pub limits: RateLimits,
 }
 
 /// Digests of bodies (RFC 9530), made where there are none and checked where there are some.

@@ -7,8 +7,11 @@ use towpath_policies::model::{
     self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route, Transfer,
 };
 
-use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
-use crate::upstream::{ServiceLive, queue::Estimate};
+use super::{Edit, Limiters, RouteMetrics, edit, live, matching::after_prefix};
+use crate::{
+    flow::Limiter,
+    upstream::{ServiceLive, queue::Estimate},
+};
 
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -28,6 +31,8 @@ pub(crate) struct Forward {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
     pub(crate) transfer: Transfer,
+    /// `None` = unlimited. Shared by all routes of one name.
+    pub(crate) limiter: Option<Arc<Limiter>>,
 }
 
 #[derive(Debug)]
@@ -70,11 +75,12 @@ impl Action {
         listener: &str,
         route: &Route,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+        limiters: &mut Limiters<'_>,
     ) -> Result<Self, String> {
         let status = |code| StatusCode::from_u16(code).map_err(|_| format!("{code} is no status"));
         Ok(match &route.action {
             model::Action::Forward(forward) => {
-                Self::Forward(Box::new(Forward::new(listener, route, forward, services)?))
+                Self::Forward(Box::new(Forward::new(listener, route, forward, services, limiters)?))
             }
             model::Action::Redirect(redirect) => Self::Redirect(Redirect {
                 scheme: redirect.scheme.clone(),
@@ -97,6 +103,7 @@ impl Forward {
         route: &Route,
         spec: &model::Forward,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+        limiters: &mut Limiters<'_>,
     ) -> Result<Self, String> {
         let backends = spec
             .backends
@@ -135,6 +142,7 @@ impl Forward {
             idle_timeout: spec.idle_timeout,
             retry: spec.retry.clone(),
             transfer: spec.transfer.clone(),
+            limiter: limiters.of(&route.name, &spec.transfer.limits),
         })
     }
 

@@ -139,8 +139,24 @@ fn transfer() -> impl Strategy<Value = Transfer> {
         .prop_map(|(make, check, algorithm)| Integrity { make, check, algorithm });
     let stall =
         (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
-    (select(Class::ALL.to_vec()), option::of(tenant), integrity, option::of(stall))
-        .prop_map(|(class, tenant, integrity, stall)| Transfer { class, tenant, integrity, stall })
+    let limits =
+        (rate_limit(), rate_limit()).prop_map(|(route, tenant)| RateLimits { route, tenant });
+    (select(Class::ALL.to_vec()), option::of(tenant), integrity, option::of(stall), limits)
+        .prop_map(|(class, tenant, integrity, stall, limits)| Transfer {
+            class,
+            tenant,
+            integrity,
+            stall,
+            limits,
+        })
+}
+
+fn rate_limit() -> impl Strategy<Value = RateLimit> {
+    let rate = || {
+        option::of((1u64..1 << 53, 1u64..1 << 53))
+            .prop_map(|rate| rate.map(|(per_second, burst)| Rate { per_second, burst }))
+    };
+    (rate(), rate()).prop_map(|(requests, bytes)| RateLimit { requests, bytes })
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -357,9 +373,14 @@ fn recovery() -> impl Strategy<Value = Recovery> {
 }
 
 fn admission() -> impl Strategy<Value = Admission> {
-    let weights = (1u32..=1000, 1u32..=1000, 1u32..=1000)
-        .prop_map(|(interactive, bulk, background)| ClassWeights { interactive, bulk, background });
-    let queue = (1u32..100, 1u32..=1_000_000, 0u64..1 << 50, duration(), weights).prop_map(
+    let weights = || {
+        (1u32..=1000, 1u32..=1000, 1u32..=1000).prop_map(|(interactive, bulk, background)| {
+            ClassWeights { interactive, bulk, background }
+        })
+    };
+    let bandwidth = (1u64..1 << 53, weights())
+        .prop_map(|(bytes_per_second, weights)| Bandwidth { bytes_per_second, weights });
+    let queue = (1u32..100, 1u32..=1_000_000, 0u64..1 << 50, duration(), weights()).prop_map(
         |(slots, max_requests, max_bytes, max_wait, weights)| Queue {
             slots,
             max_requests,
@@ -368,7 +389,8 @@ fn admission() -> impl Strategy<Value = Admission> {
             weights,
         },
     );
-    option::of(queue).prop_map(|queue| Admission { queue })
+    (option::of(queue), option::of(bandwidth))
+        .prop_map(|(queue, bandwidth)| Admission { queue, bandwidth })
 }
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {
