@@ -4,6 +4,7 @@
 mod filters;
 mod gateways;
 mod index;
+mod limits;
 mod matches;
 mod origin;
 mod outlier;

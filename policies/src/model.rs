@@ -10,6 +10,7 @@
 mod endpoint;
 mod listener;
 mod mesh;
+mod rate;
 mod route;
 mod service;
 mod snapshot;
@@ -22,6 +23,7 @@ pub use listener::{
 };
 pub(crate) use mesh::overlap;
 pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};
+pub use rate::{Bandwidth, Rate, RateLimit, RateLimits};
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HostRewrite, Mirror, PathMatch, PathRewrite,
     Pattern, Redirect, RetryCondition, RetryPolicy, Route, RouteMatch, RouteTable, ValueMatch,

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::model::{
-    Action, Balancer, Bind, HealthCheck, HealthProbe, Hedge, HedgeAfter, Locality, NodeSelector,
-    Outlier, PathMatch, PathRewrite, Protocol, Queue, Recovery, RetryCondition, RouteMatch, Stall,
-    TenantKey, Thresholds, ValueMatch, WeightedBackend,
+    Action, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge, HedgeAfter,
+    Locality, NodeSelector, Outlier, PathMatch, PathRewrite, Protocol, Queue, Rate, RateLimits,
+    Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds, ValueMatch,
+    WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -297,6 +298,29 @@ pub(crate) fn hedge(hedge: Option<&Hedge>) -> String {
         }
         HedgeAfter::Time(after) => format!("after {}, answers up to {most}", time(after)),
     }
+}
+
+pub(crate) fn rate_limits(limits: &RateLimits) -> String {
+    let mut parts = Vec::new();
+    for (whose, limit) in [("", &limits.route), (" for each tenant", &limits.tenant)] {
+        if let Some(rate) = limit.requests {
+            let Rate { per_second, burst } = rate;
+            parts.push(format!("{per_second} requests a second{whose}, {burst} at once"));
+        }
+        if let Some(rate) = limit.bytes {
+            let (pace, burst) = (bytes(rate.per_second), bytes(rate.burst));
+            parts.push(format!("{pace} a second{whose}, {burst} at once"));
+        }
+    }
+    if parts.is_empty() { "unlimited".to_owned() } else { parts.join("; ") }
+}
+
+pub(crate) fn bandwidth(bandwidth: Option<&Bandwidth>) -> String {
+    let Some(Bandwidth { bytes_per_second, weights }) = bandwidth else {
+        return "unlimited".to_owned();
+    };
+    let shares = Class::ALL.map(|class| format!("{} {}", class.name(), weights.of(class)));
+    format!("{} a second, shared {}", bytes(*bytes_per_second), shares.join(", "))
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

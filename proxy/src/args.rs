@@ -1,11 +1,16 @@
 //! The command line, and the configuration it becomes.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use towpath_policies::model::Node;
 
-use crate::{access_log::Target, source::SourceConfig, spool::DEFAULT_MEMORY};
+use crate::{
+    access_log::Target,
+    overload::{self, Ceilings},
+    source::SourceConfig,
+    spool::DEFAULT_MEMORY,
+};
 
 /// Run a proxy: sidecar or gateway, from a policy folder or a control plane
 #[derive(Clone, Debug, clap::Args)]
@@ -83,6 +88,15 @@ pub struct Args {
     #[arg(long)]
     pub spool_encrypt: bool,
 
+    /// Most resident memory, e.g. 512MiB: requests are shed from 80 % on, the lowest class first
+    /// [default: what the control group may have, else 80 % of the machine's]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub max_memory: Option<u64>,
+
+    /// Most exchanges and opaque connections at a time; shed likewise [default: one per 64KiB of memory]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_streams: Option<u64>,
+
     /// End with the process that started this one
     #[arg(long, hide = true)]
     pub die_with_parent: bool,
@@ -113,6 +127,26 @@ pub struct Config {
     pub spool_memory_bytes: u64,
     /// What is on disk is encrypted.
     pub spool_encrypt: bool,
+    /// What may be used before requests are shed.
+    pub ceilings: Ceilings,
+    /// What says how much is used; [`overload::read`] but in tests.
+    pub readings: Readings,
+}
+
+/// Where readings of what is used come from.
+#[derive(Clone)]
+pub struct Readings(pub overload::Source);
+
+impl std::fmt::Debug for Readings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Readings")
+    }
+}
+
+impl Default for Readings {
+    fn default() -> Self {
+        Self(Arc::new(overload::read))
+    }
 }
 
 const DEFAULT_SPOOL_BYTES: u64 = 16 << 30;
@@ -132,6 +166,8 @@ impl Config {
             upgrade_socket: None,
             spool_memory_bytes: DEFAULT_MEMORY,
             spool_encrypt: false,
+            ceilings: Ceilings::of_this_machine(),
+            readings: Readings::default(),
         }
     }
 }
@@ -152,6 +188,11 @@ impl Args {
             },
             _ => bail!("give either --policies DIR or --control-plane ADDR --node NAME"),
         };
+        let mut ceilings = Ceilings::of_this_machine();
+        if let Some(memory) = self.max_memory {
+            ceilings = ceilings.with_memory(memory);
+        }
+        ceilings.streams = self.max_streams.unwrap_or(ceilings.streams);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             source,
@@ -165,6 +206,8 @@ impl Args {
             upgrade_socket: self.upgrade_socket,
             spool_memory_bytes: self.spool_memory_bytes,
             spool_encrypt: self.spool_encrypt,
+            ceilings,
+            readings: Readings::default(),
         })
     }
 }
@@ -175,6 +218,26 @@ fn default_max_connections() -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let files = limit.current.unwrap_or(1 << 20);
     u32::try_from(files / 4).unwrap_or(u32::MAX).clamp(16, 1 << 20)
+}
+
+/// Parses sizes as policies write them: `65536`, `512MiB`, `2GB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    let with_unit = UNITS.into_iter().find_map(|(unit, by)| Some((text.strip_suffix(unit)?, by)));
+    let (number, by) = with_unit.unwrap_or((text, 1));
+    let number = number.parse::<u64>().ok().filter(|n| *n > 0);
+    number
+        .and_then(|n| n.checked_mul(by))
+        .ok_or_else(|| format!("`{text}` is no size: write 536870912, 512MiB or 2GB"))
 }
 
 /// Parses Gateway API durations (GEP-2257): up to four pairs of number and unit
@@ -200,7 +263,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::duration;
+    use super::{bytes, duration};
+
+    #[test]
+    fn sizes_are_read_as_policies_write_them() {
+        for (text, expected) in [
+            ("65536", Some(65_536)),
+            ("512MiB", Some(512 << 20)),
+            ("2GB", Some(2_000_000_000)),
+            ("0", None),
+            ("MiB", None),
+            ("1.5GiB", None),
+            ("-1", None),
+            ("99999999999TiB", None),
+        ] {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_read_as_gateway_api_writes_them() {

@@ -129,6 +129,11 @@ impl Control {
         self.view.load_full()
     }
 
+    /// Where what is in force is found.
+    pub(crate) fn shared_view(&self) -> Arc<ArcSwap<View>> {
+        self.view.clone()
+    }
+
     /// Counts the snapshots put in force.
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()

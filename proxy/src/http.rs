@@ -42,8 +42,8 @@ pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 
 use crate::{
-    access_log::AccessLog, drain, router::Router, spool::Space, transfers::Transfers,
-    upstream::connect::Wire,
+    access_log::AccessLog, drain, overload::Overload, router::Router, spool::Space,
+    transfers::Transfers, upstream::connect::Wire,
 };
 
 /// What an HTTP listener (one chain of it) needs to serve its connections.
@@ -61,6 +61,8 @@ pub struct HttpListener {
     pub spool: Option<Arc<Space>>,
     /// Where exchanges that last are listed.
     pub transfers: Option<Arc<Transfers>>,
+    /// Says which classes are shed now.
+    pub overload: Option<Arc<Overload>>,
     via: Option<Via>,
 }
 
@@ -116,7 +118,16 @@ impl HttpListener {
                 http2: HeaderValue::from_str(&format!("2 {pseudonym}")).ok()?,
             })
         });
-        Self { name, options, router, access_log, spool: None, transfers: None, via }
+        Self {
+            name,
+            options,
+            router,
+            access_log,
+            spool: None,
+            transfers: None,
+            overload: None,
+            via,
+        }
     }
 
     fn via(&self, received: Wire) -> Option<&HeaderValue> {

@@ -29,6 +29,7 @@ use crate::{
     drain,
     http::{self, ClientIo, Peer, TlsInfo},
     metrics::{Counter, Gauge, registry},
+    overload::Overload,
     sniff::{self, Hello, MAX_HELLO_BYTES, Prefixed},
     tcp::{self, Caller, Client},
     upstream::connect::Wire,
@@ -48,6 +49,7 @@ pub(crate) struct Listening {
     /// Fired when it is removed, or the proxy drains.
     pub(crate) drain: drain::Signal,
     slots: Arc<Semaphore>,
+    overload: Arc<Overload>,
     open: AtomicU32,
     metrics: ListenerMetrics,
 }
@@ -70,7 +72,7 @@ struct Held {
 
 /// Connections the kernel keeps for us while we are busy (capped by `somaxconn`).
 const BACKLOG: i32 = 4096;
-/// Pause after an error that the next call would only repeat (no file descriptors).
+/// Pause after an error that the next call would only repeat (no file descriptors), and under overload.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time a client has to complete its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,6 +107,7 @@ impl Listening {
         chains: Arc<Chains>,
         workers: &Arc<Workers>,
         max_connections: u32,
+        overload: Arc<Overload>,
     ) -> io::Result<Arc<Self>> {
         let of = [("listener", name)];
         let listening = Arc::new(Self {
@@ -114,6 +117,7 @@ impl Listening {
             chains: ArcSwap::new(chains),
             drain: drain::Signal::new(),
             slots: Arc::new(Semaphore::new(max_connections as usize)),
+            overload,
             open: AtomicU32::new(0),
             metrics: ListenerMetrics {
                 open: registry().gauge("towpath_connections", &of),
@@ -162,6 +166,10 @@ async fn accept(
         loop {
             // At the limit nothing is accepted: the kernel's backlog, then the clients, wait.
             let Ok(slot) = listening.slots.clone().acquire_owned().await else { return };
+            // Nor under overload, when every request on it would only be refused.
+            while listening.overload.is_full() {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
             let Some((tcp, peer)) = next(&listening, &socket).await else { continue };
             hand_over(tcp, peer, slot, &listening, &workers, here);
         }

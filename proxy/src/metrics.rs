@@ -264,12 +264,16 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 40] = [
+const HELP: [(&str, &str); 44] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
     ),
     ("towpath_accept_errors_total", "Connections that could not be accepted."),
+    (
+        "towpath_bandwidth_bytes_total",
+        "Body bytes to and from a service whose bandwidth is shared by class.",
+    ),
     ("towpath_bytes_in_flight", "Body bytes of unfinished exchanges, both ways."),
     (
         "towpath_config_rejected_total",
@@ -288,8 +292,10 @@ const HELP: [(&str, &str); 40] = [
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
     ("towpath_health_probes_total", "Active health probes."),
     ("towpath_hedges_total", "Reads that were late and asked for once more, or would have been."),
+    ("towpath_limited_total", "Requests refused, and transfers slowed, by a rate limit."),
     ("towpath_mirrors_dropped_total", "Mirror copies not sent."),
     ("towpath_overflow_total", "Requests refused by a circuit breaker."),
+    ("towpath_overload_level", "Shed now: 0 nothing, 1 background, 2 bulk too, 3 everything."),
     ("towpath_picks_total", "Times an endpoint was picked."),
     ("towpath_process_resident_bytes", "Resident memory of the process."),
     ("towpath_queue_bytes", "Declared body bytes of requests that wait for a slot."),
@@ -305,6 +311,7 @@ const HELP: [(&str, &str); 40] = [
     ("towpath_resumes_total", "Responses that broke midway, and what came of going on elsewhere."),
     ("towpath_retries_total", "Further tries."),
     ("towpath_retry_budget_exhausted_total", "Retries not made because the budget was used up."),
+    ("towpath_shed_total", "Requests refused because the proxy is overloaded."),
     ("towpath_spool_bytes", "Disk taken by request bodies kept for another try."),
     (
         "towpath_spool_refused_total",

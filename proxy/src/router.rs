@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use towpath_policies::model::{Route, RouteTable, WeightedBackend};
+use towpath_policies::model::{RateLimits, Route, RouteTable, WeightedBackend};
 
 mod action;
 mod edit;
@@ -22,6 +22,7 @@ pub(crate) use edit::Edit;
 pub(crate) use matching::{Target, is_grpc};
 
 use crate::{
+    flow::Limiter,
     metrics::{self, Counter, Histogram},
     upstream::ServiceLive,
 };
@@ -60,6 +61,13 @@ pub(crate) struct RouteMetrics {
     pub(crate) response_bytes: Counter,
 }
 
+/// The limiters of a router being compiled, by route: those of the router before it where they
+/// stay as they were, so that a changed configuration forgives nobody.
+pub(crate) struct Limiters<'a> {
+    before: Option<&'a Router>,
+    made: AHashMap<String, Arc<Limiter>>,
+}
+
 /// What in a route cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("route {route}: {what}")]
@@ -95,6 +103,20 @@ impl Router {
         table: &RouteTable,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
     ) -> Result<Self, CompileError> {
+        Self::compile_after(None, listener, table, services)
+    }
+
+    /// As [`Self::compile`], in place of a router that keeps its rate limits' buckets.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn compile_after(
+        before: Option<&Self>,
+        listener: &str,
+        table: &RouteTable,
+        services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+    ) -> Result<Self, CompileError> {
+        let mut limiters = Limiters { before, made: AHashMap::new() };
         let mut router = Self::empty(listener);
         let mut suffixes = Vec::new();
         let mut hosts = Vec::new();
@@ -111,7 +133,9 @@ impl Router {
             let routes: Result<Box<[_]>, CompileError> = host
                 .routes
                 .iter()
-                .map(|route| CompiledRoute::new(listener, route, services).map(Arc::new))
+                .map(|route| {
+                    CompiledRoute::new(listener, route, services, &mut limiters).map(Arc::new)
+                })
                 .collect();
             hosts.push(routes?);
         }
@@ -126,6 +150,14 @@ impl Router {
         let routes = &self.hosts[self.host(target)? as usize];
         let path = target.path;
         routes.iter().find(|route| route.matches.hold(target, path))
+    }
+
+    fn limiter(&self, route: &str) -> Option<&Arc<Limiter>> {
+        let mut routes = self.hosts.iter().flat_map(|routes| routes.iter());
+        routes.find(|r| &*r.name == route).and_then(|route| match &route.action {
+            Action::Forward(forward) => forward.limiter.as_ref(),
+            _ => None,
+        })
     }
 
     fn host(&self, target: &Target<'_>) -> Option<u32> {
@@ -161,16 +193,35 @@ impl CompiledRoute {
         listener: &str,
         route: &Route,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+        limiters: &mut Limiters<'_>,
     ) -> Result<Self, CompileError> {
         let error = |what: String| CompileError { route: route.name.clone(), what };
         Ok(Self {
             name: route.name.as_str().into(),
             matches: matching::Matches::new(&route.matches).map_err(error)?,
-            action: Action::new(listener, route, services).map_err(error)?,
+            action: Action::new(listener, route, services, limiters).map_err(error)?,
             request_headers: Edit::new(&route.request_headers).map_err(error)?,
             response_headers: Edit::new(&route.response_headers).map_err(error)?,
             metrics: RouteMetrics::new(listener, &route.name, ""),
         })
+    }
+}
+
+impl Limiters<'_> {
+    fn of(&mut self, route: &str, spec: &RateLimits) -> Option<Arc<Limiter>> {
+        if spec.is_unlimited() {
+            return None;
+        }
+        if let Some(made) = self.made.get(route).filter(|made| made.spec() == spec) {
+            return Some(made.clone());
+        }
+        let before = self.before.and_then(|router| router.limiter(route));
+        let limiter = match before.filter(|before| before.spec() == spec) {
+            Some(before) => before.clone(),
+            None => Arc::new(Limiter::new(route, *spec)),
+        };
+        self.made.insert(route.to_owned(), limiter.clone());
+        Some(limiter)
     }
 }
 

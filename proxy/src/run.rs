@@ -20,7 +20,9 @@ use crate::{
     admin,
     control::Control,
     drain::{self, Leftovers},
-    logging, source,
+    logging,
+    overload::{self, Overload},
+    source,
     spool::Space,
     supervisor,
     transfers::Transfers,
@@ -156,7 +158,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let admin = listener.local_addr()?;
     let access_log = AccessLog::start(&config.access_log)?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
+    let overload = Arc::new(Overload::default());
     let terms = Terms {
+        overload: overload.clone(),
         workers: workers.clone(),
         access_log: access_log.clone(),
         max_connections: config.max_connections,
@@ -177,8 +181,11 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         succession.open()?;
     }
     let leading = lead(control.clone(), listener, predecessor, inherited, succession);
+    let looking =
+        overload::watch(overload, config.ceilings, config.readings.0, control.shared_view());
     let mut tasks = vec![
         Owned(tokio::spawn(leading).abort_handle()),
+        Owned(tokio::spawn(looking).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(task) = source::start(config.source, &control).await? {

@@ -32,6 +32,7 @@ pub(crate) mod queue;
 mod tests;
 
 use crate::{
+    flow::Gate,
     metrics,
     outlier::{Ejection, meter::Meter},
 };
@@ -148,6 +149,8 @@ pub struct ServiceLive {
     pub(crate) turn: AtomicU64,
     /// Those who wait for a slot; made when the service first has a queue.
     pub(crate) queue: OnceLock<queue::Queue>,
+    /// Where its bandwidth is shared, once a policy has bounded it.
+    pub(crate) gate: OnceLock<ArcSwapOption<Gate>>,
     /// Handles for `/metrics`.
     pub metrics: ServiceMetrics,
     /// The newest view, for tasks that outlive the one they started with (health checks).
@@ -240,11 +243,26 @@ pub fn reconcile(
     if spec.admission.queue.is_some() {
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
+    bound(&live, &spec);
     let state = Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector });
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
     live.kick();
     Ok(state)
+}
+
+/// Bounds the bandwidth as the policy says now; those who wait stay where they are if it says the same.
+fn bound(live: &ServiceLive, spec: &Service) {
+    let Some(bandwidth) = spec.admission.bandwidth else {
+        if let Some(gate) = live.gate.get() {
+            gate.store(None);
+        }
+        return;
+    };
+    let gate = live.gate.get_or_init(ArcSwapOption::empty);
+    if gate.load().as_ref().is_none_or(|gate| *gate.spec() != bandwidth) {
+        gate.store(Some(Arc::new(Gate::new(&spec.name, bandwidth))));
+    }
 }
 
 fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
@@ -386,6 +404,7 @@ impl ServiceLive {
             recovering: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             queue: OnceLock::new(),
+            gate: OnceLock::new(),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),
         }

@@ -29,6 +29,7 @@ use crate::{
     listener::Listening,
     metrics::{Counter, registry},
     outlier::watch,
+    overload::Overload,
     router::Router,
     spool::Space,
     transfers::Transfers,
@@ -88,6 +89,8 @@ pub(crate) struct Terms {
     pub(crate) inherited: Arc<Sockets>,
     /// Those under way that last.
     pub(crate) transfers: Arc<Transfers>,
+    /// Says which classes are shed now.
+    pub(crate) overload: Arc<Overload>,
 }
 
 /// A route table and its router; connections hold the place, not the router.

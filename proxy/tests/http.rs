@@ -10,6 +10,8 @@
 mod digest;
 #[path = "http/each_byte.rs"]
 mod each_byte;
+#[path = "http/flow.rs"]
+mod flow;
 #[path = "http/framing.rs"]
 mod framing;
 #[path = "http/harness.rs"]

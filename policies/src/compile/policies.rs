@@ -18,6 +18,7 @@ use crate::{
 
 use super::{
     index::{Index, namespace_of},
+    limits,
     origin::{Origin, Origins},
     rules::PreparedRule,
     tries,
@@ -206,6 +207,7 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
     if let Some(retry) = &spec.retry {
         check_retry(retry, on_service, problems);
     }
+    limits::check(spec, problems);
     if let (Some(retry), Some(resume)) = (&spec.retry, &spec.resume)
         && let (Some(attempts), Some(downloads)) = (&retry.attempts, &resume.downloads)
         && ***attempts == 0
@@ -227,10 +229,11 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
         && spec.class.is_none()
         && spec.tenant.is_none()
         && spec.integrity.is_none()
+        && spec.limits.is_none()
     {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `class`, `tenant`, `timeouts`, `retry`, `resume` or `integrity`");
+            .help("give `class`, `tenant`, `limits`, `timeouts`, `retry`, `resume` or `integrity`");
     }
 }
 
@@ -349,8 +352,17 @@ impl Levels<'_> {
         let hedge = self.pick(|s| s.hedge.as_ref().map(|h| (tries::hedge(h), h.span)));
         let (hedge, origin) = split(hedge);
         note("hedge", origin);
-        let (class, stall, hedge) = (class.unwrap_or_default(), stall.flatten(), hedge.flatten());
-        Transfer { class, tenant, integrity, stall, hedge }
+        let limits = self.pick(|s| s.limits.as_ref().map(|l| (limits::compile(l), l.span)));
+        let (limits, origin) = split(limits);
+        note("rate limits", origin);
+        Transfer {
+            class: class.unwrap_or_default(),
+            tenant,
+            integrity,
+            stall: stall.flatten(),
+            hedge: hedge.flatten(),
+            limits: limits.unwrap_or_default(),
+        }
     }
 
     fn retry_policy(

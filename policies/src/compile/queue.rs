@@ -37,7 +37,7 @@ pub(super) fn compile(spec: &QueueSpec, service: &Service, problems: &mut Proble
     }
 }
 
-fn weights(spec: &WeightsSpec) -> ClassWeights {
+pub(super) fn weights(spec: &WeightsSpec) -> ClassWeights {
     let default = ClassWeights::default();
     ClassWeights {
         interactive: spec.interactive.as_ref().map_or(default.interactive, |w| ***w),

@@ -16,7 +16,7 @@ use crate::{
     model::{
         Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Coordinates, Discovery, Endpoint,
         EndpointSet, Gpu, Health, HealthCheck, HealthProbe, HttpOptions, Listener, Locality,
-        NodeSelector, Protocol, Service, TcpForward, Thresholds, UpstreamTls,
+        NodeSelector, Protocol, RateLimits, Service, TcpForward, Thresholds, UpstreamTls,
     },
     problem::{At, Problems, Span},
 };
@@ -24,6 +24,7 @@ use crate::{
 use super::{
     Output,
     index::Index,
+    limits,
     origin::{Origin, Origins},
     outlier,
     policies::Policies,
@@ -98,6 +99,13 @@ fn service(
     ));
     breaker(&mut service, policies.breaker(&id), &mut origins, problems);
     let transfer = policies.service_transfer(&id);
+    if let Some(limits) = transfer.and_then(|p| p.spec.limits.as_ref())
+        && service.protocol == Protocol::Tcp
+    {
+        problems
+            .error(Rule::NoEffect, limits.span, "opaque connections are not limited")
+            .related(object.span, "the Service speaks TCP");
+    }
     let budget = transfer.and_then(|p| p.spec.retry.as_ref()?.budget.as_ref().map(|b| (p, b)));
     let default = BudgetShare::default();
     service.retry_budget = budget.map_or(default, |(_, budget)| BudgetShare {
@@ -190,7 +198,7 @@ fn breaker(
             .map_or(Origin::Default, |p| Origin::Written(span, format!("BreakerPolicy {}", p.id())))
     };
     let spec = policy.map(|p| &p.spec);
-    let limits = |written: Option<&LimitsSpec>| {
+    let thresholds = |written: Option<&LimitsSpec>| {
         written.map_or(Thresholds::default(), |l| Thresholds {
             max_connections: l.max_connections.as_ref().map(|n| ***n),
             max_requests: l.max_requests.as_ref().map(|n| ***n),
@@ -206,9 +214,12 @@ fn breaker(
             invalid(limit.span, "0 bytes would refuse every body", "at least 1", problems);
         }
     }
-    service.breaker = Breaker { service: limits(whole), endpoint: limits(each) };
+    service.breaker = Breaker { service: thresholds(whole), endpoint: thresholds(each) };
     origins.push(("limits", whole.map_or(Origin::Default, |l| of(l.span))));
     origins.push(("limits of each endpoint", each.map_or(Origin::Default, |l| of(l.span))));
+    let written = spec.and_then(|s| s.bandwidth.as_ref());
+    service.admission.bandwidth = written.map(|b| limits::bandwidth(b, service.protocol, problems));
+    origins.push(("bandwidth", written.map_or(Origin::Default, |b| of(b.span))));
     let written = spec.and_then(|s| s.outlier.as_ref());
     service.outlier = outlier::compile(written, service, problems);
     origins.push(("outlier ejection", written.map_or(Origin::Default, |o| of(o.span))));
@@ -356,6 +367,8 @@ impl Inbound<'_> {
         terms.retry.attempts = 0;
         terms.retry.on.clear();
         terms.retry.per_try_timeout = None;
+        // And limits: here every client's address is a proxy's.
+        terms.transfer.limits = RateLimits::default();
         terms.origins.retain(|(field, _)| matches!(*field, "timeout" | "idle timeout"));
         let rule = PreparedRule::everything_to(name.to_owned(), name, self.sidecar.span);
         output.note_route(name, &rule, &terms);

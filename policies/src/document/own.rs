@@ -231,6 +231,8 @@ object! {
         "class" => class: Option<At<ClassName>>,
         /// Whose a request is; default: all are of one tenant.
         "tenant" => tenant: Option<At<TenantSpec>>,
+        /// What one proxy lets pass; default unlimited.
+        "limits" => limits: Option<RateLimitsSpec>,
         /// Time limits.
         "timeouts" => timeouts: Option<TransferTimeouts>,
         /// Further tries after a failed one.
@@ -270,6 +272,31 @@ object! {
 object! {
     /// Nothing more to say.
     struct ClientAddressSpec {
+    }
+}
+
+object! {
+    /// What one proxy lets pass: of all requests, and of each tenant's.
+    struct RateLimitsSpec {
+        /// Over the whole rule of a route, on one listener.
+        "route" => route: Option<RateLimitSpec>,
+        /// For each tenant; the policy says how a request tells its `tenant`.
+        "tenant" => tenant: Option<RateLimitSpec>,
+    }
+}
+
+object! {
+    /// A rate, and what may go beyond it after a pause.
+    struct RateLimitSpec {
+        /// Requests, 1 to 1000000; those beyond it are refused.
+        "requestsPerSecond" => requests_per_second: Option<At<Whole<1, 1_000_000>>>,
+        /// So many requests at once after a pause; default a second's worth.
+        "requestBurst" => request_burst: Option<At<Whole<1, 10_000_000>>>,
+        /// Body bytes of requests and responses together, at least 1KiB; transfers beyond it are slowed.
+        "bytesPerSecond" => bytes_per_second: Option<At<Bytes>>,
+        /// So many bytes at once after a pause, at least 256KiB; default a tenth of a second's worth, at
+        /// least 1MiB.
+        "byteBurst" => byte_burst: Option<At<Bytes>>,
     }
 }
 
@@ -467,6 +494,8 @@ object! {
         "service" => service: Option<LimitsSpec>,
         /// Limits of each endpoint; default unlimited.
         "endpoint" => endpoint: Option<LimitsSpec>,
+        /// The bandwidth through one proxy, and how classes share it; default unlimited.
+        "bandwidth" => bandwidth: Option<BandwidthSpec>,
         /// Ejection of endpoints that fail (on by default), or lag behind the others.
         "outlier" => outlier: Option<OutlierSpec>,
         /// Requests wait in the proxy until an endpoint has a slot for them; off unless it is there.
@@ -479,6 +508,16 @@ object! {
         /// When a smaller share of the endpoints than this is usable, ejections and probes are
         /// ignored; default 10, and 0 is never.
         "panicPercent" => panic_percent: Option<At<Percent>>,
+    }
+}
+
+object! {
+    /// A bounded bandwidth, shared by those who have something to move.
+    struct BandwidthSpec {
+        /// Body bytes of requests and responses together, at least 64KiB.
+        "bytesPerSecond" => bytes_per_second: At<Bytes>,
+        /// Shares of the classes.
+        "weights" => weights: Option<WeightsSpec>,
     }
 }
 

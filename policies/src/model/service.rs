@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Bandwidth, Class};
+
 /// A named set of endpoints and the terms under which they are used (CDS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Service {
@@ -119,6 +121,8 @@ pub struct Thresholds {
 pub struct Admission {
     /// Requests wait in the proxy until an endpoint has a slot for them; `None` = they are sent at once.
     pub queue: Option<Queue>,
+    /// The bandwidth through one proxy; `None` = unlimited.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// A queue before the endpoints of a service. Each has so many slots; a request that finds none
@@ -158,6 +162,17 @@ impl Default for Queue {
             max_bytes: 10 << 30,
             max_wait: Duration::from_secs(60),
             weights: ClassWeights::default(),
+        }
+    }
+}
+
+impl ClassWeights {
+    /// The weight of a class.
+    pub const fn of(&self, class: Class) -> u32 {
+        match class {
+            Class::Interactive => self.interactive,
+            Class::Bulk => self.bulk,
+            Class::Background => self.background,
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tries::{Hedge, Stall};
+use super::{
+    RateLimits,
+    tries::{Hedge, Stall},
+};
 
 /// The terms of a route that Envoy's API has no words for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +21,8 @@ pub struct Transfer {
     pub stall: Option<Stall>,
     /// When a read is asked for a second time; `None` = never.
     pub hedge: Option<Hedge>,
+    /// What one proxy lets pass.
+    pub limits: RateLimits,
 }
 
 /// Digests of bodies (RFC 9530), made where there are none and checked where there are some.

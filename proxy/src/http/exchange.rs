@@ -12,7 +12,7 @@ use http::{
     header::{self, Entry},
 };
 use tokio::time::{Instant, timeout};
-use towpath_policies::model::RetryPolicy;
+use towpath_policies::model::{Class, RetryPolicy};
 
 use super::{
     attempt::queued::{InLine, tenant_of},
@@ -31,6 +31,7 @@ use super::{
     stall::Waits,
 };
 use crate::{
+    flow::Pace,
     h2::ErrorCode,
     outlier::{self, Failure, Outcome},
     router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
@@ -56,6 +57,11 @@ pub(super) struct Exchange<'a, D> {
     /// The answer is whole.
     pub(super) answered: bool,
     pub(super) half_closed: bool,
+    /// The response waits for us alone: for its turn, or for a limit of ours.
+    pub(super) held: bool,
+    pub(super) class: Class,
+    /// How fast its bytes may pass; `None` = as fast as they do.
+    pub(super) pace: Option<Box<Pace>>,
     pub(super) response_length: Length,
     /// What goes on with the response if it breaks midway; `None` when nothing may.
     pub(super) resume: Option<Resume>,
@@ -100,6 +106,9 @@ pub(super) fn run<'a, D: Downstream>(
         grpc: is_grpc(&head.headers),
         answered: false,
         half_closed: false,
+        held: false,
+        class: Class::default(),
+        pace: None,
         response_length: Length::None,
         resume: None,
         in_line: None,
@@ -179,11 +188,10 @@ impl<D: Downstream> Exchange<'_, D> {
         self.limits.ours = overall == forward.timeout;
         self.limits.look = start.checked_add(LISTED_AFTER);
         self.limits.hold(forward.transfer.stall.as_ref(), start);
+        self.admit_to_proxy(forward, backend)?;
         if backend.service.as_ref().is_some_and(|service| service.queue.get().is_some()) {
             // Before the route changes any field.
-            let tenant =
-                tenant_of(forward.transfer.tenant.as_ref(), &self.head, self.client.peer.addr);
-            self.in_line = Some(Box::new(InLine { tenant, slot: None }));
+            self.in_line = Some(Box::new(InLine { tenant: self.tenant(forward), slot: None }));
         }
         let mirrors = mirror::draw(forward);
         self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
@@ -212,6 +220,33 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.complete(up, mirrors);
         Ok(())
+    }
+
+    /// Lets the request in, as far as the proxy as a whole and the route's limits allow, and finds
+    /// the pace of its bytes. Before the route changes any field.
+    fn admit_to_proxy(&mut self, forward: &Forward, backend: &Backend) -> Result<(), Stop> {
+        self.class = forward.transfer.class;
+        if let Some(overload) = &self.client.listener.overload
+            && overload.admit(self.class).is_err()
+        {
+            // Not all at the same moment again.
+            let after = Duration::from_millis(1000 + fastrand::u64(..2000));
+            return Err(Stop::Reply(Reply::OVERLOAD.again_after(after)));
+        }
+        if let Some(limiter) = &forward.limiter {
+            self.pace = Pace::admit(limiter, self.tenant(forward))
+                .map_err(|refused| Stop::Reply(Reply::LIMITED.again_after(refused.after)))?;
+        }
+        let gate = backend.service.as_ref().and_then(|service| service.gate.get());
+        if let Some(gate) = gate.and_then(|gate| gate.load_full()) {
+            let tenant = self.tenant(forward);
+            Pace::share(&mut self.pace, &gate, self.class, tenant);
+        }
+        Ok(())
+    }
+
+    fn tenant(&self, forward: &Forward) -> u64 {
+        tenant_of(forward.transfer.tenant.as_ref(), &self.head, self.client.peer.addr)
     }
 
     /// How much of the request body is kept.
@@ -319,7 +354,9 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),
             Cut::Expired(_) => {
                 // A client that set the deadline, or was itself slow, says nothing of the endpoint.
-                let blamed = self.limits.ours && self.upload != Upload::Active && !self.answered;
+                // Nor does a response that we held back ourselves.
+                let waited = self.upload != Upload::Active && !self.answered && !self.held;
+                let blamed = self.limits.ours && waited;
                 let failure = blamed.then_some(Failure::Timeout);
                 ("timeout", failure, Broken::Reset(ErrorCode::CANCEL))
             }

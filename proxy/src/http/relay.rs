@@ -1,13 +1,15 @@
 //! The two sides of an exchange, and the bytes between them.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::time::Instant;
+use tokio::{task::yield_now, time::Instant};
+use towpath_policies::model::Class;
 
 use super::{
     deadline::Expired,
@@ -173,7 +175,54 @@ impl Upstream {
     }
 }
 
+/// One poll's part of the worker, in one direction: so many bytes, then others have their turn.
+#[derive(Debug)]
+pub(super) struct Turn {
+    left: usize,
+    /// More could be moved, but not now, and it is we who hold it back.
+    held: bool,
+}
+
+/// Bytes moved at a time while somebody waits for them: large enough that the turn itself costs
+/// nothing, small enough that a hundred transfers hold a request up for a few milliseconds.
+const TURN: usize = 256 * 1024;
+/// The same for freight, which waits for others and not others for it.
+const TURN_OF_FREIGHT: usize = 128 * 1024;
+
+impl Turn {
+    pub(super) fn of(class: Class) -> Self {
+        let left = if class == Class::Interactive { TURN } else { TURN_OF_FREIGHT };
+        Self { left, held: false }
+    }
+}
+
 impl<D: Downstream> Exchange<'_, D> {
+    /// Whether another piece may be moved now. If not, the task is woken when it may.
+    fn may_move(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> bool {
+        if turn.left == 0 {
+            turn.held = true;
+            // Behind all who are ready, and those whose sockets have become so meanwhile.
+            let _ = pin!(yield_now()).poll(cx);
+            return false;
+        }
+        if let Some(pace) = &mut self.pace
+            && pace.poll(cx).is_pending()
+        {
+            turn.held = true;
+            // Our own limit is no standstill.
+            self.moved = true;
+            return false;
+        }
+        true
+    }
+
+    fn pay(&mut self, turn: &mut Turn, bytes: usize) {
+        turn.left = turn.left.saturating_sub(bytes);
+        if let Some(pace) = &mut self.pace {
+            pace.moved(bytes);
+        }
+    }
+
     /// Moves the request body to the endpoint as far as it goes now.
     ///
     /// # Errors
@@ -186,6 +235,7 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<(), Cut> {
         let mut full = false;
         self.waits = Waits::Elsewhere;
+        let mut turn = Turn::of(self.class);
         while self.upload == Upload::Active {
             match up.poll_room(cx) {
                 Poll::Pending => {
@@ -199,11 +249,15 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 Poll::Ready(Ok(())) => {}
             }
+            if !self.may_move(&mut turn, cx) {
+                break;
+            }
             let Some(piece) = self.next_vouched(cx)? else { break };
             self.moved = true;
             let sent = match piece {
                 Piece::Data { bytes, last } => {
                     self.count_sent(bytes.len() as u64);
+                    self.pay(&mut turn, bytes.len());
                     if last {
                         self.upload = Upload::Done;
                     }
@@ -273,12 +327,14 @@ impl<D: Downstream> Exchange<'_, D> {
             if let Err(cut) = self.poll_upload(up, cx) {
                 return Poll::Ready(Err(cut));
             }
+            let mut turn = Turn::of(self.class);
             if !self.answered {
-                self.answered = self.poll_download(up, cx)?.is_ready();
+                self.answered = self.poll_download(up, &mut turn, cx)?.is_ready();
             }
+            self.held = turn.held;
             let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?.is_ready();
             if let Some(ticket) = &mut self.ticket {
-                ticket.download_looked_at(flushed && !self.answered);
+                ticket.download_looked_at(flushed && !self.answered && !turn.held);
             }
             self.waits = self.waits_in_relay(flushed, tunnel);
             if flushed && self.answered && (!tunnel || self.upload != Upload::Active) {
@@ -304,6 +360,9 @@ impl<D: Downstream> Exchange<'_, D> {
         if !flushed {
             return Waits::Client;
         }
+        if self.held {
+            return Waits::Elsewhere;
+        }
         match (self.upload, self.waits) {
             // Each may well wait for the other's next word.
             (Upload::Active, Waits::Client) => Waits::Elsewhere,
@@ -313,14 +372,25 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Moves the response body to the client as far as it goes now; ready at its end.
-    fn poll_download(&mut self, up: &mut Upstream, cx: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+    fn poll_download(
+        &mut self,
+        up: &mut Upstream,
+        turn: &mut Turn,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Cut>> {
         loop {
             ready!(self.down.poll_room(cx).map_err(Cut::Client))?;
             let piece = match self.owed(Side::Response) {
                 Some(piece) => piece,
                 None => {
+                    if !self.may_move(turn, cx) {
+                        return Poll::Pending;
+                    }
                     let mut piece = ready!(up.poll_body(cx)).map_err(Cut::Endpoint)?;
                     self.moved = true;
+                    if let Piece::Data { bytes, .. } = &piece {
+                        self.pay(turn, bytes.len());
+                    }
                     self.received(&mut piece, up)?;
                     let Some(piece) = self.vouch(Side::Response, piece)? else { continue };
                     piece

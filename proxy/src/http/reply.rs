@@ -60,6 +60,8 @@ replies! {
     HEAD_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "The request head has too many bytes or fields.";
     CODING = NOT_IMPLEMENTED, "transfer_coding", "The only transfer coding understood is chunked.";
     EXPECTATION = EXPECTATION_FAILED, "expectation", "The only expectation understood is 100-continue.";
+    OVERLOAD = SERVICE_UNAVAILABLE, "overload", "The proxy is overloaded and sheds requests of this class.";
+    LIMITED = TOO_MANY_REQUESTS, "rate_limit", "The limit on requests per second is reached.";
     VERSION = HTTP_VERSION_NOT_SUPPORTED, "version", "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.";
 }
 
@@ -102,7 +104,7 @@ impl Reply {
 
     /// The head and body to send. For gRPC, a trailers-only response.
     pub(super) fn into_message(self, grpc: bool) -> (ResponseHead, Bytes) {
-        let mut headers = HeaderMap::with_capacity(6);
+        let mut headers = HeaderMap::with_capacity(7);
         headers.insert(REASON, HeaderValue::from_static(self.reason));
         if let Ok(date) =
             HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now()))
@@ -134,7 +136,7 @@ impl Reply {
     /// The gRPC status that says the same.
     pub(super) fn grpc_status(&self) -> &'static str {
         match (self.reason, self.status.as_u16()) {
-            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait", _) => "8",
+            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _) => "8",
             ("digest", _) => "15",
             (_, 408 | 504) => "4",
             (_, 404 | 405 | 501) => "12",

@@ -7,8 +7,9 @@ use towpath_policies::model::{
     self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route, Transfer,
 };
 
-use super::{Edit, RouteMetrics, edit, live, matching::after_prefix};
+use super::{Edit, Limiters, RouteMetrics, edit, live, matching::after_prefix};
 use crate::{
+    flow::Limiter,
     http::hedge::Hedging,
     upstream::{ServiceLive, queue::Estimate},
 };
@@ -31,6 +32,8 @@ pub(crate) struct Forward {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
     pub(crate) transfer: Transfer,
+    /// `None` = unlimited. Shared by all routes of one name.
+    pub(crate) limiter: Option<Arc<Limiter>>,
 }
 
 #[derive(Debug)]
@@ -75,11 +78,12 @@ impl Action {
         listener: &str,
         route: &Route,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+        limiters: &mut Limiters<'_>,
     ) -> Result<Self, String> {
         let status = |code| StatusCode::from_u16(code).map_err(|_| format!("{code} is no status"));
         Ok(match &route.action {
             model::Action::Forward(forward) => {
-                Self::Forward(Box::new(Forward::new(listener, route, forward, services)?))
+                Self::Forward(Box::new(Forward::new(listener, route, forward, services, limiters)?))
             }
             model::Action::Redirect(redirect) => Self::Redirect(Redirect {
                 scheme: redirect.scheme.clone(),
@@ -102,6 +106,7 @@ impl Forward {
         route: &Route,
         spec: &model::Forward,
         services: &dyn Fn(&str) -> Option<Arc<ServiceLive>>,
+        limiters: &mut Limiters<'_>,
     ) -> Result<Self, String> {
         let backends = spec
             .backends
@@ -141,6 +146,7 @@ impl Forward {
             idle_timeout: spec.idle_timeout,
             retry: spec.retry.clone(),
             transfer: spec.transfer.clone(),
+            limiter: limiters.of(&route.name, &spec.transfer.limits),
         })
     }
 

@@ -145,7 +145,10 @@ impl World {
                 Some(old) if !plan.compile => old.clone(),
                 _ => {
                     let live = |name: &str| self.live(name);
-                    let router = match Router::compile(&plan.name, &plan.table, &live) {
+                    let before = old.map(|old| old.place.load());
+                    let before = before.as_ref().map(|router| &***router);
+                    let (name, table) = (&plan.name, &plan.table);
+                    let router = match Router::compile_after(before, name, table, &live) {
                         Ok(router) => Arc::new(router),
                         Err(error) => {
                             // Was compiled once already to see that it can be.
@@ -205,6 +208,7 @@ impl World {
             chains,
             &self.terms.workers,
             self.terms.max_connections,
+            self.terms.overload.clone(),
         );
         match started {
             Ok(listening) => {
@@ -231,6 +235,7 @@ impl World {
                     let mut http = HttpListener::new(name.clone(), options.clone(), place, log);
                     http.spool.clone_from(&self.terms.spool);
                     http.transfers = Some(self.terms.transfers.clone());
+                    http.overload = Some(self.terms.overload.clone());
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),

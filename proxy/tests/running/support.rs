@@ -61,6 +61,16 @@ impl World {
         self.listener(listener, vec![Chain { server_names: vec![], tls: None, kind }])
     }
 
+    /// As [`Self::http`], for freight of this class.
+    pub(crate) fn http_of(self, class: Class, listener: &str, service: &str) -> Self {
+        let mut world = self.http(listener, service);
+        let table = world.0.routes.get_mut(listener).map(Arc::make_mut).unwrap();
+        if let Action::Forward(forward) = &mut table.virtual_hosts[0].routes[0].action {
+            forward.transfer.class = class;
+        }
+        world
+    }
+
     pub(crate) fn routes(mut self, table: &str, service: &str) -> Self {
         self.0.routes.insert(table.into(), Arc::new(all_to(table, service)));
         self

@@ -139,14 +139,17 @@ fn transfer() -> impl Strategy<Value = Transfer> {
         .prop_map(|(make, check, algorithm)| Integrity { make, check, algorithm });
     let stall =
         (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
+    let limits =
+        (rate_limit(), rate_limit()).prop_map(|(route, tenant)| RateLimits { route, tenant });
     let tries = (option::of(stall), option::of(hedge()));
-    (select(Class::ALL.to_vec()), option::of(tenant), integrity, tries).prop_map(
-        |(class, tenant, integrity, (stall, hedge))| Transfer {
+    (select(Class::ALL.to_vec()), option::of(tenant), integrity, tries, limits).prop_map(
+        |(class, tenant, integrity, (stall, hedge), limits)| Transfer {
             class,
             tenant,
             integrity,
             stall,
             hedge,
+            limits,
         },
     )
 }
@@ -161,6 +164,14 @@ fn hedge() -> impl Strategy<Value = Hedge> {
         max_bytes,
         min_samples,
     })
+}
+
+fn rate_limit() -> impl Strategy<Value = RateLimit> {
+    let rate = || {
+        option::of((1u64..1 << 53, 1u64..1 << 53))
+            .prop_map(|rate| rate.map(|(per_second, burst)| Rate { per_second, burst }))
+    };
+    (rate(), rate()).prop_map(|(requests, bytes)| RateLimit { requests, bytes })
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -377,9 +388,14 @@ fn recovery() -> impl Strategy<Value = Recovery> {
 }
 
 fn admission() -> impl Strategy<Value = Admission> {
-    let weights = (1u32..=1000, 1u32..=1000, 1u32..=1000)
-        .prop_map(|(interactive, bulk, background)| ClassWeights { interactive, bulk, background });
-    let queue = (1u32..100, 1u32..=1_000_000, 0u64..1 << 50, duration(), weights).prop_map(
+    let weights = || {
+        (1u32..=1000, 1u32..=1000, 1u32..=1000).prop_map(|(interactive, bulk, background)| {
+            ClassWeights { interactive, bulk, background }
+        })
+    };
+    let bandwidth = (1u64..1 << 53, weights())
+        .prop_map(|(bytes_per_second, weights)| Bandwidth { bytes_per_second, weights });
+    let queue = (1u32..100, 1u32..=1_000_000, 0u64..1 << 50, duration(), weights()).prop_map(
         |(slots, max_requests, max_bytes, max_wait, weights)| Queue {
             slots,
             max_requests,
@@ -388,7 +404,8 @@ fn admission() -> impl Strategy<Value = Admission> {
             weights,
         },
     );
-    option::of(queue).prop_map(|queue| Admission { queue })
+    (option::of(queue), option::of(bandwidth))
+        .prop_map(|(queue, bandwidth)| Admission { queue, bandwidth })
 }
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {

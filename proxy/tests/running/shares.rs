@@ -1,0 +1,88 @@
+//! A bounded bandwidth, shared by class.
+
+use std::time::Instant;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use towpath_policies::model::*;
+use towpath_proxy::Running;
+
+use crate::support::*;
+
+const RATE: u64 = 2 << 20;
+
+/// An endpoint that sends for ever, and a listener for each class before it.
+async fn shared(name: &str) -> (Running, Origin) {
+    let origin = origin(|mut tcp| async move {
+        if head(&mut tcp).await.is_some() {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", 1_u64 << 40);
+            let mut sent = tcp.write_all(answer.as_bytes()).await;
+            while sent.is_ok() {
+                sent = tcp.write_all(&[0; 64 * 1024]).await;
+            }
+        }
+    })
+    .await;
+    let mut service = Service::new(name, Protocol::Http1);
+    service.admission.bandwidth =
+        Some(Bandwidth { bytes_per_second: RATE, weights: ClassWeights::default() });
+    let world = World::default().service_with(service, &[origin.address]);
+    let world =
+        Class::ALL.into_iter().fold(world, |world, class| world.http_of(class, class.name(), name));
+    (proxy_with(world).await, origin)
+}
+
+async fn download(proxy: &Running, class: Class) -> TcpStream {
+    let mut tcp = connect(proxy, class.name()).await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    head(&mut tcp).await.unwrap();
+    tcp
+}
+
+async fn read(mut tcp: TcpStream, mut bytes: u64) -> TcpStream {
+    let mut part = vec![0; 64 << 10];
+    while bytes > 0 {
+        let most = part.len().min(usize::try_from(bytes).unwrap());
+        bytes -= tcp.read_exact(&mut part[..most]).await.unwrap() as u64;
+    }
+    tcp
+}
+
+#[tokio::test]
+async fn one_alone_has_all_of_the_bandwidth_and_no_more() {
+    let (proxy, _origin) = shared("alone").await;
+    let tcp = download(&proxy, Class::Background).await;
+    let begun = Instant::now();
+    read(tcp, 2 * RATE).await;
+    assert!(begun.elapsed().as_millis() >= 1800, "{:?} for two seconds' worth", begun.elapsed());
+}
+
+#[tokio::test]
+async fn classes_that_compete_get_shares_by_weight_and_none_starves() {
+    let (proxy, _origin) = shared("compete").await;
+    let [first, second, third] = Class::ALL;
+    let (interactive, bulk, background) = (
+        download(&proxy, first).await,
+        download(&proxy, second).await,
+        download(&proxy, third).await,
+    );
+    let drain = |mut tcp: TcpStream| async move {
+        let mut part = vec![0; 64 << 10];
+        while tcp.read(&mut part).await.is_ok_and(|n| n > 0) {}
+    };
+    let others = [tokio::spawn(drain(bulk)), tokio::spawn(drain(background))];
+    read(interactive, 3 * RATE).await;
+    let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
+    let [first, second, third] = Class::ALL.map(|class| {
+        let labels = format!("{{service=\"compete\",class=\"{}\"}} ", class.name());
+        let line = metrics.lines().find_map(|line| {
+            line.strip_prefix("towpath_bandwidth_bytes_total")?.strip_prefix(&labels)
+        });
+        line.unwrap().parse::<f64>().unwrap()
+    });
+    others.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!((3.0..5.5).contains(&(first / second)), "{first} to {second}, 16 to 4");
+    assert!((3.0..5.5).contains(&(second / third)), "{second} to {third}, 4 to 1");
+}
