@@ -268,6 +268,8 @@ fn term(forward: &Forward, field: &str) -> String {
         "stall timeout" => words::stall(forward.transfer.stall.as_ref()),
         "class" => forward.transfer.class.name().to_owned(),
         "tenant" => words::tenant(forward.transfer.tenant.as_ref()),
+        "resume uploads" if retry.attempts == 0 => "false, there are no attempts".to_owned(),
+        "resume uploads" => forward.transfer.resume_uploads.to_string(),
         "make digests" => forward.transfer.integrity.make.to_string(),
         "check digests" => forward.transfer.integrity.check.to_string(),
         "digest algorithm" => forward.transfer.integrity.algorithm.name().to_owned(),

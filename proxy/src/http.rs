@@ -36,6 +36,7 @@ mod reply;
 mod resume;
 mod retry;
 mod stall;
+mod upload_resume;
 
 pub use digest::DigestOutcome;
 pub use resume::ResumeOutcome;

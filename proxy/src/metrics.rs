@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 44] = [
+const HELP: [(&str, &str); 45] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -323,6 +323,10 @@ const HELP: [(&str, &str); 44] = [
     ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),
     ("towpath_upstream_connections", "Open connections to endpoints."),
     ("towpath_upstream_connect_errors_total", "Connections to endpoints that could not be made."),
+    (
+        "towpath_upload_resumes_total",
+        "Uploads that broke midway, and what came of going on with them.",
+    ),
     ("towpath_uptime_seconds", "Time since the start of the process."),
 ];
 

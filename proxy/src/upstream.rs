@@ -168,6 +168,8 @@ pub struct ServiceMetrics {
     pub stalls: [metrics::Counter; 2],
     /// `towpath_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
     pub resumes: [metrics::Counter; 4],
+    /// `towpath_upload_resumes_total{outcome}`, by [`crate::http::ResumeOutcome`].
+    pub upload_resumes: [metrics::Counter; 4],
     /// `towpath_digests_total{outcome}`, by [`crate::http::DigestOutcome`].
     pub digests: [metrics::Counter; 3],
     /// `towpath_retry_budget_exhausted_total`.
@@ -425,6 +427,9 @@ impl ServiceMetrics {
                 .map(|by| registry.counter("towpath_stalls_total", &[of, ("by", by)])),
             resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {
                 registry.counter("towpath_resumes_total", &[of, ("outcome", outcome)])
+            }),
+            upload_resumes: crate::http::ResumeOutcome::NAMES.map(|outcome| {
+                registry.counter("towpath_upload_resumes_total", &[of, ("outcome", outcome)])
             }),
             digests: crate::http::DigestOutcome::NAMES.map(|outcome| {
                 registry.counter("towpath_digests_total", &[of, ("outcome", outcome)])

@@ -34,3 +34,5 @@ mod retries;
 mod stall;
 #[path = "http/transfers.rs"]
 mod transfers;
+#[path = "http/upload_resume.rs"]
+mod upload_resume;

@@ -219,9 +219,10 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
             .related(attempts.span, "no further try is allowed")
             .help("allow attempts, or set downloads: false");
     }
-    if let Some(spec) = &spec.integrity {
-        integrity::check(spec, problems);
+    if let Some(integrity) = &spec.integrity {
+        integrity::check(integrity, problems);
     }
+    integrity::check_uploads(spec, problems);
     if spec.timeouts.is_none()
         && spec.retry.is_none()
         && spec.resume.is_none()
@@ -355,6 +356,9 @@ impl Levels<'_> {
         let limits = self.pick(|s| s.limits.as_ref().map(|l| (limits::compile(l), l.span)));
         let (limits, origin) = split(limits);
         note("rate limits", origin);
+        let uploads = self.pick(|s| s.resume.as_ref()?.uploads.as_ref().map(|u| (u.value, u.span)));
+        let (uploads, origin) = split(uploads);
+        note("resume uploads", origin);
         Transfer {
             class: class.unwrap_or_default(),
             tenant,
@@ -362,6 +366,7 @@ impl Levels<'_> {
             stall: stall.flatten(),
             hedge: hedge.flatten(),
             limits: limits.unwrap_or_default(),
+            resume_uploads: uploads.unwrap_or_default(),
         }
     }
 

@@ -359,6 +359,9 @@ object! {
         /// A GET goes on with another endpoint from the byte it had got to, by Range and If-Range, if its
         /// response has a strong ETag; default: true where `retry` has attempts and its conditions name `reset`.
         "downloads" => downloads: Option<At<bool>>,
+        /// A PUT or POST is offered to endpoints as a resumable upload (IETF draft), and goes on where it broke at one
+        /// that answers 104; default false.
+        "uploads" => uploads: Option<At<bool>>,
     }
 }
 
@@ -384,12 +387,6 @@ choice! {
         "sha-256" => Sha256,
         /// SHA-512.
         "sha-512" => Sha512,
-    }
-    unsupported {
-        "md5" => "sha-256",
-        "sha" => "sha-256",
-        "sha-1" => "sha-256",
-        "crc32c" => "sha-256",
     }
 }
 

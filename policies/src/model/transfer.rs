@@ -23,6 +23,8 @@ pub struct Transfer {
     pub hedge: Option<Hedge>,
     /// What one proxy lets pass.
     pub limits: RateLimits,
+    /// A `PUT` or `POST` that breaks goes on where it broke, at servers of resumable uploads. Nothing without attempts.
+    pub resume_uploads: bool,
 }
 
 /// Digests of bodies (RFC 9530), made where there are none and checked where there are some.

@@ -15,6 +15,7 @@ use towpath_policies::model::RetryCondition;
 mod hedged;
 pub(super) mod queued;
 mod resumed;
+mod uploaded;
 
 use super::{
     deadline::{Expired, grpc_timeout_value},
@@ -121,7 +122,19 @@ impl<D: Downstream> Exchange<'_, D> {
                     Some(reason) if !switched => (reason, None, Some((up, head))),
                     _ => return Ok((up, head, switched)),
                 },
-                Tried1::Failed { reason, reply } => (reason, Some(reply), None),
+                Tried1::Failed { reason, reply } => {
+                    // Rare and large, so on the heap.
+                    if self.may_append(reason)
+                        && let Some((up, head)) =
+                            Box::pin(self.appended(policy, backend, &endpoint)).await?
+                    {
+                        return Ok((up, head, false));
+                    }
+                    if let Some(upload) = &mut self.uploading {
+                        upload.forget();
+                    }
+                    (reason, Some(reply), None)
+                }
             };
             fresh = false;
             self.settle_replay().await;
@@ -383,6 +396,11 @@ impl<D: Downstream> Exchange<'_, D> {
                     }
                     Poll::Ready(Ok(Answer::Interim(mut interim))) => {
                         self.moved = true;
+                        if let Some(upload) = &mut self.uploading
+                            && upload.hear(&interim, &self.head)
+                        {
+                            continue;
+                        }
                         // RFC 9110 §8.6: it has none.
                         interim.headers.remove(header::CONTENT_LENGTH);
                         let is_continue = interim.status == http::StatusCode::CONTINUE;

@@ -29,6 +29,7 @@ use super::{
     resume::{self, Resume},
     retry,
     stall::Waits,
+    upload_resume::UploadResume,
 };
 use crate::{
     flow::Pace,
@@ -69,6 +70,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) in_line: Option<Box<InLine>>,
     /// The endpoints that broke it, or could not go on.
     pub(super) broke: Option<Box<Tried>>,
+    /// Where the request body goes on if it breaks midway, at servers that can take it up.
+    pub(super) uploading: Option<Box<UploadResume>>,
     /// What vouches for the bodies, where a policy wants it.
     pub(super) digests: Option<Box<Digests>>,
 }
@@ -113,6 +116,7 @@ pub(super) fn run<'a, D: Downstream>(
         resume: None,
         in_line: None,
         broke: None,
+        uploading: None,
         digests: None,
         record: Recorder::new(client, &head, start),
         head,
@@ -194,10 +198,14 @@ impl<D: Downstream> Exchange<'_, D> {
             self.in_line = Some(Box::new(InLine { tenant: self.tenant(forward), slot: None }));
         }
         let mirrors = mirror::draw(forward);
-        self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
         self.prepare(route, forward, backend)?;
         self.vouch_for_request(forward.transfer.integrity)?;
-        let (mut up, answer, switched) = self.attempts(forward, backend).await?;
+        self.uploading = self.make_resumable(forward);
+        self.replay = Replay::new(self.keep(&forward.retry, !mirrors.is_empty()));
+        let (mut up, mut answer, switched) = self.attempts(forward, backend).await?;
+        if let Some(upload) = self.uploading.take() {
+            upload.clean(&mut answer);
+        }
         self.vouch_for_response(&answer, &up, switched)?;
         if forward.retry.resume_downloads {
             self.resume = Resume::of(&self.head, &answer);
@@ -259,7 +267,19 @@ impl<D: Downstream> Exchange<'_, D> {
             memory: if retried || mirrored { policy.replay_limit_bytes } else { 0 },
             disk,
             space: self.client.listener.spool.clone().filter(|_| disk > 0),
+            slides: self.uploading.is_some(),
         }
+    }
+
+    /// Offers endpoints to take the upload up where it breaks. A digest made or checked here is of
+    /// a body sent in one piece.
+    fn make_resumable(&mut self, forward: &Forward) -> Option<Box<UploadResume>> {
+        let digested = self.digests.as_ref().is_some_and(|digests| digests.request.is_some());
+        if !forward.transfer.resume_uploads || forward.retry.attempts == 0 || self.grpc || digested
+        {
+            return None;
+        }
+        UploadResume::of(&mut self.head).map(Box::new)
     }
 
     /// Turns the request into what endpoints get.
@@ -521,7 +541,7 @@ impl<D: Downstream> Exchange<'_, D> {
             route.request_headers.guard(trailers);
             backend.inspect(|b| b.request_headers.guard(trailers));
         } else {
-            if self.record.resumes > 0 {
+            if self.resume.is_some() && self.record.resumes > 0 {
                 resume::strip_digests(trailers);
             }
             route.response_headers.guard(trailers);

@@ -110,6 +110,9 @@ impl Http1 {
         loop {
             let frame = h1::response(&mut self.conn.reader.buffer, LIMITS, &self.method);
             if let Some(frame) = frame.map_err(malformed)? {
+                if is_progress(frame.status) && self.interims >= MAX_INTERIMS {
+                    continue;
+                }
                 return Poll::Ready(self.answer(frame));
             }
             let read = ready!(self.conn.poll_fill(cx)).map_err(|_| Broken::Closed)?;
@@ -186,6 +189,12 @@ impl Http1 {
             live.put_back(worker, connection, idle_timeout);
         }
     }
+}
+
+/// 104, of which a long upload brings many (draft-ietf-httpbis-resumable-upload): beyond a few,
+/// they are passed over.
+pub(super) fn is_progress(status: StatusCode) -> bool {
+    status.as_u16() == 104
 }
 
 fn malformed(bad: BadHead) -> Broken {

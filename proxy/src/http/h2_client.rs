@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::{
+    h1_client::{MAX_INTERIMS, is_progress},
     headers,
     message::{Broken, Interim, Length, Piece, RequestHead},
     relay::Answer,
@@ -55,10 +56,15 @@ impl Http2 {
     }
 
     pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
-        let response = ready!(self.stream.poll_head(cx))?;
+        let response = loop {
+            let response = ready!(self.stream.poll_head(cx))?;
+            if !(is_progress(response.status) && self.informed >= MAX_INTERIMS) {
+                break response;
+            }
+        };
         if response.status.is_informational() {
             self.informed += 1;
-            if self.informed > super::h1_client::MAX_INTERIMS {
+            if self.informed > MAX_INTERIMS {
                 return Poll::Ready(Err(Broken::Malformed("too many interim responses")));
             }
             let interim = Interim { status: response.status, headers: response.headers };

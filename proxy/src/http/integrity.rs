@@ -31,7 +31,8 @@ impl<D: Downstream> Exchange<'_, D> {
             trailers: head.received == Wire::Http2 || head.length == Length::Unknown,
             // What the representation of an empty request is, nothing says.
             whole: !empty && !head.headers.contains_key(header::CONTENT_RANGE),
-            make: terms.make && !empty,
+            // Servers of gRPC take trailers from clients for a broken connection.
+            make: !empty && !self.grpc,
         };
         let armed = Body::new(terms, &head.headers, facts);
         if let Ok(Some(body)) = &armed
@@ -72,7 +73,7 @@ impl<D: Downstream> Exchange<'_, D> {
             trailers: matches!(up, Upstream::Http2(_)) || answer.length == Length::Unknown,
             whole: answer.status != StatusCode::PARTIAL_CONTENT
                 && !answer.headers.contains_key(header::CONTENT_RANGE),
-            make: terms.make && wanted && !empty && self.down.takes_trailers(),
+            make: wanted && !empty && self.down.takes_trailers(),
         };
         let armed = Body::new(terms, &answer.headers, facts).map_err(|_| Mismatch);
         let armed = self.armed(armed, empty).map_err(|_| Stop::Reply(Reply::DIGEST))?;

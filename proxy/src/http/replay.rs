@@ -4,6 +4,9 @@
 //! memory up to a limit and then on disk up to another, and handed out again,
 //! from the first, to each further try. A try thus sees each byte once, in
 //! order, first what was kept and then what the client sends next.
+//!
+//! For an upload that a server can take up where it broke, the last bytes are
+//! what matters: with such [`Terms`] the first go when memory is full.
 
 use std::{
     io,
@@ -23,7 +26,9 @@ use crate::spool::{Space, Spool};
 #[derive(Debug)]
 pub(super) struct Replay {
     terms: Terms,
-    /// The first bytes of the body.
+    /// Where in the body `kept` begins: what came before is gone.
+    base: u64,
+    /// The first bytes from there.
     kept: Vec<Bytes>,
     bytes: u64,
     /// All that came after them.
@@ -48,6 +53,8 @@ pub(super) struct Terms {
     pub(super) disk: u64,
     /// Where on disk.
     pub(super) space: Option<Arc<Space>>,
+    /// Where memory is all there is, the last bytes are kept rather than the first.
+    pub(super) slides: bool,
 }
 
 /// What keeping a piece costs beside its bytes: many small ones count too.
@@ -59,6 +66,7 @@ impl Replay {
     pub(super) fn new(terms: Terms) -> Self {
         Self {
             terms,
+            base: 0,
             kept: Vec::new(),
             bytes: 0,
             spool: None,
@@ -73,6 +81,11 @@ impl Replay {
 
     /// Whether everything the client has sent so far can be sent again.
     pub(super) fn is_complete(&self) -> bool {
+        self.base == 0 && self.has_no_gap()
+    }
+
+    /// Whether everything from `base` on can be sent again.
+    fn has_no_gap(&self) -> bool {
         self.complete && self.spool.as_ref().is_none_or(|spool| !spool.has_failed())
     }
 
@@ -97,7 +110,11 @@ impl Replay {
 
     /// Whether the client has sent anything yet.
     pub(super) fn has_begun(&self) -> bool {
-        !self.complete || !self.kept.is_empty() || self.spool.is_some() || self.end.is_some()
+        !self.complete
+            || self.base > 0
+            || !self.kept.is_empty()
+            || self.spool.is_some()
+            || self.end.is_some()
     }
 
     /// Begins anew for the next try.
@@ -108,6 +125,31 @@ impl Replay {
         if let Some(spool) = &mut self.spool {
             spool.rewind();
         }
+    }
+
+    /// Begins anew at this byte of the body. False when that is not kept.
+    pub(super) fn seek(&mut self, offset: u64) -> bool {
+        let Some(mut rest) = offset.checked_sub(self.base).filter(|_| self.has_no_gap()) else {
+            return false;
+        };
+        self.rewind();
+        for index in 0..self.kept.len() {
+            let length = self.kept[index].len() as u64;
+            if rest < length {
+                self.next = index;
+                if rest > 0 {
+                    let front = self.kept[index].split_to(rest as usize);
+                    self.kept.insert(index, front);
+                    self.bytes += PIECE_BYTES;
+                    self.next = index + 1;
+                }
+                return true;
+            }
+            rest -= length;
+        }
+        self.next = self.kept.len();
+        self.next_spooled = rest;
+        rest <= self.spool.as_ref().map_or(0, Spool::len)
     }
 
     /// The next piece this try has not seen and the client has sent before; `None` when there
@@ -188,7 +230,7 @@ impl Replay {
                 return true;
             }
         }
-        let Some(space) = &self.terms.space else { return false };
+        let Some(space) = &self.terms.space else { return self.terms.slides && self.slide(bytes) };
         let spooled = self.spool.as_ref().map_or(0, Spool::len);
         if spooled + length > self.terms.disk {
             return false;
@@ -211,6 +253,28 @@ impl Replay {
         }
     }
 
+    /// Keeps bytes in the place of the first ones. Half of them go, so that few are moved for each.
+    fn slide(&mut self, bytes: &Bytes) -> bool {
+        let more = bytes.len() as u64 + PIECE_BYTES;
+        let room = self.terms.memory.saturating_sub(more).min(self.terms.memory / 2);
+        let mut gone = 0;
+        while self.bytes > room {
+            let length = self.kept[gone].len() as u64;
+            self.base += length;
+            self.bytes -= length + PIECE_BYTES;
+            gone += 1;
+        }
+        self.kept.drain(..gone);
+        if more <= self.terms.memory {
+            self.kept.push(bytes.clone());
+            self.bytes += more;
+        } else {
+            self.base += bytes.len() as u64;
+        }
+        self.next = self.kept.len();
+        true
+    }
+
     /// Keeps nothing more from here on: no further try will be made. What the
     /// current try has not seen yet is still handed out to it.
     pub(super) fn give_up(&mut self) {
@@ -230,7 +294,7 @@ impl Replay {
 
     /// The whole body, once the client has sent all of it and all of it is kept in memory.
     pub(super) fn whole(&self) -> Option<(&[Bytes], Option<&HeaderMap>)> {
-        let end = self.end.as_ref().filter(|_| self.complete && self.spool.is_none())?;
+        let end = self.end.as_ref().filter(|_| self.is_complete() && self.spool.is_none())?;
         Some((&self.kept, end.as_ref()))
     }
 }

@@ -110,6 +110,11 @@ pub(super) fn resume_after(policy: &RetryPolicy, tries: u32, jitter: f64) -> Opt
     (policy.resume_downloads && tries <= policy.attempts).then(|| backoff(policy, tries, jitter))
 }
 
+/// As [`resume_after`], for an upload that a server takes up where it broke.
+pub(super) fn append_after(policy: &RetryPolicy, tries: u32, jitter: f64) -> Option<Duration> {
+    (tries <= policy.attempts).then(|| backoff(policy, tries, jitter))
+}
+
 /// Full jitter over an exponentially growing span, but never nothing: between half of it and all of it.
 fn backoff(policy: &RetryPolicy, tries: u32, jitter: f64) -> Duration {
     let doublings = tries.saturating_sub(1).min(20);

@@ -141,15 +141,16 @@ fn transfer() -> impl Strategy<Value = Transfer> {
         (1u64..1 << 40, duration()).prop_map(|(below_bytes, time)| Stall { below_bytes, time });
     let limits =
         (rate_limit(), rate_limit()).prop_map(|(route, tenant)| RateLimits { route, tenant });
-    let tries = (option::of(stall), option::of(hedge()));
+    let tries = (option::of(stall), option::of(hedge()), any::<bool>());
     (select(Class::ALL.to_vec()), option::of(tenant), integrity, tries, limits).prop_map(
-        |(class, tenant, integrity, (stall, hedge), limits)| Transfer {
+        |(class, tenant, integrity, (stall, hedge, resume_uploads), limits)| Transfer {
             class,
             tenant,
             integrity,
             stall,
             hedge,
             limits,
+            resume_uploads,
         },
     )
 }

@@ -17,7 +17,7 @@ fn places(folder: &tempfile::TempDir) -> [Terms; 5] {
         [false, true].map(|on| Arc::new(Space::new(folder.path().into(), 1 << 30).encrypted(on)));
     let disk = |memory, space: &Arc<Space>| {
         let space = Some(space.clone());
-        Terms { memory, disk: 1000, space }
+        Terms { memory, disk: 1000, space, slides: false }
     };
     let some = 2 * (PIECE_BYTES + 1);
     [memory(1000), disk(0, &clear), disk(some, &clear), disk(0, &sealed), disk(some, &sealed)]
@@ -128,8 +128,8 @@ async fn beyond_the_limits_nothing_is_kept_or_handed_out() {
     let full = Arc::new(Space::new(folder.path().into(), 0));
     for terms in [
         memory(3 + PIECE_BYTES),
-        Terms { memory: 0, disk: 3, space: Some(space) },
-        Terms { memory: 3 + PIECE_BYTES, disk: 100, space: Some(full) },
+        Terms { memory: 0, disk: 3, space: Some(space), slides: false },
+        Terms { memory: 3 + PIECE_BYTES, disk: 100, space: Some(full), slides: false },
     ] {
         let mut replay = Replay::new(terms);
         run(&mut replay, &["ab"], false).await;
@@ -149,4 +149,51 @@ async fn a_last_piece_ends_the_body() {
     replay.rewind();
     assert_eq!(run(&mut replay, &[], false).await, "x|");
     assert_eq!(replay.whole().unwrap().0.len(), 1);
+}
+
+/// Whatever still lies in the buffer is handed out from any byte on, and nothing else is.
+#[tokio::test]
+async fn a_body_can_be_taken_up_at_any_byte_that_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let space = Arc::new(Space::new(folder.path().into(), 1 << 30));
+    let mut rng = fastrand::Rng::with_seed(8);
+    for round in 0..40 {
+        let memory = 2_000;
+        let terms = match round % 4 {
+            0 => Terms { memory, disk: 1 << 20, space: Some(space.clone()), slides: true },
+            _ => Terms { memory, slides: true, ..Terms::default() },
+        };
+        let slides = terms.space.is_none();
+        let mut replay = Replay::new(terms);
+        let mut all = Vec::new();
+        for _ in 0..rng.usize(1..60) {
+            let piece: Vec<u8> = (0..rng.usize(1..300)).map(|_| rng.u8(..)).collect();
+            all.extend_from_slice(&piece);
+            poll_fn(|cx| replay.poll_room(cx)).await;
+            replay.note(&Piece::Data { bytes: piece.into(), last: false });
+        }
+        replay.note(&Piece::End(None));
+        assert!(replay.bytes <= memory, "memory stays bounded");
+        assert_eq!(replay.is_complete(), replay.base == 0);
+        assert!(replay.whole().is_none() || replay.base == 0);
+        assert!(!slides || all.len() < 1_000 || all.len() as u64 - replay.base > 200);
+        for _ in 0..5 {
+            let from = rng.usize(..=all.len());
+            let kept = from as u64 >= replay.base;
+            assert_eq!(replay.seek(from as u64), kept, "{from} of {}", replay.base);
+            if !kept {
+                continue;
+            }
+            let mut seen = Vec::new();
+            loop {
+                match next(&mut replay).await {
+                    Some(Piece::Data { bytes, .. }) => seen.extend_from_slice(&bytes),
+                    Some(Piece::End(_)) => break,
+                    None => panic!("no end"),
+                }
+            }
+            assert!(seen == all[from..], "round {round} from {from}");
+        }
+        assert!(!replay.seek(all.len() as u64 + 1));
+    }
 }
