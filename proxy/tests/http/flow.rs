@@ -145,7 +145,7 @@ async fn while_a_limit_holds_a_transfer_its_endpoint_is_not_waited_for() {
     soon(io.read_exact(&mut read)).await.unwrap();
     let meter = &proxy.service.endpoints[0].live.meter;
     eventually("the transfer waits for us", || {
-        let reading = meter.read();
+        let reading = meter.response.read();
         (reading.elsewhere, reading.ahead, reading.waiting) == (1, 0, 0)
     })
     .await;
