@@ -14,6 +14,7 @@ mod routes;
 mod rules;
 mod services;
 mod sockets;
+mod stream_age;
 mod streams;
 mod table;
 mod tries;

@@ -302,6 +302,7 @@ fn service_value(service: &Service, field: &str) -> String {
         "outlier ejection" => words::outlier(service.outlier.as_ref()),
         "recovery" => words::recovery(&service.recovery),
         "queue" => words::queue(service.admission.queue.as_ref()),
+        "stream age" => words::stream_age(service.admission.stream_age),
         "retry budget" => {
             let budget = service.retry_budget;
             format!(

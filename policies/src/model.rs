@@ -31,8 +31,8 @@ pub use route::{
 };
 pub use service::{
     Admission, Balancer, Breaker, BudgetShare, ClassWeights, Discovery, Goodput, HealthCheck,
-    HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, SuccessRate, Thresholds,
-    UpstreamTls,
+    HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, StreamAge, SuccessRate,
+    Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::model::{
     Action, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge, HedgeAfter,
     Locality, NodeSelector, Outlier, PathMatch, PathRewrite, Protocol, Queue, Rate, RateLimits,
-    Recovery, RetryCondition, RouteMatch, Stall, TenantKey, Thresholds, ValueMatch,
+    Recovery, RetryCondition, RouteMatch, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
     WeightedBackend,
 };
 
@@ -270,6 +270,15 @@ pub(crate) fn queue(queue: Option<&Queue>) -> String {
         weights.interactive,
         weights.bulk,
         weights.background
+    )
+}
+
+pub(crate) fn stream_age(age: Option<StreamAge>) -> String {
+    let Some(age) = age else { return "off".to_owned() };
+    format!(
+        "{}, {} % longer or shorter; then downloads move to where there is less to do, and connections take nothing new",
+        time(age.max),
+        age.jitter_percent
     )
 }
 

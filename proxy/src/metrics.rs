@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 45] = [
+const HELP: [(&str, &str); 46] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -318,6 +318,7 @@ const HELP: [(&str, &str); 45] = [
         "Request bodies not kept on disk: no room, or the disk failed.",
     ),
     ("towpath_stalls_total", "Tries and transfers ended because a side moved too little."),
+    ("towpath_streams_moved_total", "Streams of age that went on with another endpoint."),
     ("towpath_tcp_bytes_total", "Opaque bytes relayed."),
     ("towpath_tcp_connections_total", "Opaque connections relayed."),
     ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),

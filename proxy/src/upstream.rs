@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use towpath_policies::model::{Endpoint, EndpointSet, Health, Queue, Recovery, Service};
 
 pub mod admission;
+pub(crate) mod age;
 pub mod connect;
 pub(crate) mod h2_pool;
 pub mod io;
@@ -176,6 +177,8 @@ pub struct ServiceMetrics {
     pub budget_exhausted: metrics::Counter,
     /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
     pub overflow: [metrics::Counter; 5],
+    /// `towpath_streams_moved_total{reason}`, by reason: `balance`, `leaving`.
+    pub moved: [metrics::Counter; 2],
     /// `towpath_mirrors_dropped_total`: copies not sent (too large, or too many under way).
     pub mirrors_dropped: metrics::Counter,
 }
@@ -437,6 +440,9 @@ impl ServiceMetrics {
             budget_exhausted: registry.counter("towpath_retry_budget_exhausted_total", &[of]),
             overflow: admission::Limit::NAMES
                 .map(|limit| registry.counter("towpath_overflow_total", &[of, ("limit", limit)])),
+            moved: age::MoveReason::NAMES.map(|reason| {
+                registry.counter("towpath_streams_moved_total", &[of, ("reason", reason)])
+            }),
             mirrors_dropped: registry.counter("towpath_mirrors_dropped_total", &[of]),
         }
     }

@@ -6,6 +6,8 @@
     reason = "tests, and tables of cases"
 )]
 
+#[path = "http/age.rs"]
+mod age;
 #[path = "http/digest.rs"]
 mod digest;
 #[path = "http/each_byte.rs"]

@@ -31,6 +31,7 @@ use super::{
     queue,
     rules::{PreparedRule, backend_to},
     sockets::{Opener, Sockets},
+    stream_age,
     table::{self, HostedRule, Section},
 };
 
@@ -230,6 +231,11 @@ fn breaker(
     service.admission.queue = written.map(|q| queue::compile(q, service, problems));
     if let Some(written) = written {
         origins.push(("queue", of(written.span)));
+    }
+    let written = spec.and_then(|s| s.stream_age.as_ref());
+    service.admission.stream_age = stream_age::compile(written, service, problems);
+    if let Some(written) = written {
+        origins.push(("stream age", of(written.span)));
     }
 }
 

@@ -505,6 +505,18 @@ object! {
         /// When a smaller share of the endpoints than this is usable, ejections and probes are
         /// ignored; default 10, and 0 is never.
         "panicPercent" => panic_percent: Option<At<Percent>>,
+        /// Streams and connections that last give way to endpoints that are added; off unless it is there.
+        "streamAge" => stream_age: Option<StreamAgeSpec>,
+    }
+}
+
+object! {
+    /// From an age on, downloads move to endpoints that have less to do, and connections take nothing new.
+    struct StreamAgeSpec {
+        /// The age, at least 10s; default 10m.
+        "max" => max: Option<At<PositiveTime>>,
+        /// Each has an age of its own, so many per cent longer or shorter, 0 to 50; default 20.
+        "jitterPercent" => jitter_percent: Option<At<Whole<0, 50>>>,
     }
 }
 

@@ -123,6 +123,8 @@ pub struct Admission {
     pub queue: Option<Queue>,
     /// The bandwidth through one proxy; `None` = unlimited.
     pub bandwidth: Option<Bandwidth>,
+    /// What becomes of streams and connections that last; `None` = nothing, the default.
+    pub stream_age: Option<StreamAge>,
 }
 
 /// A queue before the endpoints of a service. Each has so many slots; a request that finds none
@@ -180,6 +182,23 @@ impl ClassWeights {
 impl Default for ClassWeights {
     fn default() -> Self {
         Self { interactive: 16, bulk: 4, background: 1 }
+    }
+}
+
+/// From an age on, downloads move to endpoints that have less to do, and connections take
+/// nothing new, so that endpoints that are added get their share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StreamAge {
+    /// The age. Default 10 min.
+    pub max: Duration,
+    /// Each stream and connection has an age of its own, so many per cent longer or shorter. Default 20.
+    pub jitter_percent: u32,
+}
+
+impl Default for StreamAge {
+    fn default() -> Self {
+        Self { max: Duration::from_secs(600), jitter_percent: 20 }
     }
 }
 

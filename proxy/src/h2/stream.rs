@@ -217,6 +217,11 @@ impl Stream {
         Poll::Pending
     }
 
+    /// Begins a graceful end of its connection.
+    pub(crate) fn leave(&self) {
+        self.shared.lock().leave();
+    }
+
     /// Resets the stream.
     pub(crate) fn reset(&self, code: ErrorCode) {
         let mut core = self.shared.lock();

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use towpath_policies::model::RetryCondition;
 
 mod hedged;
+mod moved;
 pub(super) mod queued;
 mod resumed;
 mod uploaded;
@@ -94,6 +95,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 },
             };
             held = None;
+            if let Some(terms) = &service.spec.admission.stream_age {
+                self.retire_client(terms);
+            }
             if !fresh {
                 self.record.attempts += 1;
             }
@@ -273,6 +277,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 "The request body does not match its digest, or the digest is malformed.",
             ))),
             Err(Cut::Digest(Side::Response)) => Err(Stop::Reply(Reply::DIGEST)),
+            // Only a response under way moves.
+            Err(Cut::Moves) => Err(Stop::Reply(Reply::BROKEN)),
             Err(Cut::Spool(error)) => {
                 tracing::warn!(%error, "a request body kept for another try cannot be read");
                 Err(Stop::Reply(Reply::SPOOL))
@@ -352,8 +358,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Ok(done) => Ok(Ok(done)),
             Err(Cut::Expired(expired)) => Ok(Err(expired)),
             Err(Cut::Client(broken) | Cut::Endpoint(broken)) => Err(Stop::Client(broken)),
-            // Nothing is read while a connection is waited for.
-            Err(Cut::Spool(_) | Cut::Digest(_)) => Err(Stop::Reply(Reply::SPOOL)),
+            // Nothing is read or moved while a connection is waited for.
+            Err(Cut::Spool(_) | Cut::Digest(_) | Cut::Moves) => Err(Stop::Reply(Reply::SPOOL)),
         }
     }
 

@@ -215,6 +215,16 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.finish_head(route, backend, answer)?;
         while let Err(cut) = self.relay(&mut up, switched).await {
+            if matches!(cut, Cut::Moves) {
+                match Box::pin(self.move_elsewhere(backend, up)).await {
+                    Ok(next) => up = next,
+                    Err(cut) => {
+                        self.cut(&cut);
+                        return Ok(());
+                    }
+                }
+                continue;
+            }
             // What came before the break is passed on as far as it goes at once.
             let flushed = poll_fn(|cx| Poll::Ready(self.down.poll_flush(cx).is_ready())).await;
             // Rare and large, so on the heap.
@@ -368,7 +378,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Cut::Expired(Expired::ClientStall) => {
                 ("client_stall", None, Broken::Reset(ErrorCode::CANCEL))
             }
-            Cut::Spool(_) => ("spool", None, Broken::Closed),
+            // None moves here.
+            Cut::Moves | Cut::Spool(_) => ("spool", None, Broken::Closed),
             Cut::Digest(Side::Request) => ("digest", None, Broken::Closed),
             Cut::Digest(Side::Response) => ("digest", Some(Failure::Reset), Broken::Closed),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),

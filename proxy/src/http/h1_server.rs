@@ -239,6 +239,10 @@ impl<I: ClientIo> Downstream for Exchanging<'_, I> {
 
     fn credit(&mut self, _bytes: usize) {}
 
+    fn retire(&mut self) {
+        self.keep = false;
+    }
+
     fn forgo_body(&mut self) {
         self.keep &= self.conn.reader.is_done();
     }

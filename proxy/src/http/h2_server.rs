@@ -143,6 +143,10 @@ impl Downstream for Exchanging {
         self.stream.credit(bytes);
     }
 
+    fn retire(&mut self) {
+        self.stream.leave();
+    }
+
     fn inform(&mut self, interim: Interim) {
         if !self.responded {
             self.stream.answer(interim.status, &interim.headers, false);

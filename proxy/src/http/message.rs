@@ -7,8 +7,15 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
+use tokio::time::Instant;
+use towpath_policies::model::StreamAge;
+
 use super::{HttpListener, Peer, forwarded::Forwarding};
-use crate::{drain, router::Router, upstream::connect::Wire};
+use crate::{
+    drain,
+    router::Router,
+    upstream::{age, connect::Wire},
+};
 
 /// What all exchanges of one client connection share.
 pub(super) struct Client {
@@ -17,6 +24,9 @@ pub(super) struct Client {
     pub(super) worker: usize,
     pub(super) drain: drain::Watch,
     pub(super) forwarding: Forwarding,
+    born: Instant,
+    /// Where in the spread of ages its own lies, from 0 to 1.
+    spread: f64,
 }
 
 impl Client {
@@ -27,7 +37,13 @@ impl Client {
         drain: drain::Watch,
     ) -> Self {
         let forwarding = Forwarding::new(listener.options.forwarded, &peer);
-        Self { listener, peer, worker, drain, forwarding }
+        let (born, spread) = (Instant::now(), fastrand::f64());
+        Self { listener, peer, worker, drain, forwarding, born, spread }
+    }
+
+    /// Whether the connection is of age.
+    pub(super) fn is_of_age(&self, terms: &StreamAge) -> bool {
+        age::of_age(terms, self.born, self.spread).is_some_and(|at| at <= Instant::now())
     }
 
     /// The routes as they are now.

@@ -64,6 +64,11 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// When its head was read.
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// Notes the route, and the position of the backend drawn.
     pub(super) fn took(&mut self, route: Arc<CompiledRoute>, backend: usize) {
         self.route = Some((route, backend));

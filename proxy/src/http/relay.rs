@@ -27,6 +27,8 @@ pub(super) trait Downstream: Send {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>>;
     /// So many body bytes were passed on; the client may send as many more.
     fn credit(&mut self, bytes: usize);
+    /// The connection is to take nothing more after this exchange; called before the head is sent.
+    fn retire(&mut self);
     /// Nobody takes what is left of the request body.
     fn forgo_body(&mut self) {}
     /// Sends an interim response, where the client's version knows them.
@@ -108,6 +110,8 @@ pub(super) enum Cut {
     Expired(Expired),
     /// A body is not what its digest says.
     Digest(Side),
+    /// The response is to go on with another endpoint, if one takes it.
+    Moves,
     /// What was kept of the request body cannot be read.
     Spool(std::io::Error),
 }
@@ -458,7 +462,9 @@ impl<D: Downstream> Exchange<'_, D> {
             let flow =
                 || Flow { bytes: self.ticket.as_ref().map_or(0, Ticket::moved), waits: self.waits };
             let Err(expired) = ready!(self.limits.poll(until, &mut self.moved, flow)) else {
-                self.record.list();
+                if let Some(cut) = self.look() {
+                    return Poll::Ready(Err(cut));
+                }
                 continue;
             };
             let by = match expired {

@@ -169,6 +169,11 @@ impl Resume {
         Ok(())
     }
 
+    /// Bytes to come when `delivered` have been passed on; `None` when nobody said.
+    pub(super) fn left(&self, delivered: u64) -> Option<u64> {
+        self.extent.map(|extent| (extent.end - self.first).saturating_sub(delivered))
+    }
+
     /// Whether a body of so many bytes stays within what was promised, and at its end is all of it.
     pub(super) fn allows(&self, delivered: u64, last: bool) -> bool {
         self.extent.is_none_or(|extent| {

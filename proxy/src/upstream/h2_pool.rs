@@ -6,11 +6,15 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{
-    EndpointLive, EndpointState, ServiceState,
+    EndpointLive, EndpointState, ServiceState, age,
     connect::{ConnectError, Connector, Wire},
+    pool::Shared,
 };
 use crate::h2::{Config, Connection, RequestRef, Stream, Unopened};
 
@@ -46,8 +50,8 @@ impl EndpointLive {
     ) -> Result<Stream, Unopened> {
         let mut pool = self.pools.lock(worker);
         let mut at = 0;
-        while let Some(client) = pool.shared.get(at) {
-            match client.open(request, end_of_stream) {
+        while let Some(shared) = pool.shared.get(at) {
+            match shared.client.open(request, end_of_stream) {
                 Err(Unopened::Full) => at += 1,
                 Err(Unopened::Closed) => {
                     pool.shared.swap_remove(at);
@@ -114,7 +118,9 @@ async fn add_connection(
         return Err(ConnectError::Handshake("the terms of connections changed".into()));
     }
     // Swept even when the endpoint was removed meanwhile: the connection holds the endpoint.
-    pool.shared.push(client);
+    let terms = service.spec.admission.stream_age;
+    let until = terms.and_then(|terms| age::of_age(&terms, Instant::now(), fastrand::f64()));
+    pool.shared.push(Shared { client, until });
     endpoint.live.sweep(worker, &mut pool, service.spec.pool_idle_timeout);
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 
 use super::{EndpointLive, admission::ConnectionGuard, io::UpstreamIo, now_ms};
 use crate::h2::Client;
@@ -18,7 +18,7 @@ pub(crate) struct Pools(Box<[CachePadded<Mutex<Pool>>]>);
 pub(crate) struct Pool {
     /// Last in, first out: the warmest is used, the coldest age out.
     idle: Vec<Idle>,
-    pub(super) shared: Vec<Client>,
+    pub(super) shared: Vec<Shared>,
     pub(super) connecting: Option<super::h2_pool::Connecting>,
     sweeping: bool,
 }
@@ -28,6 +28,14 @@ pub(crate) struct Pool {
 pub(crate) struct Http1 {
     pub(crate) io: UpstreamIo,
     pub(crate) guard: ConnectionGuard,
+}
+
+/// An HTTP/2 connection that takes streams.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) client: Client,
+    /// From when on it takes no more.
+    pub(super) until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -112,7 +120,10 @@ async fn sweep_idle(live: Weak<EndpointLive>, worker: usize, idle_timeout: Durat
         let mut pool = live.pools.lock(worker);
         let oldest = now_ms().saturating_sub(idle_ms);
         pool.idle.retain_mut(|i| i.since_ms > oldest && i.connection.io.is_quiet());
-        pool.shared.retain(|client| client.stands(idle_timeout));
+        let now = Instant::now();
+        pool.shared.retain(|shared| {
+            shared.client.stands(idle_timeout) && shared.until.is_none_or(|until| now < until)
+        });
         if pool.idle.is_empty() && pool.shared.is_empty() {
             pool.sweeping = false;
             return;

@@ -405,8 +405,11 @@ fn admission() -> impl Strategy<Value = Admission> {
             weights,
         },
     );
-    (option::of(queue), option::of(bandwidth))
-        .prop_map(|(queue, bandwidth)| Admission { queue, bandwidth })
+    let stream_age =
+        (duration(), 0u32..=50).prop_map(|(max, jitter_percent)| StreamAge { max, jitter_percent });
+    (option::of(queue), option::of(bandwidth), option::of(stream_age)).prop_map(
+        |(queue, bandwidth, stream_age)| Admission { queue, bandwidth, stream_age },
+    )
 }
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {

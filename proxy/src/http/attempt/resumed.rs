@@ -38,6 +38,7 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Upstream, Cut> {
         let Some(failure) = self.mendable(&cut, flushed) else { return Err(cut) };
         drop(up);
+        self.limits.look = None;
         let mut tried = self.broke.take().unwrap_or_default();
         if let Some(broke) = self.ticket.take() {
             outlier::report(&broke.service, &broke.endpoint, Outcome::Failure(failure));
@@ -57,6 +58,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(Ok(up)) => {
                     count(ResumeOutcome::Resumed);
                     self.broke = Some(tried);
+                    self.look_again();
                     return Ok(up);
                 }
                 Ok(Err(outcome)) => count(outcome),
@@ -93,7 +95,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.has_time_for(wait).then_some(wait)
     }
 
-    /// One try: an endpoint is asked for the rest, and its answer compared.
+    /// One try with an endpoint that was not tried yet.
     async fn rest_from_another(
         &mut self,
         policy: &RetryPolicy,
@@ -108,23 +110,33 @@ impl<D: Downstream> Exchange<'_, D> {
         let Some((service, endpoint)) = placed else { return Ok(Err(ResumeOutcome::Failed)) };
         let service = &service;
         tried.add(&endpoint);
+        self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
+        let came = self.rest_from(service, &endpoint).await;
+        self.limits.of_try = None;
+        came
+    }
+
+    /// One endpoint is asked for the rest, and its answer compared.
+    pub(super) async fn rest_from(
+        &mut self,
+        service: &Arc<ServiceState>,
+        endpoint: &Arc<EndpointState>,
+    ) -> Result<Result<Upstream, ResumeOutcome>, Stop> {
         let delivered = self.record.response_bytes;
         let asked = self.resume.as_ref().and_then(|r| r.request(&self.head.headers, delivered));
         let Some(asked) = asked else { return Ok(Err(ResumeOutcome::Mismatch)) };
         let own = std::mem::replace(&mut self.head.headers, asked);
         self.head.upgrade = None;
-        self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
-        let mut came = self.try_once(service, &endpoint, false).await;
+        let mut came = self.try_once(service, endpoint, false).await;
         if let Ok(Tried1::Stale) = came {
             // As in `attempts`: the same one again, for nothing.
             self.keep_slot();
             self.ticket = None;
-            came = self.try_once(service, &endpoint, true).await;
+            came = self.try_once(service, endpoint, true).await;
         }
         self.head.headers = own;
-        self.limits.of_try = None;
         Ok(match came? {
-            Tried1::Answered(up, head, false) => match self.goes_on(service, &endpoint, &head) {
+            Tried1::Answered(up, head, false) => match self.goes_on(service, endpoint, &head) {
                 true => Ok(up),
                 false => Err(ResumeOutcome::Mismatch),
             },
