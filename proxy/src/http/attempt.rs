@@ -10,7 +10,7 @@ use std::{
 
 use http::header;
 use tokio::time::{Instant, timeout};
-use towpath_policies::model::RetryCondition;
+use towpath_policies::model::{RetryCondition, RetryPolicy};
 
 mod hedged;
 mod moved;
@@ -85,24 +85,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 // The configuration changed meanwhile.
                 Ok(None) => continue,
                 // Nobody is left to ask again: what was answered is better than nothing.
-                Err(stop) => match held.take() {
-                    Some(held) => {
-                        let (up, head, ticket) = *held;
-                        self.ticket = ticket;
-                        return Ok((up, head, false));
-                    }
-                    None => return Err(stop),
-                },
+                Err(stop) => return self.hand_out(held.ok_or(stop)?),
             };
             held = None;
-            if let Some(terms) = &service.spec.admission.stream_age {
-                self.retire_client(terms);
-            }
-            if !fresh {
-                self.record.attempts += 1;
-            }
-            self.replay.begin_try(self.record.attempts > policy.attempts);
-            self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
+            self.begin_try(policy, &service, fresh);
             let outcome = match self.may_hedge(forward, backend.hedging.as_deref()) {
                 // Rare and large, so on the heap.
                 Some(hedging) if !fresh => {
@@ -127,17 +113,10 @@ impl<D: Downstream> Exchange<'_, D> {
                     _ => return Ok((up, head, switched)),
                 },
                 Tried1::Failed { reason, reply } => {
-                    // Rare and large, so on the heap.
-                    if self.may_append(reason)
-                        && let Some((up, head)) =
-                            Box::pin(self.appended(policy, backend, &endpoint)).await?
-                    {
-                        return Ok((up, head, false));
+                    match self.append(reason, policy, backend, &endpoint).await? {
+                        Some((up, head)) => return Ok((up, head, false)),
+                        None => (reason, Some(reply), None),
                     }
-                    if let Some(upload) = &mut self.uploading {
-                        upload.forget();
-                    }
-                    (reason, Some(reply), None)
                 }
             };
             fresh = false;
@@ -168,6 +147,45 @@ impl<D: Downstream> Exchange<'_, D> {
             self.half_closed = false;
             self.pause(wait).await?;
         }
+    }
+
+    /// Passes on an answer that was kept.
+    fn hand_out(&mut self, held: Held) -> Result<(Upstream, ResponseHead, bool), Stop> {
+        let (up, head, ticket) = *held;
+        self.ticket = ticket;
+        Ok((up, head, false))
+    }
+
+    fn begin_try(&mut self, policy: &RetryPolicy, service: &ServiceState, fresh: bool) {
+        if let Some(terms) = &service.spec.admission.stream_age {
+            self.retire_client(terms);
+        }
+        if !fresh {
+            self.record.attempts += 1;
+        }
+        self.replay.begin_try(self.record.attempts > policy.attempts);
+        self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
+    }
+
+    /// The answer to an upload that broke and was appended to what the server has of it.
+    async fn append(
+        &mut self,
+        reason: RetryReason,
+        policy: &RetryPolicy,
+        backend: &Backend,
+        endpoint: &Arc<EndpointState>,
+    ) -> Result<Option<(Upstream, ResponseHead)>, Stop> {
+        if self.may_append(reason) {
+            // Rare and large, so on the heap.
+            let appended = Box::pin(self.appended(policy, backend, endpoint)).await?;
+            if appended.is_some() {
+                return Ok(appended);
+            }
+        }
+        if let Some(upload) = &mut self.uploading {
+            upload.forget();
+        }
+        Ok(None)
     }
 
     fn facts(&self, reason: RetryReason, answer: Option<&ResponseHead>) -> Facts {

@@ -407,9 +407,8 @@ fn admission() -> impl Strategy<Value = Admission> {
     );
     let stream_age =
         (duration(), 0u32..=50).prop_map(|(max, jitter_percent)| StreamAge { max, jitter_percent });
-    (option::of(queue), option::of(bandwidth), option::of(stream_age)).prop_map(
-        |(queue, bandwidth, stream_age)| Admission { queue, bandwidth, stream_age },
-    )
+    (option::of(queue), option::of(bandwidth), option::of(stream_age))
+        .prop_map(|(queue, bandwidth, stream_age)| Admission { queue, bandwidth, stream_age })
 }
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {

@@ -114,7 +114,7 @@ fn those_who_take_equal_parts_in_turn_pass_at_an_equal_pace_and_use_all_of_the_r
             passed[who] += 16_000;
         }
         let total: u64 = passed.iter().sum();
-        assert!(total >= 19_900_000 && total <= 20_500_000, "seed {seed}: {total}");
+        assert!((19_900_000..=20_500_000).contains(&total), "seed {seed}: {total}");
         let fair = total / passed.len() as u64;
         assert!(passed.iter().all(|n| n.abs_diff(fair) * 20 <= fair.max(320_000)), "{passed:?}");
     }

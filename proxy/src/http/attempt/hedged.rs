@@ -227,8 +227,8 @@ impl<D: Downstream> Exchange<'_, D> {
             // The hedge had less time, and is not blamed.
             Cut::Expired(expired) => self.expired(expired, service, endpoint, false),
             Cut::Spool(_) => Err(Stop::Reply(Reply::SPOOL)),
-            // What has digests is not hedged.
-            Cut::Digest(_) => Err(Stop::Reply(Reply::DIGEST)),
+            // What has digests is not hedged, and nothing moves before there is an answer.
+            Cut::Digest(_) | Cut::Moves => Err(Stop::Reply(Reply::BROKEN)),
         }
     }
 }

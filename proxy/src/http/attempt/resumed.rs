@@ -1,6 +1,6 @@
 //! Tries that go on with a response that broke midway.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use towpath_policies::model::RetryPolicy;
