@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub spool_dir: PathBuf,
 
-    /// Most bytes of disk they take together; 0 keeps none
+    /// Most bytes of disk such bodies take together; 0 keeps none
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPOOL_BYTES)]
     pub spool_bytes: u64,
 
@@ -79,21 +79,21 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub upgrade_socket: Option<PathBuf>,
 
-    /// Most bytes of them that wait in memory for the disk, together; beyond that uploads wait their turn
+    /// Most bytes of such bodies that wait in memory for the disk, together; beyond that uploads wait their turn
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY,
         value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub spool_memory_bytes: u64,
 
-    /// Encrypt what is kept on disk (AES-256-GCM), by keys that are nowhere but in memory
+    /// Encrypt such bodies on disk (AES-256-GCM), by keys that are nowhere but in memory
     #[arg(long)]
     pub spool_encrypt: bool,
 
     /// Most resident memory, e.g. 512MiB: requests are shed from 80 % on, the lowest class first
-    /// [default: what the control group may have, else 80 % of the machine's]
+    /// [default: what the control group may have, or 80 % of the machine's if that is less]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub max_memory: Option<u64>,
 
-    /// Most exchanges and opaque connections at a time; shed likewise [default: one per 64KiB of memory]
+    /// Most exchanges and opaque connections at a time; shed likewise [default: one per 64KiB of --max-memory]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_streams: Option<u64>,
 

@@ -1,6 +1,6 @@
 //! Transfers under way that last: what `GET /drain` shows, and what a drain reports as cut.
 //!
-//! An exchange lists itself once it has gone on for [`LISTED_AFTER`], so that a small request
+//! An exchange lists itself once it has gone on for `LISTED_AFTER`, so that a small request
 //! costs nothing; an opaque connection at once. Each worker has a table of its own, whose lock
 //! only a person's question contends for. Knows nothing of how bytes are moved.
 

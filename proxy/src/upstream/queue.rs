@@ -1,6 +1,6 @@
 //! Requests that wait for a slot at an endpoint of their service (late binding).
 //!
-//! [`line`] decides who is next and is pure; here are the lock around it, the wakers of those
+//! [`mod@line`] decides who is next and is pure; here are the lock around it, the wakers of those
 //! who wait, and the guards that give slots back. A service without a queue has none of this.
 //! The lock is held for one decision at a time, never across an `.await`, and nobody is woken
 //! and no slot is given back under it.
