@@ -153,6 +153,10 @@ impl<D: Downstream> Exchange<'_, D> {
     fn hand_out(&mut self, held: Held) -> Result<(Upstream, ResponseHead, bool), Stop> {
         let (up, head, ticket) = *held;
         self.ticket = ticket;
+        if self.upload == Upload::Active {
+            // The body was put back to its beginning for a try that was not made.
+            self.upload = Upload::Stopped;
+        }
         Ok((up, head, false))
     }
 
@@ -164,6 +168,10 @@ impl<D: Downstream> Exchange<'_, D> {
             self.record.attempts += 1;
         }
         self.replay.begin_try(self.record.attempts > policy.attempts);
+        if let Some(upload) = &mut self.uploading {
+            // What a server said of the last try says nothing of this one.
+            upload.forget();
+        }
         self.limits.of_try = policy.per_try_timeout.and_then(|t| Instant::now().checked_add(t));
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Http1 {
     sent_all: bool,
     reusable: bool,
     interims: u8,
+    /// 104s besides: an upload of hours has many.
+    progress: u8,
 }
 
 /// Limits on response heads.
@@ -79,6 +81,7 @@ impl Http1 {
             sent_all: head.length.is_empty(),
             reusable: false,
             interims: 0,
+            progress: 0,
         }
     }
 
@@ -110,7 +113,7 @@ impl Http1 {
         loop {
             let frame = h1::response(&mut self.conn.reader.buffer, LIMITS, &self.method);
             if let Some(frame) = frame.map_err(malformed)? {
-                if is_progress(frame.status) && self.interims >= MAX_INTERIMS {
+                if is_progress(frame.status) && self.progress >= MAX_INTERIMS {
                     continue;
                 }
                 return Poll::Ready(self.answer(frame));
@@ -137,8 +140,10 @@ impl Http1 {
             return Ok(Answer::Switched(head));
         }
         if frame.status.is_informational() {
-            self.interims += 1;
-            if self.interims > MAX_INTERIMS {
+            let count =
+                if is_progress(frame.status) { &mut self.progress } else { &mut self.interims };
+            *count += 1;
+            if *count > MAX_INTERIMS {
                 return Err(Broken::Malformed("too many interim responses"));
             }
             return Ok(Answer::Interim(Interim {

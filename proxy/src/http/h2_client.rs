@@ -18,6 +18,8 @@ pub(super) struct Http2 {
     stream: Stream,
     method: Method,
     informed: u8,
+    /// 104s besides: an upload of hours has many.
+    progress: u8,
     empty: bool,
 }
 
@@ -36,7 +38,7 @@ pub(super) fn request(head: &RequestHead, https: bool) -> RequestRef<'_> {
 
 impl Http2 {
     pub(super) fn new(stream: Stream, method: Method) -> Self {
-        Self { stream, method, informed: 0, empty: false }
+        Self { stream, method, informed: 0, progress: 0, empty: false }
     }
 
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -58,13 +60,15 @@ impl Http2 {
     pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
         let response = loop {
             let response = ready!(self.stream.poll_head(cx))?;
-            if !(is_progress(response.status) && self.informed >= MAX_INTERIMS) {
+            if !(is_progress(response.status) && self.progress >= MAX_INTERIMS) {
                 break response;
             }
         };
         if response.status.is_informational() {
-            self.informed += 1;
-            if self.informed > MAX_INTERIMS {
+            let count =
+                if is_progress(response.status) { &mut self.progress } else { &mut self.informed };
+            *count += 1;
+            if *count > MAX_INTERIMS {
                 return Poll::Ready(Err(Broken::Malformed("too many interim responses")));
             }
             let interim = Interim { status: response.status, headers: response.headers };

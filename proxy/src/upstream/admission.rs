@@ -205,11 +205,14 @@ impl Ticket {
         ticket
     }
 
-    /// The answer is only kept: nothing more is asked of the endpoint, and its slot is free.
+    /// The answer is only kept: nothing more is asked of the endpoint, nothing of it is in flight, and its slot is free.
     pub(crate) fn set_aside(&mut self) {
         if !std::mem::replace(&mut self.aside, true) {
             self.leave();
         }
+        let bytes = std::mem::take(&mut self.bytes);
+        self.service.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
+        self.endpoint.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
         self.slot = None;
     }
 

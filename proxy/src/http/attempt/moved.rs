@@ -66,6 +66,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let left = left.unwrap_or(0);
         let here = &self.ticket.as_ref()?.endpoint;
         let service = self.current_service()?;
+        if service.spec.admission.queue.is_some() {
+            // A slot is bound to one endpoint.
+            return None;
+        }
         let mut tried = Tried::default();
         tried.add(here);
         let there = pick::seat(&service, &tried, now_ms(), left).ok()?.clone();

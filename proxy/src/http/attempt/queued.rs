@@ -14,8 +14,9 @@ use super::super::{
     deadline::Expired,
     exchange::{Exchange, Stop},
     message::{Broken, Length, RequestHead},
-    relay::{Cut, Downstream},
+    relay::{Cut, Downstream, Gone},
     reply::Reply,
+    stall::Waits,
 };
 use crate::{
     router::{Action, Backend},
@@ -93,13 +94,20 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut waiting = queue::join(service, terms, want, *tried, backend.estimate.clone())
             .map_err(|wait| Stop::Reply(Reply::QUEUE_FULL.again_after(wait)))?;
         self.limits.of_try = Instant::now().checked_add(terms.max_wait);
+        self.waits = Waits::Elsewhere;
         let turn = poll_fn(|cx| {
             if let Poll::Ready(turn) = waiting.poll(cx) {
                 return Poll::Ready(Ok(turn));
             }
             // That nothing moves is our doing.
             self.moved = true;
-            if self.down.poll_left(cx).is_ready() {
+            // Who has part of the answer may have closed its side, and waits for the rest.
+            let left = if self.down.has_responded() {
+                matches!(self.down.poll_gone(cx), Poll::Ready(Gone::Broken(_)))
+            } else {
+                self.down.poll_left(cx).is_ready()
+            };
+            if left {
                 return Poll::Ready(Err(Cut::Client(Broken::Closed)));
             }
             self.poll_limits(cx)

@@ -28,7 +28,9 @@ impl<D: Downstream> Exchange<'_, D> {
             reason,
             RetryReason::Reset | RetryReason::Refused | RetryReason::Timeout | RetryReason::Stall
         );
-        broke && self.uploading.as_ref().is_some_and(|upload| upload.can_go_on())
+        // A slot is bound to one try.
+        let free = self.in_line.is_none();
+        broke && free && self.uploading.as_ref().is_some_and(|upload| upload.can_go_on())
     }
 
     /// The answer to an upload that broke at `endpoint`, appended to what the server has of it;
@@ -141,6 +143,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         match came {
             Ok(Tried1::Answered(up, head, false)) => Ok(Some((up, head))),
+            // What the client did wrong does not go away with another try.
+            Err(Stop::Reply(reply)) if reply.status.is_client_error() => Err(Stop::Reply(reply)),
             Ok(_) | Err(Stop::Reply(_)) => Ok(None),
             Err(stop @ Stop::Client(_)) => Err(stop),
         }

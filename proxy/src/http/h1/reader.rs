@@ -207,9 +207,11 @@ impl Reader {
                     if self.buffer.len() < 2 {
                         return Ok(None);
                     }
-                    if self.buffer.split_to(2) != b"\r\n"[..] {
+                    // Left where it is, so that it is as malformed for whoever looks again.
+                    if !self.buffer.starts_with(b"\r\n") {
                         return Err(Broken::Malformed("a chunk does not end with CRLF"));
                     }
+                    drop(self.buffer.split_to(2));
                     self.state = State::ChunkSize;
                 }
                 State::Trailers => {

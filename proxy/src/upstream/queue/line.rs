@@ -157,6 +157,7 @@ impl Line {
                 rank.ready.remove(&(tenant.tag, want.tenant));
             }
         }
+        rank.forget_idle();
         Some(want)
     }
 
