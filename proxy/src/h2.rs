@@ -16,6 +16,7 @@ mod error;
 mod frame;
 mod head;
 pub(crate) mod hpack;
+mod lending;
 mod lifecycle;
 mod out;
 mod receive;

@@ -382,7 +382,7 @@ impl Client {
             return Err(Unopened::Closed);
         }
         let most = core.peer.streams.min(core.config.streams);
-        if core.is_full(most) || !core.has_room_out() {
+        if core.is_full(most) || !core.has_room_out() || core.holds_up(!end) {
             return Err(Unopened::Full);
         }
         if core.peer.header_list.is_some_and(|most| request.list_size() > most as usize) {

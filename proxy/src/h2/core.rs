@@ -10,11 +10,13 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::{
-    budget::Budget,
+    budget::{Budget, Charged},
     error::{Fatal, StreamError},
     frame,
     head::{Request, Response},
     hpack,
+    lending::Lending,
+    lifecycle::Endings,
     out::Out,
     settings::{self, Peer},
     streams::{Key, Streams},
@@ -27,6 +29,8 @@ pub(super) const HEADER_TABLE: usize = 4096;
 /// Our side's terms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
+    /// Bytes a peer may send on a stream that nobody reads yet; at most `stream_window`.
+    pub(crate) first_window: u32,
     /// Bytes a peer may send on a stream ahead of what was taken.
     pub(crate) stream_window: u32,
     /// The same for all streams together; at least 65,535.
@@ -86,14 +90,19 @@ pub(super) struct Core {
     /// What the peer may still send on all streams, and what it may send again but was not told.
     pub(super) receive_window: u32,
     pub(super) owed: u32,
+    pub(super) lending: Lending,
     pub(super) estimate: Estimate,
     pub(super) send_window: i64,
+    /// Since when the peer takes no more on any stream.
+    pub(super) send_blocked: Option<Instant>,
     pub(super) out: Out,
     /// Streams that wait for the connection's window or for room in `out`, first come first.
     pub(super) blocked: VecDeque<Key>,
     pub(super) asked: VecDeque<Asked>,
     pub(super) ending: Ending,
     pub(super) budget: Budget,
+    /// How the streams that we opened ended.
+    pub(super) endings: Endings,
     /// No stream's deadline is earlier.
     pub(super) deadline: Option<Instant>,
     /// Since when there is no stream.
@@ -135,6 +144,10 @@ pub(super) struct StreamState {
     pub(super) owed: u32,
     /// Bytes that nobody has credited yet.
     pub(super) uncredited: u32,
+    /// Somebody reads it, so that its window is `stream_window`.
+    pub(super) wide: bool,
+    /// Some were credited since it was last looked who holds up the others.
+    pub(super) moves: bool,
 
     // what goes out
     pub(super) pending: VecDeque<Bytes>,
@@ -174,13 +187,16 @@ impl Core {
             next: 1,
             receive_window: config.connection_window,
             owed: 0,
+            lending: Lending::default(),
             estimate: Estimate::default(),
             send_window: i64::from(settings::DEFAULT_WINDOW),
+            send_blocked: None,
             out,
             blocked: VecDeque::new(),
             asked: VecDeque::new(),
             ending: Ending::No,
             budget: Budget::default(),
+            endings: Endings::default(),
             deadline: None,
             idle_since: Instant::now(),
             driver: None,
@@ -192,20 +208,24 @@ impl Core {
     pub(super) fn add_stream(&mut self, id: u32) -> Key {
         self.streams.add(StreamState {
             id,
-            receive_window: self.config.stream_window,
+            receive_window: self.config.first_window,
             window: i64::from(self.peer.window),
             ..StreamState::default()
         })
     }
 
-    /// Charges the peer for work that carries nothing.
+    /// Charges the peer for work that carries nothing. Beyond the budget it may finish what is
+    /// under way, which may be others' behind a proxy; beyond twice the budget it may not.
     pub(super) fn charge(&mut self) -> Result<(), Fatal> {
+        let excess =
+            Fatal(super::ErrorCode::ENHANCE_YOUR_CALM, "too many frames that carry nothing");
         match self.budget.charge() {
-            true => Ok(()),
-            false => Err(Fatal(
-                super::ErrorCode::ENHANCE_YOUR_CALM,
-                "too many frames that carry nothing",
-            )),
+            Charged::Within => Ok(()),
+            Charged::Beyond => {
+                self.refuse_more(excess);
+                Ok(())
+            }
+            Charged::FarBeyond => Err(excess),
         }
     }
 

@@ -18,6 +18,9 @@ pub(crate) enum StreamError {
     /// The peer did not process the stream: it refused it, or went away before it.
     #[error("stream refused unprocessed")]
     Refused,
+    /// Nobody read it while it held up others.
+    #[error("given up unread")]
+    Unread,
     /// The peer broke the protocol, on this stream alone.
     #[error("malformed message: {0}")]
     Malformed(&'static str),

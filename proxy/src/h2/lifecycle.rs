@@ -17,6 +17,18 @@ pub(super) const FAREWELL: [u8; 8] = *b"towpath!";
 /// Time for a peer to take the last that is left for it.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
 
+/// How the streams ended that a client opened.
+#[derive(Debug, Default)]
+pub(super) struct Endings {
+    well: u32,
+    reset: u32,
+}
+
+/// A client that resets more streams than it finishes leaves the connection after so many, before
+/// its server takes it for an attacker: Envoy does after 500, most others after 1,000. Behind us
+/// are many clients, and one that cancels all it asks for must not cost the others their streams.
+const MOST_RESET: u32 = 200;
+
 impl Core {
     /// Resets a stream, for `failure`.
     pub(super) fn reset(&mut self, key: Key, code: ErrorCode, failure: StreamError) {
@@ -26,6 +38,11 @@ impl Core {
         self.streams.note_reset(id);
         self.notify_driver();
         self.fail(key, failure);
+        self.endings.reset = self.endings.reset.saturating_add(1);
+        let Endings { well, reset } = self.endings;
+        if self.role == Role::Client && reset >= MOST_RESET && reset >= well {
+            self.leave();
+        }
     }
 
     /// Resets a stream that the peer misused.
@@ -78,6 +95,7 @@ impl Core {
     /// Tells the streams whose time has come, and ends those that nobody waits for.
     pub(super) fn look_at_deadlines(&mut self, now: Instant) {
         self.deadline = None;
+        self.look_who_holds_up(now);
         for key in self.streams.keys() {
             let Some(stream) = self.streams.get_mut(key) else { continue };
             let Some(deadline) = stream.deadline else { continue };
@@ -112,10 +130,14 @@ impl Core {
 
     fn free(&mut self, key: Key) {
         let Some(stream) = self.streams.remove(key) else { return };
+        if stream.failed.is_none() {
+            self.endings.well = self.endings.well.saturating_add(1);
+            self.budget.earn();
+        }
         if stream.queued {
             self.blocked.retain(|blocked| *blocked != key);
         }
-        self.credit_connection(stream.uncredited);
+        self.passed_on(stream.uncredited);
         if self.streams.len() == 0 {
             self.idle_since = Instant::now();
             // It may be over now, and has memory to give back.
@@ -158,6 +180,15 @@ impl Core {
             }
         }
         self.notify_driver();
+    }
+
+    /// Takes no more streams of a peer that goes too far, and lets those under way finish.
+    pub(super) fn refuse_more(&mut self, Fatal(code, why): Fatal) {
+        if matches!(self.ending, Ending::No | Ending::Announced) {
+            self.ending = Ending::Final;
+            frame::put_goaway(&mut self.out.tail, self.highest, code, why);
+            self.notify_driver();
+        }
     }
 
     /// The client has heard of the end, or had time enough to.

@@ -128,6 +128,7 @@ impl Core {
         }
         stream.receive_window -= flow;
         stream.uncredited += flow;
+        self.hold(flow);
         self.measure(flow);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let ends = head.has(frame::END_STREAM);
@@ -294,7 +295,7 @@ impl Core {
         if !matches!(self.ending, Ending::No | Ending::Announced) {
             // It crossed our GOAWAY, which told that it is not looked at.
             self.streams.note_reset(id);
-            return Ok(());
+            return self.charge();
         }
         if self.is_full(self.config.streams) {
             return self.refuse(id, ErrorCode::REFUSED_STREAM);
@@ -474,6 +475,7 @@ impl Core {
         let more = i64::from(more & frame::MOST);
         if head.stream == 0 {
             self.send_window += more;
+            self.send_blocked = None;
             return match self.send_window {
                 _ if more == 0 => Err(protocol("WINDOW_UPDATE of 0")),
                 window if window > i64::from(frame::MOST) => {

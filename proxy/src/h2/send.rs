@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::{
     core::Core,
@@ -92,6 +93,9 @@ impl Core {
         while let Some(first) = stream.pending.front_mut() {
             let blocked = self.send_window <= 0 || self.out.len() >= HIGH || sent >= TURN;
             if stream.window <= 0 || blocked {
+                if self.send_window <= 0 {
+                    self.send_blocked.get_or_insert_with(Instant::now);
+                }
                 // An update of its window has it go on; otherwise, its turn.
                 if stream.window > 0 && !std::mem::replace(&mut stream.queued, true) {
                     self.blocked.push_back(key);
@@ -180,17 +184,20 @@ impl Core {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(stream.uncredited);
         stream.uncredited -= bytes;
         stream.owed += bytes;
-        if !stream.remote_closed && stream.owed >= self.config.stream_window / 2 {
+        stream.moves = true;
+        let window = if stream.wide { self.config.stream_window } else { self.config.first_window };
+        if !stream.remote_closed && stream.owed >= window / 2 {
             frame::put_window(&mut self.out.tail, stream.id, stream.owed);
             stream.receive_window += std::mem::take(&mut stream.owed);
             self.notify_driver();
         }
-        self.credit_connection(bytes);
+        self.passed_on(bytes);
     }
 
+    /// Gives back credit for bytes that no stream holds, once it is half of what there is.
     pub(super) fn credit_connection(&mut self, bytes: u32) {
         self.owed += bytes;
-        if self.owed >= self.config.connection_window / 2 {
+        if self.owed > 0 && self.owed >= self.receive_window {
             frame::put_window(&mut self.out.tail, 0, self.owed);
             self.receive_window += std::mem::take(&mut self.owed);
             self.notify_driver();

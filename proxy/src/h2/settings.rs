@@ -78,18 +78,10 @@ impl Peer {
     }
 }
 
-/// Writes a change of the window that streams begin with; that of those under way changes along
-/// (RFC 9113 §6.9.2).
-pub(super) fn put_window(out: &mut BytesMut, window: u32) {
-    frame::put_head(out, 6, frame::SETTINGS, 0, 0);
-    out.put_u16(INITIAL_WINDOW_SIZE);
-    out.put_u32(window);
-}
-
 /// Writes our first SETTINGS frame, and opens the connection's window.
 pub(super) fn put_ours(out: &mut BytesMut, config: &Config, server: bool) {
     let mut settings = vec![
-        (INITIAL_WINDOW_SIZE, config.stream_window),
+        (INITIAL_WINDOW_SIZE, config.first_window),
         (MAX_FRAME_SIZE, config.frame),
         (MAX_HEADER_LIST_SIZE, config.header_list),
         (HEADER_TABLE_SIZE, super::core::HEADER_TABLE as u32),

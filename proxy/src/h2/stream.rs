@@ -85,21 +85,25 @@ impl Stream {
     /// # Errors
     /// When the stream ended before its body, once all that had come is read.
     pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, StreamError>> {
-        self.with(|stream| {
-            if let Some(bytes) = stream.next_chunk() {
-                let last = !stream.has_chunk() && matches!(stream.end, Some(None));
-                return Poll::Ready(Ok(Part::Data { bytes, last }));
-            }
-            match (&mut stream.end, stream.failed) {
-                (Some(end), _) => Poll::Ready(Ok(Part::End(end.take()))),
-                (None, Some(failed)) => Poll::Ready(Err(failed)),
-                (None, None) => {
-                    stream.watched_by(cx);
-                    Poll::Pending
+        let mut core = self.shared.lock();
+        core.open_wide(self.key);
+        let stream = core.streams.get_mut(self.key);
+        stream
+            .map(|stream| {
+                if let Some(bytes) = stream.next_chunk() {
+                    let last = !stream.has_chunk() && matches!(stream.end, Some(None));
+                    return Poll::Ready(Ok(Part::Data { bytes, last }));
                 }
-            }
-        })
-        .unwrap_or(Poll::Ready(Err(StreamError::Closed)))
+                match (&mut stream.end, stream.failed) {
+                    (Some(end), _) => Poll::Ready(Ok(Part::End(end.take()))),
+                    (None, Some(failed)) => Poll::Ready(Err(failed)),
+                    (None, None) => {
+                        stream.watched_by(cx);
+                        Poll::Pending
+                    }
+                }
+            })
+            .unwrap_or(Poll::Ready(Err(StreamError::Closed)))
     }
 
     /// Whether no body byte is there or can still come.

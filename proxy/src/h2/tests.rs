@@ -20,6 +20,7 @@ use tokio::{
 use super::*;
 
 mod far;
+mod lending;
 mod raw;
 
 /// A socket that takes and gives a random part of what it could.
@@ -63,8 +64,10 @@ impl AsyncWrite for Choppy {
 }
 
 fn config(rng: &mut Rng) -> Config {
+    let stream_window = rng.u32(1..200_000);
     Config {
-        stream_window: rng.u32(1..200_000),
+        first_window: rng.u32(1..=stream_window),
+        stream_window,
         connection_window: rng.u32(65_535..400_000),
         frame: rng.u32(16_384..100_000),
         streams: 100,

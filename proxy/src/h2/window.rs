@@ -13,19 +13,20 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{core::Core, frame, settings};
+use super::{core::Core, frame, streams::Key};
 
 /// The PING that measures a round trip.
 pub(super) const PROBE: [u8; 8] = *b"bytes/rt";
 /// The widest window of a stream, in bytes: 1.3 Gbit/s over 100 ms.
 const MOST_STREAM: u32 = 16 << 20;
-/// What all connections of the process may have grown by together, in bytes.
-const MOST_GROWN: u64 = 256 << 20;
+/// What all connections of the process may have taken together beyond their first windows, in
+/// bytes: to carry more, or to hold what readers leave lying.
+const MOST_TAKEN: u64 = 256 << 20;
 
 /// Time between two probes.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-static GROWN: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 
 /// What is being measured on a connection.
 #[derive(Debug, Default)]
@@ -37,25 +38,42 @@ pub(super) struct Estimate {
     probing: bool,
     /// No probe before this: peers count them.
     next: Option<Instant>,
-    grown: Grown,
+    grown: Taken,
 }
 
-/// A connection's part of [`MOST_GROWN`], given back with it.
+/// A connection's part of [`MOST_TAKEN`], given back with it.
 #[derive(Debug, Default)]
-struct Grown(u64);
+pub(super) struct Taken(u64);
 
-impl Drop for Grown {
+impl Drop for Taken {
     fn drop(&mut self) {
-        GROWN.fetch_sub(self.0, Relaxed);
+        TAKEN.fetch_sub(self.0, Relaxed);
     }
 }
 
-impl Grown {
+impl Taken {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0
+    }
+
+    /// Takes all of it or nothing.
     fn take(&mut self, bytes: u64) -> bool {
-        let fits = |grown: u64| grown.checked_add(bytes).filter(|sum| *sum <= MOST_GROWN);
-        let taken = GROWN.fetch_update(Relaxed, Relaxed, fits).is_ok();
+        let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= MOST_TAKEN);
+        let taken = TAKEN.fetch_update(Relaxed, Relaxed, fits).is_ok();
         self.0 += if taken { bytes } else { 0 };
         taken
+    }
+
+    /// Takes what there is of it. How much that was.
+    pub(super) fn take_some(&mut self, bytes: u64) -> u64 {
+        let some = bytes.min(MOST_TAKEN.saturating_sub(TAKEN.load(Relaxed)));
+        if some > 0 && self.take(some) { some } else { 0 }
+    }
+
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.0);
+        self.0 -= bytes;
+        TAKEN.fetch_sub(bytes, Relaxed);
     }
 }
 
@@ -96,6 +114,22 @@ impl Core {
         }
     }
 
+    /// Somebody reads a stream: from now on its window is that of a stream in use, unless what
+    /// it holds already is enough for all that comes. So a request that waits here holds little
+    /// of its body, and one that is forwarded is held up by nothing.
+    pub(super) fn open_wide(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key).filter(|s| !s.wide) else { return };
+        let more = self.config.stream_window.saturating_sub(self.config.first_window);
+        let enough = |left| left <= u64::from(stream.receive_window);
+        if more == 0 || stream.remote_closed || stream.remaining.is_some_and(enough) {
+            return;
+        }
+        stream.wide = true;
+        stream.receive_window += more;
+        frame::put_window(&mut self.out.tail, stream.id, more);
+        self.notify_driver();
+    }
+
     /// Doubles the windows of streams, and sees to it that two of them fit the connection's.
     fn widen(&mut self) {
         let window = self.config.stream_window.saturating_mul(2).min(MOST_STREAM);
@@ -108,11 +142,12 @@ impl Core {
         self.config.stream_window = window;
         self.config.connection_window = connection;
         for key in self.streams.keys() {
-            if let Some(stream) = self.streams.get_mut(key) {
+            let Some(stream) = self.streams.get_mut(key) else { continue };
+            if stream.wide && !stream.remote_closed {
                 stream.receive_window = stream.receive_window.saturating_add(more);
+                frame::put_window(&mut self.out.tail, stream.id, more);
             }
         }
-        settings::put_window(&mut self.out.tail, window);
         if more_connection > 0 {
             self.receive_window += more_connection;
             frame::put_window(&mut self.out.tail, 0, more_connection);

@@ -160,6 +160,7 @@ async fn exchange(
     body: Option<Bytes>,
 ) -> Result<Answer, String> {
     let config = Config {
+        first_window: 65_535,
         stream_window: 65_535,
         connection_window: 65_535,
         frame: 16_384,

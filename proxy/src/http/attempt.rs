@@ -513,7 +513,7 @@ impl<D: Downstream> Exchange<'_, D> {
 fn of_broken(broken: &Broken) -> (RetryReason, Reply) {
     match broken {
         Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
-        Broken::Closed | Broken::Reset(_) => (RetryReason::Reset, Reply::BROKEN),
+        Broken::Closed | Broken::Reset(_) | Broken::Unread => (RetryReason::Reset, Reply::BROKEN),
         Broken::Malformed(_) => (RetryReason::Reset, Reply::MALFORMED),
     }
 }

@@ -28,8 +28,10 @@ use crate::{
 /// Largest frame taken from a client, in bytes: the least there is (RFC 9113 §4.2), as most
 /// servers advertise.
 const LISTENER_FRAME: u32 = 16 * 1024;
+/// What a client may send of a body before there is somewhere to send it, in bytes.
+const FIRST_WINDOW: u32 = 64 << 10;
 /// What a client may send ahead on all its streams, in bytes.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
 
 /// One stream.
 struct Exchanging {
@@ -43,6 +45,7 @@ pub(super) async fn serve<I: ClientIo>(io: I, client: Client) {
     let client = Arc::new(client);
     let options = &client.listener.options;
     let config = Config {
+        first_window: FIRST_WINDOW,
         stream_window: STREAM_WINDOW,
         connection_window: CONNECTION_WINDOW,
         frame: LISTENER_FRAME,

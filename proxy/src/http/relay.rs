@@ -390,7 +390,7 @@ impl<D: Downstream> Exchange<'_, D> {
                     if !self.may_move(turn, cx) {
                         return Poll::Pending;
                     }
-                    let mut piece = ready!(up.poll_body(cx)).map_err(Cut::Endpoint)?;
+                    let mut piece = ready!(up.poll_body(cx)).map_err(of_endpoint)?;
                     self.moved = true;
                     if let Piece::Data { bytes, .. } = &piece {
                         self.pay(turn, bytes.len());
@@ -477,6 +477,14 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             return Poll::Ready(Err(Cut::Expired(expired)));
         }
+    }
+}
+
+/// A stream that was given up since the client did not read it says nothing of the endpoint.
+fn of_endpoint(broken: Broken) -> Cut {
+    match broken {
+        Broken::Unread => Cut::Expired(Expired::ClientStall),
+        _ => Cut::Endpoint(broken),
     }
 }
 

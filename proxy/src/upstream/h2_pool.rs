@@ -28,6 +28,7 @@ const CONNECTION_WINDOW: u32 = 64 << 20;
 pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 /// Terms of connections to endpoints.
 const CONFIG: Config = Config {
+    first_window: STREAM_WINDOW,
     stream_window: STREAM_WINDOW,
     connection_window: CONNECTION_WINDOW,
     frame: 64 * 1024,

@@ -302,7 +302,7 @@ async fn a_client_that_cancels_cancels_the_origins_stream() {
     .await;
 }
 
-async fn push_all(send: &mut SendStream<Bytes>, mut bytes: Bytes) {
+pub(crate) async fn push_all(send: &mut SendStream<Bytes>, mut bytes: Bytes) {
     while !bytes.is_empty() {
         send.reserve_capacity(bytes.len());
         let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
@@ -362,6 +362,37 @@ async fn a_reader_that_stalls_stalls_the_writer_and_not_its_neighbours() {
         last = now;
     }
     assert!(last < 8 << 20, "{last} bytes were taken from the origin and not delivered");
+}
+
+#[tokio::test]
+async fn clients_that_read_nothing_hold_up_no_others_on_a_shared_connection() {
+    let script = |request: Request<RecvStream>, mut respond: SendResponse<Bytes>| async move {
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        if request.uri().path() == "/large" {
+            return push_all(&mut send, vec![7; 3 << 20].into()).await;
+        }
+        loop {
+            send.reserve_capacity(65_536);
+            let Some(Ok(room)) = poll_fn(|cx| send.poll_capacity(cx)).await else { return };
+            if send.send_data(vec![0; room].into(), false).is_err() {
+                return;
+            }
+        }
+    };
+    let proxy = Setup::to(h2_origin(script).await).speaking(Protocol::Http2).start().await;
+    let mut hoarder = client(&proxy).await;
+    let mut unread = Vec::new();
+    // More than a connection's window and what may be lent to it: 64 and 32 MiB.
+    for _ in 0..120 {
+        let (response, _) = hoarder.send_request(post("http://a/endless"), true).unwrap();
+        unread.push(soon(response).await.unwrap());
+    }
+    for _ in 0..3 {
+        let (response, _) =
+            client(&proxy).await.send_request(post("http://a/large"), true).unwrap();
+        let mut body = soon(response).await.unwrap().into_body();
+        assert_eq!(soon(collect(&mut body)).await.unwrap().0.len(), 3 << 20);
+    }
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use towpath_proxy::{
 
 use crate::{
     harness::{Input, Proxy, Requests, Setup, eventually, origin, read_all, soon},
-    http2::{client, h2_origin},
+    http2::{client, h2_origin, push_all},
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -127,6 +127,28 @@ async fn enqueue(proxy: &Proxy, path: &str, fields: &str, count: u32) -> JoinHan
     let asked = ask(proxy, path, fields);
     until_queued(proxy, count).await;
     asked
+}
+
+#[tokio::test]
+async fn uploads_that_wait_do_not_hold_up_the_one_on_their_connection_that_has_the_slot() {
+    let workers = Workers::default();
+    let (addr, _) = workers.one().await;
+    let proxy = setup(&[addr], Queue::default()).start().await;
+    let mut client = client(&proxy).await;
+    workers.end(6);
+    let mut uploads = Vec::new();
+    for nth in 0..6 {
+        let request = http::Request::put(format!("http://a/{nth}"))
+            .header("content-length", 10_000_000)
+            .body(())
+            .unwrap();
+        let (response, mut send) = client.send_request(request, false).unwrap();
+        tokio::spawn(async move { push_all(&mut send, vec![7; 10_000_000].into()).await });
+        uploads.push(response);
+    }
+    for upload in uploads {
+        assert_eq!(soon(upload).await.unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]

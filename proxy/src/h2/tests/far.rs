@@ -14,6 +14,7 @@ use super::request;
 use crate::h2::{Config, Connection, Incoming, Part};
 
 const CONFIG: Config = Config {
+    first_window: 1 << 20,
     stream_window: 1 << 20,
     connection_window: 4 << 20,
     frame: 16_384,

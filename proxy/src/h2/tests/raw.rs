@@ -14,7 +14,8 @@ use tokio::{
 use super::{super::frame, request};
 use crate::h2::{Client, Config, Connection, ErrorCode, Incoming, Stream, StreamError, Unopened};
 
-const CONFIG: Config = Config {
+pub(super) const CONFIG: Config = Config {
+    first_window: 65_535,
     stream_window: 65_535,
     connection_window: 65_535,
     frame: 16_384,
@@ -24,31 +25,31 @@ const CONFIG: Config = Config {
 };
 
 /// GET / of `a`, and POST, as HPACK.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
-const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
+pub(super) const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+pub(super) const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
 /// `:status: 200`.
-const OK: &[u8] = &[0x88];
+pub(super) const OK: &[u8] = &[0x88];
 
 #[derive(Debug, PartialEq)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
+    pub(super) payload: Vec<u8>,
 }
 
 /// A peer that says exactly what a test has it say.
-struct Raw(DuplexStream);
+pub(super) struct Raw(pub(super) DuplexStream);
 
 impl Raw {
-    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let mut bytes = BytesMut::new();
         frame::put_head(&mut bytes, payload.len(), kind, flags, stream);
         bytes.extend_from_slice(payload);
         self.0.write_all(&bytes).await.unwrap();
     }
 
-    async fn settings(&mut self, settings: &[(u16, u32)]) {
+    pub(super) async fn settings(&mut self, settings: &[(u16, u32)]) {
         let mut payload = Vec::new();
         for (setting, value) in settings {
             payload.extend(setting.to_be_bytes());
@@ -58,7 +59,7 @@ impl Raw {
     }
 
     /// The next frame, or `None` at the end.
-    async fn next(&mut self) -> Option<Frame> {
+    pub(super) async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; frame::HEAD];
         self.0.read_exact(&mut head).await.ok()?;
         let head = frame::Head::read(&head)?;
@@ -68,7 +69,7 @@ impl Raw {
     }
 
     /// The next frame of this kind.
-    async fn next_of(&mut self, kind: u8) -> Frame {
+    pub(super) async fn next_of(&mut self, kind: u8) -> Frame {
         loop {
             let frame = timeout(Duration::from_secs(120), self.next()).await.expect("in time");
             let frame = frame.expect("a frame, not the end");
@@ -79,7 +80,7 @@ impl Raw {
     }
 
     /// Reads to the end of the connection.
-    async fn rest(&mut self) -> Vec<Frame> {
+    pub(super) async fn rest(&mut self) -> Vec<Frame> {
         let mut all = Vec::new();
         while let Some(frame) = self.next().await {
             all.push(frame);
@@ -95,8 +96,14 @@ fn code(frame: &Frame) -> ErrorCode {
 
 /// A server of ours, whose streams are handed out, and a raw client that has said hello.
 async fn server() -> (Raw, tokio::sync::mpsc::Receiver<Stream>, JoinHandle<()>) {
+    server_with(CONFIG).await
+}
+
+pub(super) async fn server_with(
+    config: Config,
+) -> (Raw, tokio::sync::mpsc::Receiver<Stream>, JoinHandle<()>) {
     let (ours, theirs) = duplex(64 * 1024);
-    let mut connection = Connection::server(ours, CONFIG);
+    let mut connection = Connection::server(ours, config);
     let (give, streams) = tokio::sync::mpsc::channel(100);
     let driving = tokio::spawn(async move {
         poll_fn(|cx| {
@@ -122,8 +129,15 @@ async fn server() -> (Raw, tokio::sync::mpsc::Receiver<Stream>, JoinHandle<()>) 
 
 /// A client of ours, and a raw server that has said hello.
 async fn client(settings: &[(u16, u32)]) -> (Raw, Client, JoinHandle<()>) {
+    client_with(CONFIG, settings).await
+}
+
+pub(super) async fn client_with(
+    config: Config,
+    settings: &[(u16, u32)],
+) -> (Raw, Client, JoinHandle<()>) {
     let (ours, theirs) = duplex(64 * 1024);
-    let (mut connection, client) = Connection::client(ours, CONFIG);
+    let (mut connection, client) = Connection::client(ours, config);
     let driving = tokio::spawn(async move {
         poll_fn(|cx| connection.poll(cx)).await;
         connection.finish().await;
@@ -135,7 +149,8 @@ async fn client(settings: &[(u16, u32)]) -> (Raw, Client, JoinHandle<()>) {
     raw.settings(settings).await;
     let ack = loop {
         let frame = raw.next().await.unwrap();
-        assert_ne!(frame.kind, frame::WINDOW_UPDATE, "nothing is to be added: {frame:?}");
+        let added = frame.kind == frame::WINDOW_UPDATE;
+        assert_eq!(added, added && config.connection_window > 65_535, "nothing to add: {frame:?}");
         if frame.kind == frame::SETTINGS && frame.flags == frame::ACK {
             break frame;
         }
@@ -144,7 +159,7 @@ async fn client(settings: &[(u16, u32)]) -> (Raw, Client, JoinHandle<()>) {
     (raw, client, driving)
 }
 
-fn open(client: &Client, end: bool) -> Stream {
+pub(super) fn open(client: &Client, end: bool) -> Stream {
     client.open(&request(&Method::POST, &HeaderMap::new()), end).unwrap()
 }
 
