@@ -19,6 +19,7 @@ mod show;
 mod source;
 mod stage;
 mod story;
+mod survivor;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -39,6 +40,7 @@ use self::{
     source::{Cargo, UPLOADS},
     stage::Stage,
     story::{Chronicle, CommitTimes, Story},
+    survivor::Survivor,
 };
 use crate::etl::client::Client;
 
@@ -49,6 +51,9 @@ const QUICK_SCALE: f64 = 0.02;
 /// The freight takes at least this long, so that there is time for things to go wrong.
 const SPREAD: Duration = Duration::from_secs(32);
 const QUICK_SPREAD: Duration = Duration::from_secs(13);
+/// The upload whose worker is killed, in MiB.
+const UPLOAD_MIB: u64 = 1024;
+const QUICK_UPLOAD_MIB: u64 = 256;
 /// The workers together move bytes so many times faster than the freight comes …
 const ROOM: f64 = 6.0;
 /// … and spend this share of their time on beginning batches.
@@ -65,6 +70,9 @@ pub struct Args {
     /// TPC-H scale factor, 0.001 to 30; 1 is a gigabyte [default: 0.1, or 0.02 with --quick]
     #[arg(long, value_parser = parse_scale)]
     pub scale: Option<f64>,
+    /// MiB of the upload that survives its worker's death [default: 1024, or 256 with --quick]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=8192))]
+    pub upload_mib: Option<u64>,
     /// Decides sizes of batches, dirt in them, and who suffers what and when
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -208,6 +216,10 @@ async fn play(
     let carried = started.elapsed();
     show.clear();
 
+    let upload_mib = if args.quick { QUICK_UPLOAD_MIB } else { UPLOAD_MIB };
+    let survivor: Survivor =
+        survivor::play(stage, show, args.upload_mib.unwrap_or(upload_mib) << 20).await?;
+
     show.say(Tone::Plain, "all acknowledged; reading back what was loaded");
     let gateway = stage.gateway_metrics().await?;
     let store = stage.store.clone();
@@ -221,6 +233,7 @@ async fn play(
         cargo,
         quick: args.quick,
         proof: &proof,
+        survivor: &survivor,
         chronicle: &chronicle,
         counts: ledger.counts(),
         details: &details,

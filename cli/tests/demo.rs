@@ -13,10 +13,11 @@ use serde_json::Value;
 
 /// Enough for every act, and no more.
 const SCALE: &str = "0.004";
+const UPLOAD_MIB: &str = "24";
 
 fn demo(temporary: &Path, args: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_towpath"))
-        .args(["demo", "--quick", "--scale", SCALE])
+        .args(["demo", "--quick", "--scale", SCALE, "--upload-mib", UPLOAD_MIB])
         .args(args)
         .env("TMPDIR", temporary)
         .stdout(Stdio::piped())
@@ -61,6 +62,11 @@ fn the_demo_proves_that_every_row_arrived_once() {
     assert_eq!(report["rows_duplicated"], 0);
     assert_eq!(report["digests_equal"], true);
     assert_eq!(report["q1_equal"], true);
+    let survivor = &report["survivor"];
+    assert_eq!(survivor["digest_equal"], true, "{survivor}");
+    assert_eq!(survivor["bytes"], 24 << 20);
+    assert_ne!(survivor["killed_worker"], survivor["finished_by"]);
+    assert!(survivor["bytes_sent_again"].as_u64().unwrap() > 12 << 20, "{survivor}");
     let events: Vec<&str> =
         report["events"].as_array().unwrap().iter().filter_map(|e| e["event"].as_str()).collect();
     for event in ["kill", "slow", "restart_control_plane", "broken_commit"] {

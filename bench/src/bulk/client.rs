@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -51,6 +52,32 @@ impl Connection {
             body.finish(bytes).map_err(unexpected)?;
         }
         Ok(head.status)
+    }
+
+    /// Gets `path`, whose body would be `bytes` bytes of the pattern, until `stop` is set; every
+    /// byte is compared as it comes.
+    ///
+    /// # Errors
+    /// If the connection fails, or what arrives is not that, or it ends before `stop` is set.
+    pub async fn follow(mut self, path: &str, bytes: u64, stop: &AtomicBool) -> io::Result<()> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {AUTHORITY}\r\n\r\n");
+        write_all(&self.stream, request.as_bytes()).await?;
+        let head = self.head().await?;
+        if head.status != 200 || head.content_length != bytes {
+            return Err(unexpected(format!("a wrong answer: {head:?}")));
+        }
+        let mut body = Verifier::default();
+        while !stop.load(Ordering::Relaxed) {
+            if self.buffer.filled().is_empty() && self.buffer.fill(&self.stream).await? == 0 {
+                return Err(unexpected(format!("the answer ended after {}", body.received())));
+            }
+            let piece = self.buffer.filled();
+            let count = piece.len();
+            body.push(piece);
+            self.buffer.consume(count);
+            body.finish(body.received()).map_err(unexpected)?;
+        }
+        Ok(())
     }
 
     /// Posts `bytes` bytes of the pattern to `path` and returns the status and the answer's body.

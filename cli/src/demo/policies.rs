@@ -15,6 +15,9 @@ pub(super) const ROUTES: &str = "mesh/routes.yaml";
 /// Where the mistake is made.
 pub(super) const TRANSFER: &str = "mesh/transfer.yaml";
 
+/// The service for the one upload that must survive.
+pub(super) const ARCHIVE: &str = "archive";
+
 /// Shares of the freight in per cent: to all regions alike, and to the favoured one only.
 pub(super) const EVEN: (u32, u32) = (100, 0);
 /// After the shift.
@@ -32,6 +35,7 @@ pub(super) fn files(places: &Places) -> Vec<File> {
         file(ROUTES, routes(EVEN)),
         file("mesh/services.yaml", services(places)),
         file(TRANSFER, transfer()),
+        file("mesh/archive.yaml", archive(places)),
     ]
 }
 
@@ -207,6 +211,41 @@ spec:
     )
 }
 
+fn archive(places: &Places) -> String {
+    let service = service(ARCHIVE, places.nodes.iter(), false);
+    format!(
+        "# Large files: what a worker has got of one goes to another if it dies.
+{service}---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {ARCHIVE}}}
+spec:
+  parentRefs: [{{name: edge, sectionName: freight}}]
+  hostnames: [{HOST}]
+  rules:
+  - matches:
+    - path: {{type: PathPrefix, value: /archive}}
+      method: PUT
+    backendRefs:
+    - {{group: towpath.dev, kind: Service, name: {ARCHIVE}}}
+---
+apiVersion: towpath.dev/v1alpha1
+kind: TransferPolicy
+metadata: {{name: {ARCHIVE}}}
+spec:
+  targetRefs:
+  - {{group: towpath.dev, kind: Service, name: {ARCHIVE}}}
+  timeouts: {{request: 10m, idle: 2m}}
+  retry:
+    attempts: 3
+    conditions: [connect-failure, refused-stream, reset, status]
+    statusCodes: [502, 503, 504]
+    backoff: {{base: 25ms, max: 500ms}}
+    replayDiskLimit: 8GiB
+"
+    )
+}
+
 const README: &str = "# The rules of the demonstration's mesh
 
 The control plane follows this repository. Change a file in `mesh/`, commit,
@@ -227,6 +266,7 @@ mod tests {
         assert_eq!(text(TRANSFER).matches(TYPO.0).count(), 1);
         assert_eq!(text(ROUTES), &routes(EVEN));
         assert_ne!(routes(EVEN), routes(SHIFTED));
+        assert!(text("mesh/archive.yaml").contains("replayDiskLimit"));
         for node in &places.nodes {
             assert!(text("mesh/services.yaml").contains(&node.app.to_string()));
         }

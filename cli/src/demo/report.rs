@@ -12,6 +12,7 @@ use super::{
     show::{Show, Tone, count},
     source::Cargo,
     story::Chronicle,
+    survivor::Survivor,
 };
 use crate::etl::{
     client::Protocol,
@@ -23,6 +24,7 @@ pub(super) struct Report<'a> {
     pub(super) cargo: Cargo,
     pub(super) quick: bool,
     pub(super) proof: &'a Proof,
+    pub(super) survivor: &'a Survivor,
     pub(super) chronicle: &'a Chronicle,
     pub(super) counts: Counts,
     pub(super) details: &'a Details,
@@ -39,7 +41,7 @@ type Line = (String, String);
 impl Report<'_> {
     /// Whether everything that was promised held.
     pub(super) fn good(&self) -> bool {
-        self.proof.holds() && self.counts.rows == self.proof.rows_in
+        self.proof.holds() && self.counts.rows == self.proof.rows_in && self.survivor.holds()
     }
 
     /// Prints proof and table.
@@ -77,7 +79,7 @@ impl Report<'_> {
         };
         let (items_in, items) = &proof.line_items;
         let (orders_in, orders) = &proof.orders;
-        vec![
+        let mut lines = vec![
             line("rows in the source", count(proof.rows_in)),
             line("rows acknowledged", count(self.counts.rows)),
             line(
@@ -97,7 +99,9 @@ impl Report<'_> {
                 digests(orders_in.digest.to_string(), orders.digest.to_string()),
             ),
             line("Q1 of source, store, workers", equal(proof.q1_equal()).to_owned()),
-        ]
+        ];
+        lines.extend(self.survivor.lines().map(|(name, value)| line(name, value)));
+        lines
     }
 
     fn mesh_lines(&self) -> Vec<Line> {
@@ -201,6 +205,7 @@ impl Report<'_> {
             "rows_foreign": proof.rows_foreign,
             "digests_equal": proof.digests_equal(),
             "q1_equal": proof.q1_equal(),
+            "survivor": self.survivor.json(),
             "digests": {
                 "lineitem": proof.line_items.1.digest.to_string(),
                 "orders": proof.orders.1.digest.to_string(),

@@ -107,6 +107,25 @@ impl Show {
         }
     }
 
+    /// From here on the bar shows bytes.
+    pub(super) fn counts_bytes(&self) {
+        let Some(bar) = &self.bar else { return };
+        let template = "  {bar:32} {percent:>3}%  {bytes} of {total_bytes}  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.reset();
+    }
+
+    /// How far an upload is. Seen on a terminal only.
+    pub(super) fn moving(&self, bytes: u64, total: u64, how: &'static str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(bytes);
+            bar.set_message(how);
+        }
+    }
+
     /// Takes the bar away.
     pub(super) fn clear(&self) {
         if let Some(bar) = &self.bar {

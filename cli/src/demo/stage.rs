@@ -133,6 +133,7 @@ impl Stage {
             ("--drain-timeout", "2s".to_owned()),
             ("--cache-dir", cache.display().to_string()),
             ("--access-log", log),
+            ("--spool-dir", self.folder.display().to_string()),
         ] {
             args.extend([flag.to_owned(), value]);
         }

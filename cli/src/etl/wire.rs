@@ -21,6 +21,8 @@ pub const GRPC_PATH: &str = "/towpath.etl.v1.Loader/Ingest";
 pub const GRPC_TYPE: &str = "application/grpc";
 /// Path prefix of the HTTP interface: `POST /ingest/{table}?batch=ID`.
 pub const INGEST_PREFIX: &str = "/ingest/";
+/// Path prefix for bytes of any kind: `PUT /archive/{name}`.
+pub const ARCHIVE_PREFIX: &str = "/archive/";
 /// Says that a request may be repeated; carries the batch id.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Largest gRPC message that is read, in bytes.
@@ -63,6 +65,17 @@ pub struct IngestReply {
     /// Where the worker stands.
     #[prost(string, tag = "6")]
     pub region: String,
+}
+
+/// The acknowledgement of bytes of any kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveReply {
+    /// How many came.
+    pub bytes: u64,
+    /// Their SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// Name of the worker.
+    pub worker: String,
 }
 
 /// A peer that does not speak gRPC as this program does.

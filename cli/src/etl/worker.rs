@@ -4,6 +4,7 @@
 //! only the [`Store`] with them. Its [`Harness`] gives it a region: a distance,
 //! a speed, and a switch that makes it slow.
 
+mod archive;
 mod harness;
 mod serve;
 
@@ -31,7 +32,10 @@ use super::{
     batch::{Batch, BatchError, Delivery},
     rows::Table,
     store::{Store, StoreError},
-    wire::{Deframer, FrameError, GRPC_PATH, GRPC_TYPE, INGEST_PREFIX, IngestReply, IngestRequest},
+    wire::{
+        ARCHIVE_PREFIX, Deframer, FrameError, GRPC_PATH, GRPC_TYPE, INGEST_PREFIX, IngestReply,
+        IngestRequest,
+    },
 };
 use serve::Answer;
 
@@ -128,6 +132,9 @@ impl Worker {
                 let outcome = self.ingest_http(request).await;
                 self.count(&outcome);
                 http_answer(outcome)
+            }
+            (&Method::PUT, path) if path.starts_with(ARCHIVE_PREFIX) => {
+                http_answer(self.archive(request).await)
             }
             (_, path) if path == "/healthz" || path.starts_with(INGEST_PREFIX) => {
                 let allowed = if path == "/healthz" { "GET" } else { "POST" };
@@ -270,7 +277,7 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     query?.split('&').filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name).map(|p| p.1)
 }
 
-fn http_answer(outcome: Result<IngestReply, Refusal>) -> Response<Answer> {
+fn http_answer(outcome: Result<impl serde::Serialize, Refusal>) -> Response<Answer> {
     match outcome {
         Ok(reply) => {
             let json = serde_json::to_vec(&reply).unwrap_or_default();

@@ -155,3 +155,21 @@ async fn refusals_say_why() {
     }
     assert_eq!(running.worker.stats()["failed"], 3);
 }
+
+#[tokio::test]
+async fn bytes_of_any_kind_are_acknowledged_by_their_digest() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (_folder, store) = store();
+    let running = start(&store, "one").await;
+    let mut stream = tokio::net::TcpStream::connect(running.address).await.unwrap();
+    let head =
+        "PUT /archive/x HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    // FIPS 180-4, example 1.
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(digest), "{answer}");
+    assert!(answer.contains(r#""bytes":3"#), "{answer}");
+}
