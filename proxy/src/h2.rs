@@ -9,6 +9,7 @@
 //! make us hold is bounded: by flow control, and where that does not reach, by limits here.
 //! Knows nothing of routes, services or HTTP/1.1.
 
+mod accepted;
 mod budget;
 mod connection;
 mod core;

@@ -12,6 +12,8 @@ mod age;
 mod digest;
 #[path = "http/each_byte.rs"]
 mod each_byte;
+#[path = "http/far.rs"]
+mod far;
 #[path = "http/flow.rs"]
 mod flow;
 #[path = "http/framing.rs"]
@@ -20,6 +22,8 @@ mod framing;
 mod harness;
 #[path = "http/hedge.rs"]
 mod hedge;
+#[path = "http/hold.rs"]
+mod hold;
 #[path = "http/http2.rs"]
 mod http2;
 #[path = "http/queue.rs"]

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::{
+    accepted::Accepted,
     budget::{Budget, Charged},
     error::{Fatal, StreamError},
     frame,
@@ -92,6 +93,7 @@ pub(super) struct Core {
     pub(super) owed: u32,
     pub(super) lending: Lending,
     pub(super) estimate: Estimate,
+    pub(super) accepted: Accepted,
     pub(super) send_window: i64,
     /// Since when the peer takes no more on any stream.
     pub(super) send_blocked: Option<Instant>,
@@ -158,6 +160,10 @@ pub(super) struct StreamState {
     pub(super) queued: bool,
     /// Its owner waits for room, or for all to be out.
     pub(super) wants_room: bool,
+    /// The server will not refuse it any more.
+    pub(super) accepted: bool,
+    /// Its owner waits for that.
+    pub(super) wants_word: bool,
 
     pub(super) failed: Option<StreamError>,
     /// The peer reset it, and may send nothing more on it.
@@ -189,6 +195,7 @@ impl Core {
             owed: 0,
             lending: Lending::default(),
             estimate: Estimate::default(),
+            accepted: Accepted::default(),
             send_window: i64::from(settings::DEFAULT_WINDOW),
             send_blocked: None,
             out,

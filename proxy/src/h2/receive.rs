@@ -129,6 +129,7 @@ impl Core {
         stream.receive_window -= flow;
         stream.uncredited += flow;
         self.hold(flow);
+        self.accepted.heard();
         self.measure(flow);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let ends = head.has(frame::END_STREAM);
@@ -337,6 +338,8 @@ impl Core {
             Ok(response) => response,
             Err(why) => return self.misused(key, ErrorCode::PROTOCOL_ERROR, why),
         };
+        self.accepted.heard();
+        self.accept(key);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         if response.status.is_informational() {
             if end_stream {
@@ -449,7 +452,7 @@ impl Core {
             match opaque {
                 FAREWELL => self.left(),
                 PROBE => self.measured(),
-                _ => {}
+                opaque => self.heard_back(opaque),
             }
             return Ok(());
         }
@@ -500,6 +503,7 @@ impl Core {
         if stream.window > i64::from(frame::MOST) {
             return self.misused(key, ErrorCode::FLOW_CONTROL_ERROR, "its window is too large");
         }
+        self.accept(key);
         self.window_grew(key);
         Ok(())
     }

@@ -144,6 +144,19 @@ impl Stream {
         self.watch(&mut core, cx, |core, key| core.has_room(key))
     }
 
+    /// Ready once the server will not refuse the stream any more; never when the stream has failed. It is asked
+    /// by a PING where that is not known: a server of gRPC (`sparing`) not too often.
+    pub(crate) fn poll_accepted(&mut self, cx: &mut Context<'_>, sparing: bool) -> Poll<()> {
+        let mut core = self.shared.lock();
+        if core.has_accepted(self.key, sparing) {
+            return Poll::Ready(());
+        }
+        if let Some(stream) = core.streams.get_mut(self.key) {
+            stream.watched_by(cx);
+        }
+        Poll::Pending
+    }
+
     /// Ready when all that was sent is on its way to the socket.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use tokio::{
 
 use super::*;
 
+mod accepted;
 mod far;
 mod lending;
 mod raw;

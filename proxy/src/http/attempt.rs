@@ -167,7 +167,11 @@ impl<D: Downstream> Exchange<'_, D> {
         if !fresh {
             self.record.attempts += 1;
         }
-        self.replay.begin_try(self.record.attempts > policy.attempts);
+        let refusable = self.wire(service.spec.protocol) == Wire::Http2;
+        self.replay.begin_try(
+            self.record.attempts > policy.attempts,
+            refusable && retry::repeats_refused(policy),
+        );
         if let Some(upload) = &mut self.uploading {
             // What a server said of the last try says nothing of this one.
             upload.forget();

@@ -45,6 +45,10 @@ impl Http2 {
         self.stream.poll_room(cx)
     }
 
+    pub(super) fn poll_accepted(&mut self, cx: &mut Context<'_>, grpc: bool) -> Poll<()> {
+        self.stream.poll_accepted(cx, grpc)
+    }
+
     pub(super) fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
         self.stream.send(bytes, last)
     }

@@ -136,12 +136,16 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// The next part of the request body that may be passed on.
-    pub(super) fn next_vouched(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
+    pub(super) fn next_vouched(
+        &mut self,
+        up: &mut Upstream,
+        cx: &mut Context<'_>,
+    ) -> Result<Option<Piece>, Cut> {
         loop {
             if let Some(piece) = self.owed(Side::Request) {
                 return Ok(Some(piece));
             }
-            let Some(piece) = self.next_piece(cx)? else { return Ok(None) };
+            let Some(piece) = self.next_piece(up, cx)? else { return Ok(None) };
             self.moved = true;
             if let Some(piece) = self.vouch(Side::Request, piece)? {
                 return Ok(Some(piece));

@@ -124,6 +124,15 @@ impl Upstream {
         }
     }
 
+    /// Whether the endpoint will not refuse the request unprocessed any more. If not, the task is woken once
+    /// that is so.
+    fn has_accepted(&mut self, cx: &mut Context<'_>, grpc: bool) -> bool {
+        match self {
+            Self::Http1(_) => true,
+            Self::Http2(h2) => h2.poll_accepted(cx, grpc).is_ready(),
+        }
+    }
+
     fn data(&mut self, bytes: Bytes, last: bool) -> Result<(), Broken> {
         match self {
             Self::Http1(h1) => h1.data(bytes, last),
@@ -256,7 +265,10 @@ impl<D: Downstream> Exchange<'_, D> {
             if !self.may_move(&mut turn, cx) {
                 break;
             }
-            let Some(piece) = self.next_vouched(cx)? else { break };
+            let Some(piece) = self.next_vouched(up, cx)? else {
+                full = self.waits == Waits::Endpoint;
+                break;
+            };
             self.moved = true;
             let sent = match piece {
                 Piece::Data { bytes, last } => {
@@ -291,7 +303,11 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(())
     }
 
-    pub(super) fn next_piece(&mut self, cx: &mut Context<'_>) -> Result<Option<Piece>, Cut> {
+    pub(super) fn next_piece(
+        &mut self,
+        up: &mut Upstream,
+        cx: &mut Context<'_>,
+    ) -> Result<Option<Piece>, Cut> {
         match self.replay.poll_next(cx) {
             Poll::Pending => return Ok(None),
             Poll::Ready(Err(error)) => return Err(Cut::Spool(error)),
@@ -301,21 +317,31 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.replay.poll_room(cx).is_pending() {
             return Ok(None);
         }
-        match self.down.poll_body(cx) {
-            Poll::Pending => {
-                self.waits = Waits::Client;
-                Ok(None)
-            }
-            Poll::Ready(Err(broken)) => Err(Cut::Client(broken)),
-            Poll::Ready(Ok(piece)) => {
-                self.replay.note(&piece);
-                if let Piece::Data { bytes, .. } = &piece {
-                    self.down.credit(bytes.len());
-                    self.count_taken(bytes.len() as u64);
+        let piece = match self.replay.take_held() {
+            Some(held) => held,
+            None => match self.down.poll_body(cx) {
+                Poll::Pending => {
+                    self.waits = Waits::Client;
+                    return Ok(None);
                 }
-                Ok(Some(piece))
-            }
+                Poll::Ready(Err(broken)) => return Err(Cut::Client(broken)),
+                Poll::Ready(Ok(piece)) => {
+                    if let Piece::Data { bytes, .. } = &piece {
+                        self.count_taken(bytes.len() as u64);
+                    }
+                    piece
+                }
+            },
+        };
+        let grpc = self.grpc;
+        let Some(piece) = self.replay.admit(piece, || up.has_accepted(cx, grpc)) else {
+            self.waits = Waits::Endpoint;
+            return Ok(None);
+        };
+        if let Piece::Data { bytes, .. } = &piece {
+            self.down.credit(bytes.len());
         }
+        Ok(Some(piece))
     }
 
     /// Relays both bodies to the end of the response (of both, in a tunnel).

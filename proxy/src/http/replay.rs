@@ -5,6 +5,9 @@
 //! from the first, to each further try. A try thus sees each byte once, in
 //! order, first what was kept and then what the client sends next.
 //!
+//! Over HTTP/2 an endpoint may refuse a request unprocessed, and what it was sent until then must be
+//! there for another. So while it may still do so, a try sees no more than is kept; the rest is held.
+//!
 //! For an upload that a server can take up where it broke, the last bytes are
 //! what matters: with such [`Terms`] the first go when memory is full.
 
@@ -15,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use tokio::time::Instant;
 
@@ -30,6 +33,7 @@ pub(super) struct Replay {
     base: u64,
     /// The first bytes from there.
     kept: Vec<Bytes>,
+    /// How many.
     bytes: u64,
     /// All that came after them.
     spool: Option<Spool>,
@@ -40,6 +44,10 @@ pub(super) struct Replay {
     next: usize,
     next_spooled: u64,
     end_handed_out: bool,
+    /// Taken from the client, and seen by no try yet: it is not kept.
+    held: Option<Piece>,
+    /// The current try may still be refused unprocessed, and another would follow.
+    holds: bool,
     /// Since when the disk has taken nothing.
     waits_since: Option<Instant>,
 }
@@ -57,7 +65,8 @@ pub(super) struct Terms {
     pub(super) slides: bool,
 }
 
-/// What keeping a piece costs beside its bytes: many small ones count too.
+/// What keeping a piece costs beside its bytes: that of all is bounded as the bytes are, so that a body
+/// of many small pieces takes no more than twice the limit.
 const PIECE_BYTES: u64 = 64;
 /// A disk that takes nothing for so long is given up; looked at whenever anything moves.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,6 +84,8 @@ impl Replay {
             next: 0,
             next_spooled: 0,
             end_handed_out: false,
+            held: None,
+            holds: false,
             waits_since: None,
         }
     }
@@ -91,8 +102,7 @@ impl Replay {
 
     /// Bytes that another try would be sent again.
     pub(super) fn length(&self) -> u64 {
-        let pieces = self.kept.len() as u64 * PIECE_BYTES;
-        self.bytes.saturating_sub(pieces) + self.spool.as_ref().map_or(0, Spool::len)
+        self.bytes + self.spool.as_ref().map_or(0, Spool::len)
     }
 
     /// Whether some of it is on disk.
@@ -114,6 +124,7 @@ impl Replay {
             || self.base > 0
             || !self.kept.is_empty()
             || self.spool.is_some()
+            || self.held.is_some()
             || self.end.is_some()
     }
 
@@ -140,7 +151,6 @@ impl Replay {
                 if rest > 0 {
                     let front = self.kept[index].split_to(rest as usize);
                     self.kept.insert(index, front);
-                    self.bytes += PIECE_BYTES;
                     self.next = index + 1;
                 }
                 return true;
@@ -196,6 +206,67 @@ impl Replay {
         Poll::Ready(())
     }
 
+    /// What was held back, to be [admitted](Self::admit) again before anything else from the client.
+    pub(super) fn take_held(&mut self) -> Option<Piece> {
+        self.held.take()
+    }
+
+    /// Notes what the current try may see of a piece from the client, and returns that. The rest is held; nothing is
+    /// returned when all is, until `accepted` says that the try will not be refused any more.
+    pub(super) fn admit(&mut self, piece: Piece, accepted: impl FnOnce() -> bool) -> Option<Piece> {
+        let (mut bytes, last) = match piece {
+            Piece::Data { bytes, last } if self.holds && !bytes.is_empty() => (bytes, last),
+            piece => {
+                self.note(&piece);
+                return Some(piece);
+            }
+        };
+        while self.is_complete() {
+            let fits = self.room().min(bytes.len() as u64) as usize;
+            if fits == 0 {
+                if accepted() {
+                    break;
+                }
+                self.held = Some(Piece::Data { bytes, last });
+                return None;
+            }
+            let front = bytes.slice(..fits);
+            if self.keep(&front) {
+                bytes.advance(fits);
+                if bytes.is_empty() {
+                    self.seen_to(last);
+                    return Some(Piece::Data { bytes: front, last });
+                }
+                self.held = Some(Piece::Data { bytes, last });
+                return Some(Piece::Data { bytes: front, last: false });
+            }
+            // There is no room on the disk after all.
+            self.terms.disk = 0;
+        }
+        self.holds = false;
+        let piece = Piece::Data { bytes, last };
+        self.note(&piece);
+        Some(piece)
+    }
+
+    /// So many bytes can be kept without another being lost.
+    fn room(&self) -> u64 {
+        let spooled = self.spool.as_ref().map_or(0, Spool::len);
+        let on_disk =
+            self.terms.space.as_ref().map_or(0, |_| self.terms.disk.saturating_sub(spooled));
+        let in_memory = if self.spool.is_none() && self.has_place() {
+            self.terms.memory.saturating_sub(self.bytes)
+        } else {
+            0
+        };
+        in_memory.max(on_disk)
+    }
+
+    /// Whether another piece may be kept in memory, whatever its size.
+    fn has_place(&self) -> bool {
+        (self.kept.len() as u64 + 1) * PIECE_BYTES <= self.terms.memory
+    }
+
     /// Notes what came from the client and goes to the current try right away.
     pub(super) fn note(&mut self, piece: &Piece) {
         if !self.complete {
@@ -206,10 +277,7 @@ impl Replay {
                 if !self.keep(bytes) {
                     return self.give_up();
                 }
-                if *last {
-                    self.end = Some(None);
-                    self.end_handed_out = true;
-                }
+                self.seen_to(*last);
             }
             Piece::End(trailers) => {
                 self.end = Some(trailers.clone());
@@ -218,17 +286,22 @@ impl Replay {
         }
     }
 
+    /// The current try has seen a piece, which may be the last.
+    fn seen_to(&mut self, last: bool) {
+        if last {
+            self.end = Some(None);
+            self.end_handed_out = true;
+        }
+    }
+
     /// Keeps bytes that the current try has seen. False when there is no room for them.
     fn keep(&mut self, bytes: &Bytes) -> bool {
         let length = bytes.len() as u64;
-        if self.spool.is_none() {
-            let total = self.bytes + length + PIECE_BYTES;
-            if total <= self.terms.memory {
-                self.bytes = total;
-                self.kept.push(bytes.clone());
-                self.next = self.kept.len();
-                return true;
-            }
+        if self.spool.is_none() && self.has_place() && self.bytes + length <= self.terms.memory {
+            self.bytes += length;
+            self.kept.push(bytes.clone());
+            self.next = self.kept.len();
+            return true;
         }
         let Some(space) = &self.terms.space else { return self.terms.slides && self.slide(bytes) };
         let spooled = self.spool.as_ref().map_or(0, Spool::len);
@@ -243,8 +316,10 @@ impl Replay {
     }
 
     /// After the last try none will need what is on disk: nothing more goes there. Memory still
-    /// serves a connection that was stale.
-    pub(super) fn begin_try(&mut self, last: bool) {
+    /// serves a connection that was stale. `refusable`: an endpoint that refuses this try unprocessed is
+    /// followed by another.
+    pub(super) fn begin_try(&mut self, last: bool, refusable: bool) {
+        self.holds = refusable && !last;
         if last {
             self.terms.disk = 0;
         }
@@ -255,21 +330,22 @@ impl Replay {
 
     /// Keeps bytes in the place of the first ones. Half of them go, so that few are moved for each.
     fn slide(&mut self, bytes: &Bytes) -> bool {
-        let more = bytes.len() as u64 + PIECE_BYTES;
-        let room = self.terms.memory.saturating_sub(more).min(self.terms.memory / 2);
+        let (memory, more) = (self.terms.memory, bytes.len() as u64);
+        let room = memory.saturating_sub(more).min(memory / 2);
+        let places = (memory / 2 / PIECE_BYTES) as usize;
         let mut gone = 0;
-        while self.bytes > room {
+        while self.bytes > room || self.kept.len() - gone > places {
             let length = self.kept[gone].len() as u64;
             self.base += length;
-            self.bytes -= length + PIECE_BYTES;
+            self.bytes -= length;
             gone += 1;
         }
         self.kept.drain(..gone);
-        if more <= self.terms.memory {
+        if more <= memory && self.has_place() {
             self.kept.push(bytes.clone());
             self.bytes += more;
         } else {
-            self.base += bytes.len() as u64;
+            self.base += more;
         }
         self.next = self.kept.len();
         true

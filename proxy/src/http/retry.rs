@@ -91,6 +91,11 @@ pub(super) fn decide(policy: &RetryPolicy, facts: &Facts) -> Option<Duration> {
     }
 }
 
+/// Whether a request that was refused unprocessed may be followed by another try.
+pub(super) fn repeats_refused(policy: &RetryPolicy) -> bool {
+    policy.on.iter().any(|condition| covers(condition, RetryReason::Refused))
+}
+
 /// Most bytes of a body that another try may have to be sent again. Where only what was certainly
 /// not processed is repeated, an endpoint has taken at most a window of it: more need not be kept.
 pub(super) fn most_replayed(policy: &RetryPolicy, idempotent: bool, keyed: bool) -> u64 {

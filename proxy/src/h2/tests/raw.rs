@@ -42,11 +42,15 @@ pub(super) struct Frame {
 pub(super) struct Raw(pub(super) DuplexStream);
 
 impl Raw {
+    pub(super) async fn write(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+    }
+
     pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let mut bytes = BytesMut::new();
         frame::put_head(&mut bytes, payload.len(), kind, flags, stream);
         bytes.extend_from_slice(payload);
-        self.0.write_all(&bytes).await.unwrap();
+        self.write(&bytes).await;
     }
 
     pub(super) async fn settings(&mut self, settings: &[(u16, u32)]) {
@@ -128,7 +132,7 @@ pub(super) async fn server_with(
 }
 
 /// A client of ours, and a raw server that has said hello.
-async fn client(settings: &[(u16, u32)]) -> (Raw, Client, JoinHandle<()>) {
+pub(super) async fn client(settings: &[(u16, u32)]) -> (Raw, Client, JoinHandle<()>) {
     client_with(CONFIG, settings).await
 }
 

@@ -114,7 +114,7 @@ async fn the_last_try_sees_everything_and_keeps_nothing_on_disk() {
         let mut replay = Replay::new(terms);
         run(&mut replay, &["a", "b", "c"], false).await;
         replay.rewind();
-        replay.begin_try(true);
+        replay.begin_try(true, true);
         assert_eq!(run(&mut replay, &["d"], true).await, "abcd|");
         assert!(replay.spool.is_none());
         assert_eq!(replay.is_complete(), !on_disk, "memory serves a connection that was stale");
@@ -196,4 +196,112 @@ async fn a_body_can_be_taken_up_at_any_byte_that_is_kept() {
         }
         assert!(!replay.seek(all.len() as u64 + 1));
     }
+}
+
+/// The next piece of a try, as an exchange takes it: what is kept, what was held, then the client's.
+async fn take(
+    replay: &mut Replay,
+    client: &mut Vec<Piece>,
+    accepted: impl FnOnce() -> bool,
+) -> Option<Piece> {
+    if let Some(piece) = next(replay).await {
+        return Some(piece);
+    }
+    poll_fn(|cx| replay.poll_room(cx)).await;
+    let piece = replay.take_held().or_else(|| client.pop())?;
+    replay.admit(piece, accepted)
+}
+
+/// A body in pieces, the last first.
+fn pieces(rng: &mut fastrand::Rng, body: &[u8], largest: usize) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = body;
+    while !rest.is_empty() {
+        let (front, behind) = rest.split_at(rng.usize(1..=largest.min(rest.len())));
+        rest = behind;
+        pieces.push(Piece::Data { bytes: Bytes::copy_from_slice(front), last: false });
+    }
+    match pieces.last_mut() {
+        Some(Piece::Data { last, .. }) if rng.bool() => *last = true,
+        _ => pieces.push(Piece::End(None)),
+    }
+    pieces.reverse();
+    pieces
+}
+
+/// However the body is cut, whatever is kept, and wherever tries are refused: none misses a byte or
+/// sees one twice, and until one is accepted all it has seen can be sent again.
+#[tokio::test]
+async fn a_try_that_may_be_refused_sees_no_more_than_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let [room, full] = [1 << 30, 0].map(|limit| Arc::new(Space::new(folder.path().into(), limit)));
+    for round in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(round);
+        let memory = [0, 100, 1000, 10_000][rng.usize(..4)];
+        let space = [None, Some(room.clone()), Some(full.clone())][rng.usize(..3)].clone();
+        let disk = if space.is_some() { rng.u64(..3000) } else { 0 };
+        let mut replay = Replay::new(Terms { memory, disk, space, slides: rng.bool() });
+        let body: Vec<u8> = (0..rng.usize(..6000)).map(|_| rng.u8(..)).collect();
+        let mut client = pieces(&mut rng, &body, 900);
+        let mut accepted = false;
+        let (mut tries, mut refused) = (0, true);
+        let (mut seen, mut ended) = (Vec::new(), false);
+        while !ended {
+            if std::mem::take(&mut refused) {
+                tries += 1;
+                seen.clear();
+                replay.rewind();
+                replay.begin_try(false, true);
+            }
+            match take(&mut replay, &mut client, || accepted).await {
+                Some(Piece::Data { bytes, last }) => {
+                    seen.extend_from_slice(&bytes);
+                    ended = last;
+                }
+                Some(Piece::End(_)) => ended = true,
+                None => {
+                    assert!(!accepted, "round {round}: nothing is held any more");
+                    accepted = rng.bool();
+                    refused = !accepted;
+                }
+            }
+            assert!(accepted || replay.is_complete(), "round {round}, try {tries}");
+            refused |= !accepted && rng.u8(..) < 8;
+            ended &= !refused;
+        }
+        assert!(seen == body, "round {round}: {} of {}", seen.len(), body.len());
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_a_body_that_is_kept_or_a_last_try() {
+    for (last, limit) in [(false, 4096), (true, 0)] {
+        let mut replay = Replay::new(memory(limit));
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut client = pieces(&mut rng, &[7; 4096], 900);
+        replay.begin_try(last, true);
+        let mut seen = 0;
+        while let Some(Piece::Data { bytes, last }) =
+            take(&mut replay, &mut client, || panic!("asked")).await
+        {
+            seen += bytes.len();
+            if last {
+                break;
+            }
+        }
+        assert_eq!(seen, 4096);
+        assert_eq!(replay.is_complete(), !last);
+    }
+}
+
+/// The window that most servers begin with fits into the limit that most policies have.
+#[test]
+fn the_default_limit_keeps_a_default_window() {
+    let mut replay = Replay::new(memory(64 * 1024));
+    for _ in 0..1000 {
+        replay.note(&Piece::Data { bytes: Bytes::from_static(&[7; 65]), last: false });
+    }
+    replay.note(&Piece::Data { bytes: Bytes::from_static(&[7; 535]), last: false });
+    assert!(replay.is_complete());
+    assert_eq!(replay.length(), 65_535);
 }

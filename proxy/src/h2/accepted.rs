@@ -1,0 +1,135 @@
+//! Which of our streams a server has accepted, so that it will not refuse them any more.
+//!
+//! A server deals with frames in order. Once it acknowledges a PING (which it must, RFC 9113 §6.7) it has
+//! seen every HEADERS before it, and a refusal of the stream, or a GOAWAY that leaves it out, is on its way to us
+//! already if there is one. What it sends for a stream itself, a head or a WINDOW_UPDATE, says as much and
+//! costs nothing, so that a PING is sent only for a stream that waits for the word. One vouches
+//! for all streams opened before it, and at most one is under way.
+
+use super::{core::Core, frame, streams::Key};
+
+/// How a PING begins that asks; the first stream it does not vouch for follows.
+const ASKS: [u8; 4] = *b"took";
+/// PINGs in a row that a server of gRPC endures, which has sent neither HEADERS nor DATA meanwhile. The
+/// fourth within five minutes closes the connection in gRPC's own ("too_many_pings").
+const ENDURED: u8 = 2;
+
+/// What is known of all streams of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Accepted {
+    /// Streams below this were open when a PING was sent that came back.
+    below: u32,
+    /// The same for the PING under way.
+    asked: Option<u32>,
+    /// PINGs since the server last sent HEADERS or DATA.
+    in_a_row: u8,
+}
+
+impl Accepted {
+    fn vouches_for(&self, stream: u32) -> bool {
+        stream < self.below
+    }
+
+    /// The PING to be sent for a stream that waits, when `next` is the first that is not open yet.
+    fn ask(&mut self, next: u32) -> Option<[u8; 8]> {
+        if self.asked.is_some() {
+            return None;
+        }
+        self.asked = Some(next);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        Some(payload(next))
+    }
+
+    /// Takes an acknowledgement. False when it is not that of the PING under way.
+    fn acknowledged(&mut self, opaque: [u8; 8]) -> bool {
+        match self.asked {
+            Some(next) if payload(next) == opaque => {
+                self.below = next;
+                self.asked = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The server has sent HEADERS or DATA.
+    pub(super) fn heard(&mut self) {
+        self.in_a_row = 0;
+    }
+}
+
+fn payload(next: u32) -> [u8; 8] {
+    let mut payload = [0; 8];
+    let (asks, number) = payload.split_at_mut(4);
+    asks.copy_from_slice(&ASKS);
+    number.copy_from_slice(&next.to_be_bytes());
+    payload
+}
+
+impl Core {
+    /// Whether the server has accepted a stream that has not failed. If that is not known it is asked,
+    /// and the stream woken once it is. A server of gRPC (`sparing`) is not asked too often, but believed.
+    pub(super) fn has_accepted(&mut self, key: Key, sparing: bool) -> bool {
+        let Some(stream) = self.streams.get_mut(key).filter(|s| s.failed.is_none()) else {
+            return false;
+        };
+        if stream.accepted
+            || self.accepted.vouches_for(stream.id)
+            || sparing && self.accepted.asked.is_none() && self.accepted.in_a_row >= ENDURED
+        {
+            stream.accepted = true;
+            return true;
+        }
+        stream.wants_word = true;
+        if let Some(opaque) = self.accepted.ask(self.next) {
+            frame::put_ping(&mut self.out.tail, false, opaque);
+            self.notify_driver();
+        }
+        false
+    }
+
+    /// A PING came back: those who wait look again, or ask again.
+    pub(super) fn heard_back(&mut self, opaque: [u8; 8]) {
+        if !self.accepted.acknowledged(opaque) {
+            return;
+        }
+        for key in self.streams.keys() {
+            if let Some(stream) = self.streams.get_mut(key)
+                && std::mem::take(&mut stream.wants_word)
+            {
+                stream.wake();
+            }
+        }
+    }
+
+    /// What the server sent for a stream says that it has accepted it.
+    pub(super) fn accept(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.accepted = true;
+        if std::mem::take(&mut stream.wants_word) {
+            stream.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_vouches_for_what_was_open_before_it_and_only_one_is_under_way() {
+        let mut accepted = Accepted::default();
+        assert!(!accepted.vouches_for(1));
+        let first = accepted.ask(5).unwrap();
+        assert_eq!(accepted.ask(9), None, "one at a time");
+        assert!(!accepted.acknowledged(payload(9)), "never sent");
+        assert!(!accepted.vouches_for(3), "not before it is back");
+        assert!(accepted.acknowledged(first));
+        assert!(accepted.vouches_for(3) && !accepted.vouches_for(5));
+        assert!(!accepted.acknowledged(first), "twice");
+        let second = accepted.ask(9).unwrap();
+        assert!(!accepted.acknowledged(first), "an old one");
+        assert!(accepted.acknowledged(second));
+        assert!(accepted.vouches_for(7) && !accepted.vouches_for(9));
+    }
+}
