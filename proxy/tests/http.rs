@@ -40,5 +40,7 @@ mod retries;
 mod stall;
 #[path = "http/transfers.rs"]
 mod transfers;
+#[path = "http/tries.rs"]
+mod tries;
 #[path = "http/upload_resume.rs"]
 mod upload_resume;

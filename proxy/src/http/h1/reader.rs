@@ -255,21 +255,21 @@ impl Reader {
         Ok(Some(size))
     }
 
-    /// `Some(trailers)` when the section after the last chunk is complete.
+    /// `Some(trailers)` when the section after the last chunk is complete. One that is malformed is left where
+    /// it is, so that it is as malformed for whoever looks again.
     fn trailers(&mut self) -> Result<Option<Option<HeaderMap>>, Broken> {
         if self.buffer.starts_with(b"\r\n") {
             drop(self.buffer.split_to(2));
             return Ok(Some(None));
         }
         let malformed = Broken::Malformed("the trailers are malformed");
-        let Some(end) = end_of_head(&self.buffer).map_err(|_| malformed)? else {
-            return if self.buffer.len() <= MAX_TRAILERS {
-                Ok(None)
-            } else {
-                Err(Broken::Malformed("the trailers are too long"))
-            };
-        };
-        let section = self.buffer.split_to(end).freeze();
+        let end = end_of_head(&self.buffer).map_err(|_| malformed)?;
+        if end.unwrap_or(self.buffer.len()) > MAX_TRAILERS {
+            return Err(Broken::Malformed("the trailers are too long"));
+        }
+        let Some(end) = end else { return Ok(None) };
+        // Short, and rare: a copy does not keep what else was read with it.
+        let section = Bytes::copy_from_slice(&self.buffer[..end]);
         let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
         let Ok(httparse::Status::Complete((_, fields))) =
             httparse::parse_headers(&section, &mut slots)
@@ -277,6 +277,7 @@ impl Reader {
             return Err(malformed);
         };
         let fields = super::Fields::parse(&section, fields).map_err(|_| malformed)?;
+        drop(self.buffer.split_to(end));
         let mut trailers = fields.map;
         super::super::headers::strip_from_trailers(&mut trailers);
         Ok(Some((!trailers.is_empty()).then_some(trailers)))

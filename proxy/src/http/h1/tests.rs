@@ -106,6 +106,40 @@ fn a_body_cut_short_or_malformed_is_an_error_however_the_bytes_arrive() {
     }
 }
 
+/// Whoever looks again at what is malformed sees the same, and never an end.
+#[test]
+fn what_is_malformed_stays_malformed_however_often_it_is_looked_at() {
+    for wire in [
+        "5\r\nhelloxx0\r\n\r\n",
+        "5\r\nhello\r\nx\r\n\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nx a: b\r\n\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nx-a: b\n\r\n\r\n",
+        "5\r\nhello\r\n0\r\nx-a: \x01\r\n\r\n\r\n",
+        "5\r\nhello\r\n0\r\nhost: a\r\nhost: b\r\n\r\n\r\n",
+        &format!("5\r\nhello\r\n0\r\nx-a: {}\r\n\r\n\r\n", "b".repeat(20_000)),
+    ] {
+        for step in [1, 7, 100_000] {
+            let mut reader = Reader::default();
+            reader.start(Framing::Chunked);
+            let mut io = tokio_test_io(wire.as_bytes(), step);
+            let mut context = Context::from_waker(Waker::noop());
+            let (mut body, mut said) = (0, Vec::new());
+            while said.len() < 4 {
+                match reader.poll_body(&mut io, &mut context) {
+                    Poll::Ready(Ok(Piece::Data { bytes, .. })) if said.is_empty() => {
+                        body += bytes.len();
+                    }
+                    Poll::Ready(Err(Broken::Malformed(what))) => said.push(what),
+                    other => panic!("{wire:.60?} by {step}: {other:?} after {said:?}"),
+                }
+            }
+            said.dedup();
+            assert!(body == 5 && said.len() == 1, "{wire:.60?} by {step}: {said:?}");
+            assert!(!reader.is_done(), "{wire:.60?}");
+        }
+    }
+}
+
 #[test]
 fn a_writer_sends_what_was_declared_or_says_that_it_did_not() {
     let mut writer = Writer::default();

@@ -219,13 +219,18 @@ fn advice_follows_the_rate_at_which_slots_come_free() {
 }
 
 #[test]
-fn tenants_that_left_are_forgotten() {
-    let mut line = Line::default();
-    let terms = wide();
-    for tenant in 0..10_000 {
-        line.join(Want { tenant, ..want(Class::Bulk) }, 0, &terms).unwrap();
-        line.next(0, &terms, |_, _| Fit::Yes(())).unwrap();
+fn tenants_that_left_are_forgotten_whether_they_were_served_or_not() {
+    for served in [true, false] {
+        let mut line = Line::default();
+        let terms = wide();
+        for tenant in 0..10_000 {
+            let joined = line.join(Want { tenant, ..want(Class::Bulk) }, 0, &terms).unwrap();
+            match served {
+                true => drop(line.next(0, &terms, |_, _| Fit::Yes(())).unwrap()),
+                false => drop(line.leave(joined.id).unwrap()),
+            }
+        }
+        assert!(line.ranks[1].tenants.len() <= super::IDLE_TENANTS + 1, "{served}");
+        assert!(line.ranks[1].ready.is_empty() && line.waiting.is_empty());
     }
-    assert!(line.ranks[1].tenants.len() <= super::IDLE_TENANTS + 1);
-    assert!(line.ranks[1].ready.is_empty() && line.waiting.is_empty());
 }
