@@ -53,6 +53,8 @@ pub struct ServiceState {
     pub live: Arc<ServiceLive>,
     /// How connections are made (TLS settings are built once, here).
     pub connector: connect::Connector,
+    /// How far what a request declares counts.
+    pub(crate) belief: admission::Belief,
 }
 
 /// The endpoints of one priority.
@@ -80,7 +82,9 @@ pub struct EndpointState {
 pub struct EndpointLive {
     /// The address.
     pub address: SocketAddr,
-    /// Declared or so far seen body bytes of unfinished exchanges and streams, both ways.
+    /// Body bytes of unfinished exchanges and streams, both ways: those of a response that were
+    /// declared, those of a request as far as that is believed, and those seen where no length was
+    /// told.
     pub bytes_in_flight: AtomicU64,
     /// Exchanges in flight.
     pub requests: AtomicU32,
@@ -249,7 +253,9 @@ pub fn reconcile(
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
     bound(&live, &spec);
-    let state = Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector });
+    let belief = admission::Belief::under(&spec.breaker);
+    let state =
+        Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector, belief });
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
     live.kick();

@@ -8,6 +8,8 @@
 
 #[path = "http/age.rs"]
 mod age;
+#[path = "http/claims.rs"]
+mod claims;
 #[path = "http/digest.rs"]
 mod digest;
 #[path = "http/each_byte.rs"]

@@ -400,6 +400,12 @@ impl Client {
         Ok(Stream::new(self.0.clone(), key))
     }
 
+    /// Whether the server says that it allows no stream (RFC 9113 §6.5.2), until it says otherwise.
+    pub(crate) fn is_barred(&self) -> bool {
+        let core = self.0.lock();
+        core.ending == Ending::No && core.peer.streams == 0
+    }
+
     /// Whether it is open, and in use or idle for less than `limit`.
     pub(crate) fn stands(&self, limit: Duration) -> bool {
         let core = self.0.lock();

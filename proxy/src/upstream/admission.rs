@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
-use towpath_policies::model::Thresholds;
+use towpath_policies::model::{Breaker, Thresholds};
 
 use super::{EndpointLive, EndpointState, ServiceLive, ServiceState, queue::Slot};
 use crate::outlier::meter::{Asked, SMALLEST_JUDGED, Transfer};
@@ -34,6 +34,9 @@ pub struct Ticket {
     /// The endpoint picked.
     pub endpoint: Arc<EndpointState>,
     bytes: u64,
+    /// What the request declares, and how much of it counts by now.
+    declared: u64,
+    believed: u64,
     request: Transfer,
     response: Transfer,
     asked: Asked,
@@ -65,8 +68,24 @@ pub struct RetryGuard {
     bytes: u64,
 }
 
+/// How far the length that a request declares counts as in flight before its bytes move.
+///
+/// Anybody may declare a terabyte and send none of it. Were it taken at its word, an endpoint
+/// would get nothing else and a breaker let nobody pass, for as long as it trickles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Belief {
+    at_once: u64,
+    /// And so many for each byte that moves.
+    per_byte: u64,
+}
+
 /// The most one try counts as bytes in flight: 1 TiB, whatever is declared.
 const MOST_COUNTED: u64 = 1 << 40;
+/// What counts at once where only the balancer looks at it: little beside bulk.
+const AT_ONCE: u64 = 1 << 20;
+/// What counts then for each byte that moves, so that an honest upload of any size counts whole
+/// within its first hundredths.
+const PER_BYTE: u64 = 64;
 
 impl Limit {
     /// Metric label values, in order of the variants.
@@ -78,7 +97,8 @@ impl ServiceState {
     /// Whether the service's own limits leave room for one more try of this declared size.
     ///
     /// A single transfer larger than the whole byte limit is let through when
-    /// nothing else is in flight, else it could never pass.
+    /// nothing else is in flight, else it could never pass. Beside it others pass as far as
+    /// what counts of it ([`Belief`]) leaves room.
     ///
     /// # Errors
     /// The limit that is reached; already counted.
@@ -171,6 +191,24 @@ impl ServiceState {
     }
 }
 
+impl Belief {
+    /// With a limit on bytes in flight it is half of the least: two transfers that each declare
+    /// more than that never pass at once, and no single one keeps all others out by its word.
+    pub(crate) fn under(breaker: &Breaker) -> Self {
+        let limits = [&breaker.service, &breaker.endpoint];
+        let least = limits.into_iter().filter_map(|l| l.max_bytes_in_flight).min();
+        least.map_or(Self { at_once: AT_ONCE, per_byte: PER_BYTE }, |most| Self {
+            at_once: most / 2,
+            per_byte: 1,
+        })
+    }
+
+    /// Bytes that count once so many have moved.
+    fn after(self, moved: u64) -> u64 {
+        self.at_once.saturating_add(moved.saturating_mul(self.per_byte))
+    }
+}
+
 impl EndpointLive {
     /// Whether one more try of this declared size fits under `limits`.
     pub fn has_room(&self, limits: &Thresholds, declared_bytes: u64) -> Result<(), Limit> {
@@ -179,7 +217,7 @@ impl EndpointLive {
 }
 
 impl Ticket {
-    /// Counts a try of `declared_bytes` as in flight.
+    /// Counts a try as in flight, and of the `declared_bytes` of its request what is believed.
     pub fn new(
         service: Arc<ServiceState>,
         endpoint: Arc<EndpointState>,
@@ -192,6 +230,8 @@ impl Ticket {
             service,
             endpoint,
             bytes: 0,
+            declared: declared_bytes,
+            believed: 0,
             request: Transfer::default(),
             response: Transfer::default(),
             asked: Asked::default(),
@@ -201,8 +241,15 @@ impl Ticket {
         if declared_bytes >= SMALLEST_JUDGED {
             ticket.request.judge(&ticket.endpoint.live.meter.request);
         }
-        ticket.add_bytes(declared_bytes);
+        ticket.believe();
         ticket
+    }
+
+    /// Counts what is believed by now of what the request declares.
+    fn believe(&mut self) {
+        let believed = self.service.belief.after(self.request.total()).min(self.declared);
+        self.add_bytes(believed - self.believed);
+        self.believed = believed;
     }
 
     /// The answer is only kept: nothing more is asked of the endpoint, nothing of it is in flight, and its slot is free.
@@ -210,6 +257,7 @@ impl Ticket {
         if !std::mem::replace(&mut self.aside, true) {
             self.leave();
         }
+        self.declared = self.believed;
         let bytes = std::mem::take(&mut self.bytes);
         self.service.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
         self.endpoint.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
@@ -227,6 +275,9 @@ impl Ticket {
         self.request.moved(bytes);
         if self.request.total() >= SMALLEST_JUDGED {
             self.request.judge(&self.endpoint.live.meter.request);
+        }
+        if self.believed < self.declared {
+            self.believe();
         }
     }
 

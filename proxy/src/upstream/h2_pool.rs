@@ -12,7 +12,9 @@ use tokio::{
 };
 
 use super::{
-    EndpointLive, EndpointState, ServiceState, age,
+    EndpointLive, EndpointState, ServiceState,
+    admission::Limit,
+    age,
     connect::{ConnectError, Connector, Wire},
     pool::Shared,
 };
@@ -37,6 +39,10 @@ const CONFIG: Config = Config {
     header_list: 256 * 1024,
     fields: 1024,
 };
+
+/// Most connections to an endpoint that a worker has at a time: enough for one that takes a
+/// stream on each.
+const MOST_SHARED: usize = 256;
 
 impl EndpointLive {
     /// Sends a request head on a connection that has room for another stream; `Full` when none has.
@@ -66,6 +72,8 @@ impl EndpointLive {
 
 /// Makes one more shared connection, or waits for the one being made.
 ///
+/// An endpoint that allows no streams is given no further connection to say so again on.
+///
 /// # Errors
 /// [`ConnectError`]; all who waited get the same.
 pub(crate) async fn connect_shared(
@@ -75,6 +83,13 @@ pub(crate) async fn connect_shared(
 ) -> Result<(), ConnectError> {
     let mut connecting = {
         let mut pool = endpoint.live.pools.lock(worker);
+        if pool.shared.len() >= MOST_SHARED {
+            service.overflow(Limit::Connections);
+            return Err(ConnectError::Full(Limit::Connections));
+        }
+        if pool.shared.iter().any(|shared| shared.client.is_barred()) {
+            return Err(ConnectError::Handshake("the endpoint allows no streams".into()));
+        }
         match &pool.connecting {
             Some(connecting) => connecting.clone(),
             None => {

@@ -79,9 +79,17 @@ pub(crate) fn seat<'a>(
     now_ms: u64,
     declared_bytes: u64,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
-    let mut round = Round::new(service, tried, now_ms, declared_bytes);
-    round.slots = service.spec.admission.queue.as_ref();
+    let mut round = Round::seats(service, tried, now_ms, declared_bytes);
     round.any_endpoint().ok_or_else(|| round.full.map_or(NoPick::NoneHealthy, NoPick::Full))
+}
+
+/// Whether [`seat`] has one for anybody.
+pub(crate) fn any_seat(service: &ServiceState, now_ms: u64) -> bool {
+    let mut round = Round::seats(service, &NOTHING_TRIED, now_ms, 0);
+    let free = |round: &mut Round<'_, '_>| {
+        service.levels.iter().any(|level| round.search(level, 0).is_some())
+    };
+    free(&mut round) || round.panics_now() && free(&mut round)
 }
 
 static NOTHING_TRIED: Tried = Tried { seen: [0; 8], count: 0 };
@@ -131,6 +139,12 @@ impl<'a, 't> Round<'a, 't> {
         }
     }
 
+    /// Among the endpoints with a free slot.
+    fn seats(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, bytes: u64) -> Self {
+        let slots = service.spec.admission.queue.as_ref();
+        Self { slots, ..Self::new(service, tried, now_ms, bytes) }
+    }
+
     fn any_endpoint(&mut self) -> Option<&'a Arc<EndpointState>> {
         if let Some(found) = self.any_level() {
             return Some(found);
@@ -142,13 +156,15 @@ impl<'a, 't> Round<'a, 't> {
                 return Some(found);
             }
         }
-        // The last usable one may have gone since the share was last looked at.
+        if self.panics_now() { self.any_level() } else { None }
+    }
+
+    /// None was usable: the last usable one may have gone since the share was last looked at.
+    fn panics_now(&mut self) -> bool {
         let heeds = self.service.spec.recovery.panic_percent == 0;
-        if self.full.is_none() && !self.panic && !heeds {
-            self.panic = true;
-            return self.any_level();
-        }
-        None
+        let panics = self.full.is_none() && !self.panic && !heeds;
+        self.panic |= panics;
+        panics
     }
 
     fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {

@@ -190,7 +190,7 @@ impl Queue {
         }
     }
 
-    /// How many of each class wait, and the bytes they declare.
+    /// How many of each class wait, and the bytes of theirs that count.
     pub(crate) fn lengths(&self) -> [(usize, u64); 3] {
         let state = self.lock();
         Class::ALL.map(|class| state.line.of_class(class))
@@ -202,10 +202,11 @@ impl Queue {
         let State { line, places } = &mut *state;
         let queued = service.and_then(|s| Some((s, s.spec.admission.queue.as_ref()?)));
         let (id, turn) = if let Some((service, terms)) = queued {
-            if !service.endpoints.iter().any(|endpoint| endpoint.has_slot(terms)) {
+            let (now_us, now_ms) = (now_us(), now_ms());
+            // Else each that waits would ask each endpoint in vain, at every kick.
+            if !pick::any_seat(service, now_ms) {
                 return None;
             }
-            let (now_us, now_ms) = (now_us(), now_ms());
             let (id, want, endpoint) = line.next(now_us, terms, |id, want| {
                 let Some(place) = places.get(&id) else { return Fit::No };
                 if service.room(want.bytes).is_err() {

@@ -175,6 +175,43 @@ fn a_full_endpoint_is_passed_over_and_all_full_is_an_overflow() {
 }
 
 #[test]
+fn a_declared_length_counts_as_far_as_it_is_proven() {
+    const MIB: u64 = 1 << 20;
+    let none = [None, None];
+    for (limits, declared, moved, counts) in [
+        (none, 1000, 0, 1000),
+        (none, 1000, 1000, 1000),
+        (none, 1 << 62, 0, MIB),
+        (none, 1 << 62, 1000, MIB + 64_000),
+        (none, 5 << 30, 80 * MIB, 5 << 30),
+        (none, u64::MAX, u64::MAX / 2, 1 << 40),
+        ([Some(1000), None], 500, 0, 500),
+        ([Some(1000), None], 1 << 62, 0, 500),
+        ([Some(1000), None], 1 << 62, 200, 700),
+        ([Some(1000), None], 600, 200, 600),
+        ([Some(1000), Some(100)], 1 << 62, 0, 50),
+        ([None, Some(100)], 90, 30, 80),
+    ] {
+        let state = state(endpoints(1), |s| {
+            let breaker = &mut s.breaker;
+            breaker.service.max_bytes_in_flight = limits[0];
+            breaker.endpoint.max_bytes_in_flight = limits[1];
+        });
+        let mut ticket = Ticket::new(state.clone(), state.endpoints[0].clone(), declared);
+        // However it comes, and whatever the response declares meanwhile.
+        ticket.sent(moved / 2);
+        ticket.answered(7);
+        ticket.sent(moved - moved / 2);
+        let counted = state.live.bytes_in_flight.load(Relaxed);
+        let expected = (counts + 7).min(1 << 40);
+        assert_eq!(counted, expected, "{declared} under {limits:?} after {moved}");
+        ticket.set_aside();
+        ticket.sent(1);
+        assert_eq!(state.endpoints[0].live.bytes_in_flight.load(Relaxed), 0);
+    }
+}
+
+#[test]
 fn the_retry_budget_is_a_share_of_what_is_active_with_a_floor() {
     let state = state(endpoints(1), |s| {
         s.retry_budget = BudgetShare { percent: 20, min_concurrent: 1 };

@@ -295,6 +295,29 @@ async fn a_client_that_leaves_frees_its_place_at_once() {
     assert_eq!(workers.begun.all(), ["/0"], "no work is begun for who is gone");
 }
 
+/// Declares a length that nobody can send, once where others wait and once where nobody does.
+#[tokio::test]
+async fn a_length_that_is_only_declared_drives_nobody_out_of_the_line_nor_shuts_it() {
+    let workers = Workers::default();
+    let (addr, _) = workers.one().await;
+    let proxy = setup(&[addr], Queue { max_bytes: 1000, ..Queue::default() }).start().await;
+    let huge = format!("Content-Length: {}\r\n", 1_u64 << 62);
+    let mut asked = vec![ask(&proxy, "/0", "")];
+    workers.until_running(1).await;
+    asked.push(enqueue(&proxy, "/bulk/1", "", 1).await);
+    asked.push(enqueue(&proxy, "/background/2", "", 2).await);
+    let liar = enqueue(&proxy, "/liar", &huge, 3).await;
+    let small = "Content-Length: 4\r\n\r\nbody";
+    asked.push(enqueue(&proxy, "/bulk/3", small, 4).await);
+    liar.abort();
+    until_queued(&proxy, 3).await;
+    workers.end(4);
+    for answer in asked {
+        let answer = answer.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_body_waits_with_its_request_and_arrives_whole() {
     let workers = Workers::default();

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, OnceLock},
     task::Poll,
 };
@@ -50,7 +50,15 @@ pub(in crate::http) fn tenant_of(
     match key {
         None => 0,
         Some(TenantKey::Header(name)) => head.headers.get(name.as_str()).map_or(0, |v| hash(v)),
-        Some(TenantKey::ClientAddress) => hash(&client.ip().to_canonical().to_string()),
+        Some(TenantKey::ClientAddress) => hash(&network(client.ip().to_canonical()).octets()),
+    }
+}
+
+/// An address of IPv6 stands for its /64: one host may have as many addresses of it as it likes.
+pub(super) fn network(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)),
     }
 }
 

@@ -2,8 +2,22 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::retry_after;
+use super::{queued::network, retry_after};
 use crate::http::message::{Length, ResponseHead};
+
+#[test]
+fn a_client_is_one_tenant_by_its_address_or_by_its_network_of_ipv6() {
+    for (one, other, same) in [
+        ("10.0.0.1", "10.0.0.1", true),
+        ("10.0.0.1", "10.0.0.2", false),
+        ("10.0.0.1", "::a00:1", false),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", true),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", false),
+    ] {
+        let of = |address: &str| network(address.parse().unwrap());
+        assert_eq!(of(one) == of(other), same, "{one} {other}");
+    }
+}
 
 #[test]
 fn retry_after_is_read_in_seconds_and_as_a_date() {

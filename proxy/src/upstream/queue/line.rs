@@ -41,7 +41,8 @@ pub(crate) struct Line {
     ranks: [Rank; 3],
     /// Where classes begin that had nothing to do: the tag served last.
     at: u128,
-    waiting: HashMap<Id, (Want, Key)>,
+    waiting: HashMap<Id, Place>,
+    /// Bytes that count, of all.
     bytes: u64,
     next_id: Id,
     pace: Pace,
@@ -68,6 +69,15 @@ struct Tenant {
 
 /// The place within a tenant: those that had a slot, then by time, length, and arrival.
 type Key = (bool, u64, u64, Id);
+
+/// Somebody in the line.
+#[derive(Debug)]
+struct Place {
+    want: Want,
+    key: Key,
+    /// Bytes that count, whatever the limit is by now.
+    bytes: u64,
+}
 
 /// How fast slots come free.
 #[derive(Debug, Default)]
@@ -116,6 +126,9 @@ impl Line {
     /// displaces its own class; and so does a tenant that has fewer waiting than another, since
     /// one that floods the line would else keep all others out.
     ///
+    /// What one declares costs it nothing. So one that declares more than half of the bytes that
+    /// may wait counts as that half, and displaces nobody.
+    ///
     /// # Errors
     /// When there is no room: nothing changed.
     pub(crate) fn join(&mut self, want: Want, now_us: u64, terms: &Terms) -> Result<Joined, Full> {
@@ -131,26 +144,27 @@ impl Line {
         if rank.length == 0 {
             rank.tag = rank.tag.max(self.at);
         }
+        let bytes = counted(&want, terms);
         rank.length += 1;
-        rank.bytes += want.bytes;
+        rank.bytes += bytes;
         let tenant = rank.tenants.entry(want.tenant).or_default();
         if tenant.waiting.is_empty() {
             tenant.tag = tenant.tag.max(rank.at);
             rank.ready.insert((tenant.tag, want.tenant));
         }
         tenant.waiting.insert(key);
-        self.bytes += want.bytes;
-        self.waiting.insert(id, (want, key));
+        self.bytes += bytes;
+        self.waiting.insert(id, Place { want, key, bytes });
         Ok(Joined { id, displaced })
     }
 
     /// Takes somebody out who does not wait any longer.
     pub(crate) fn leave(&mut self, id: Id) -> Option<Want> {
-        let (want, key) = self.waiting.remove(&id)?;
-        self.bytes -= want.bytes;
+        let Place { want, key, bytes } = self.waiting.remove(&id)?;
+        self.bytes -= bytes;
         let rank = &mut self.ranks[want.class as usize];
         rank.length -= 1;
-        rank.bytes -= want.bytes;
+        rank.bytes -= bytes;
         if let Some(tenant) = rank.tenants.get_mut(&want.tenant) {
             tenant.waiting.remove(&key);
             if tenant.waiting.is_empty() {
@@ -170,7 +184,7 @@ impl Line {
         mut fits: impl FnMut(Id, &Want) -> Fit<T>,
     ) -> Option<(Id, Want, T)> {
         let (id, place) = self.in_order().find_map(|id| {
-            let (want, _) = self.waiting.get(&id)?;
+            let want = &self.waiting.get(&id)?.want;
             if want.start_by_us <= now_us {
                 return None;
             }
@@ -209,6 +223,7 @@ impl Line {
         };
         let rank = &mut self.ranks[want.class as usize];
         rank.tag = right(rank.tag, weight(terms, want.class));
+        rank.advance(took_us);
         if let Some(tenant) = rank.tenants.get(&want.tenant) {
             let moved = right(tenant.tag, 1);
             rank.retag(want.tenant, moved);
@@ -223,7 +238,7 @@ impl Line {
         waiting.saturating_mul(gap).clamp(SHORTEST_ADVICE_US, LONGEST_ADVICE_US)
     }
 
-    /// How many wait, and the bytes they declare.
+    /// How many wait, and the bytes of theirs that count.
     pub(crate) fn of_class(&self, class: Class) -> (usize, u64) {
         let rank = &self.ranks[class as usize];
         (rank.length, rank.bytes)
@@ -255,6 +270,9 @@ impl Line {
         if self.has_room(self.waiting.len(), self.bytes, want, terms) {
             return Ok(displaced);
         }
+        if want.bytes > most_counted(terms) {
+            return Err(Full);
+        }
         let own = want.class as usize;
         let worse = if want.again { own } else { own + 1 };
         let length: usize = self.ranks[worse..].iter().map(|rank| rank.length).sum();
@@ -268,7 +286,7 @@ impl Line {
             return Ok(displaced);
         }
         let last = self.ranks[own].last_of_a_flood(want.tenant).ok_or(Full)?;
-        let bytes = self.waiting.get(&last).map_or(0, |(w, _)| w.bytes);
+        let bytes = self.waiting.get(&last).map_or(0, |place| place.bytes);
         if !self.has_room(self.waiting.len() - 1, self.bytes - bytes, want, terms) {
             return Err(Full);
         }
@@ -277,10 +295,9 @@ impl Line {
         Ok(displaced)
     }
 
-    /// One that is larger than all that may wait is let in when nobody waits, else it could never pass.
     fn has_room(&self, length: usize, bytes: u64, want: &Want, terms: &Terms) -> bool {
-        let fits = bytes.saturating_add(want.bytes) <= terms.max_bytes;
-        length < terms.max_requests as usize && (fits || length == 0)
+        let fits = bytes.saturating_add(counted(want, terms)) <= terms.max_bytes;
+        length < terms.max_requests as usize && fits
     }
 }
 
@@ -291,6 +308,16 @@ impl Rank {
             self.ready.insert((tag, name));
         }
         tenant.tag = tag;
+    }
+
+    /// Moves on where newcomers begin, by the part of this work that is everybody's who waits
+    /// (the virtual time of weighted fair queueing). Tenants who are new each time would else all
+    /// begin where the first did, and always be before one that was served once. No newcomer
+    /// begins behind all others.
+    fn advance(&mut self, took_us: u64) {
+        let Some((last, _)) = self.ready.last() else { return };
+        let part = scaled(took_us, 1) / self.ready.len() as u128;
+        self.at = self.at.max((self.at + part).min(*last));
     }
 
     /// The last in order of the tenant that was served the most.
@@ -334,6 +361,15 @@ impl Pace {
     fn gap_us(&self, now_us: u64) -> u64 {
         self.gap_us.max(self.last_us.map_or(0, |last| now_us.saturating_sub(last)))
     }
+}
+
+/// Bytes of a request that count while it waits.
+fn counted(want: &Want, terms: &Terms) -> u64 {
+    want.bytes.min(most_counted(terms))
+}
+
+fn most_counted(terms: &Terms) -> u64 {
+    terms.max_bytes / 2
 }
 
 fn weight(terms: &Terms, class: Class) -> u32 {

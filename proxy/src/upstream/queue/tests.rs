@@ -11,7 +11,11 @@ use std::{
 use towpath_policies::model::{Class, Endpoint, EndpointSet, Protocol, Queue as Terms, Service};
 
 use super::{Estimate, LONGEST_US, Turn, UNKNOWN_US, Waiting, Want, idle_slot, join};
-use crate::upstream::{ServiceState, now_us, pick::Tried, reconcile, retire};
+use crate::upstream::{
+    ServiceState, now_ms, now_us,
+    pick::{self, Tried},
+    reconcile, retire,
+};
 
 fn service(queue: Option<Terms>, endpoints: u16) -> (Arc<Service>, EndpointSet) {
     let mut service = Service::new("queued", Protocol::Http1);
@@ -110,6 +114,34 @@ fn endpoints_that_are_ejected_or_unhealthy_offer_no_slots() {
     state.live.kick();
     assert_eq!(slot(&mut third).endpoint.spec, state.endpoints[1].spec);
     drop(held);
+}
+
+/// With a thousand that wait, an endpoint that is out would else be offered to each at each kick.
+#[test]
+fn nobody_is_asked_while_only_endpoints_are_free_that_take_nobody() {
+    let state = state(Terms::default(), 2);
+    let [out, busy] = &*state.endpoints else { panic!("two") };
+    for (name, ejected, well, panics, slots, seats) in [
+        ("one is free", false, true, false, [0, 1], true),
+        ("both are busy", false, true, false, [1, 1], false),
+        ("the free one is ejected", true, true, false, [0, 1], false),
+        ("and in panic that is ignored", true, true, true, [0, 1], true),
+        ("the free one is ill", false, false, false, [0, 1], false),
+    ] {
+        out.live.ejected_until_ms.store(if ejected { u64::MAX } else { 0 }, Relaxed);
+        out.live.probe_healthy.store(well, Relaxed);
+        state.live.panics.store(panics, Relaxed);
+        out.live.slots_used.store(slots[0], Relaxed);
+        busy.live.slots_used.store(slots[1], Relaxed);
+        assert_eq!(pick::any_seat(&state, now_ms()), seats, "{name}");
+    }
+    // When none is left they are not heeded, noticed or not.
+    busy.live.probe_healthy.store(false, Relaxed);
+    assert!(pick::any_seat(&state, now_ms()));
+    busy.live.probe_healthy.store(true, Relaxed);
+    busy.live.slots_used.store(0, Relaxed);
+    busy.live.requests.store(1, Relaxed);
+    assert!(!pick::any_seat(&state, now_ms()), "sent without a queue");
 }
 
 #[test]

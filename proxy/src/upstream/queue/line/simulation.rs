@@ -169,8 +169,9 @@ impl World {
     fn check(&self) {
         assert_eq!(self.line.length(), self.waiting.len());
         assert!(self.waiting.len() <= self.terms.max_requests as usize);
-        let bytes: u64 = self.waiting.values().map(|job| job.want.bytes).sum();
-        assert!(bytes <= self.terms.max_bytes || self.waiting.len() == 1, "{bytes}");
+        let most = self.terms.max_bytes / 2;
+        let bytes: u64 = self.waiting.values().map(|job| job.want.bytes.min(most)).sum();
+        assert!(bytes <= self.terms.max_bytes, "{bytes}");
         assert_eq!(Class::ALL.map(|c| self.line.of_class(c).1).iter().sum::<u64>(), bytes);
         for (at, worker) in self.workers.iter().enumerate() {
             let running = self.running.values().filter(|(_, on)| *on == at).count();

@@ -154,14 +154,16 @@ fn a_full_line_makes_room_for_a_better_class_and_refuses_equals() {
         ("again", [Bulk; 4], Want { again: true, ..want(Bulk) }, Ok(vec![3])),
         ("again among better", [Interactive; 4], Want { again: true, ..want(Bulk) }, Err(Full)),
         ("of another tenant", [Bulk; 4], Want { tenant: 7, ..want(Bulk) }, Ok(vec![3])),
-        ("too many bytes", [Bulk; 4], Want { bytes: 1001, ..want(Interactive) }, Err(Full)),
+        ("half of the bytes", [Bulk; 4], Want { bytes: 500, ..want(Interactive) }, Ok(vec![3])),
+        ("more than half", [Bulk; 4], Want { bytes: 501, ..want(Interactive) }, Err(Full)),
+        ("all there are", [Bulk; 4], Want { bytes: u64::MAX, ..want(Interactive) }, Err(Full)),
+        ("more again", [Bulk; 4], Want { bytes: 501, again: true, ..want(Bulk) }, Err(Full)),
+        ("more of another", [Bulk; 4], Want { bytes: 501, tenant: 7, ..want(Bulk) }, Err(Full)),
     ] {
         let mut line = Line::default();
         for class in waiting {
             line.join(Want { bytes: 100, ..want(class) }, 0, &terms()).unwrap();
         }
-        // What would make room is only taken where it makes enough.
-        let expected = if name == "too many bytes" { Ok(vec![3, 2, 1, 0]) } else { expected };
         let came = line.join(newcomer, 0, &terms()).map(|joined| joined.displaced);
         assert_eq!(came, expected, "{name}");
         let left = came.map_or(4, |displaced| 5 - displaced.len());
@@ -170,16 +172,61 @@ fn a_full_line_makes_room_for_a_better_class_and_refuses_equals() {
 }
 
 #[test]
-fn bytes_bound_the_line_too_but_not_a_single_one() {
+fn bytes_bound_the_line_too_and_no_single_one_fills_it_by_its_word() {
     let mut line = Line::default();
     let of = |bytes| Want { bytes, ..want(Class::Bulk) };
     let huge = line.join(of(u64::MAX), 0, &terms()).unwrap().id;
-    assert_eq!(line.join(of(1), 0, &terms()), Err(Full));
-    line.leave(huge).unwrap();
-    line.join(of(600), 0, &terms()).unwrap();
-    assert_eq!(line.join(of(401), 0, &terms()), Err(Full));
+    assert_eq!(line.of_class(Class::Bulk), (1, 500));
     line.join(of(400), 0, &terms()).unwrap();
-    assert_eq!(line.of_class(Class::Bulk), (2, 1000));
+    assert_eq!(line.join(of(101), 0, &terms()), Err(Full));
+    line.leave(huge).unwrap();
+    assert_eq!(line.of_class(Class::Bulk), (1, 400));
+    // And so does somebody who is taken out under another limit.
+    let huge = line.join(of(600), 0, &terms()).unwrap().id;
+    line.join(of(1), 0, &Terms { max_bytes: 5000, ..terms() }).unwrap();
+    line.leave(huge).unwrap();
+    assert_eq!(line.of_class(Class::Bulk), (2, 401));
+}
+
+/// Each request of a tenant that was never seen before, as many as are served, and one that is known.
+#[test]
+fn tenants_that_are_always_new_leave_a_known_one_its_share() {
+    let mut line = Line::default();
+    let terms = wide();
+    let of = |tenant| Want { tenant, ..want(Class::Bulk) };
+    for _ in 0..100 {
+        line.join(of(1), 0, &terms).unwrap();
+    }
+    let mut known = 0;
+    for now in 1..=90 {
+        line.join(of(1000 + now), 0, &terms).unwrap();
+        let (_, served, ()) = line.next(0, &terms, |_, _| Fit::Yes(())).unwrap();
+        line.settle(&served, SECOND, now * SECOND, &terms);
+        known += usize::from(served.tenant == 1);
+    }
+    // Each time it is served one more of the others waits: its share is that of one of them.
+    assert!((9..=30).contains(&known), "{known} of 90");
+}
+
+/// Where newcomers begin moves on with the work that was done, not with what was expected of it.
+#[test]
+fn a_newcomer_is_served_no_later_than_its_equals_whatever_was_predicted() {
+    let mut line = Line::default();
+    let terms = wide();
+    for tenant in 0..4 {
+        for _ in 0..200 {
+            let long = Want { tenant, length_us: 3600 * SECOND, ..want(Class::Bulk) };
+            line.join(long, 0, &terms).unwrap();
+        }
+    }
+    for now in 1..=100 {
+        let (_, served, ()) = line.next(0, &terms, |_, _| Fit::Yes(())).unwrap();
+        line.settle(&served, SECOND, now * SECOND, &terms);
+    }
+    line.join(Want { tenant: 9, ..want(Class::Bulk) }, 0, &terms).unwrap();
+    let order: Vec<_> =
+        (0..5).map(|_| line.next(0, &terms, |_, _| Fit::Yes(())).unwrap().1.tenant).collect();
+    assert!(order.contains(&9), "{order:?}");
 }
 
 #[test]
