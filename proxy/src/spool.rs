@@ -260,8 +260,9 @@ impl Spool {
         memory.poll_room(cx, &mut self.turn)
     }
 
-    /// Ready once all that was appended is written, or cannot be.
+    /// Ready once all that was appended is written, or cannot be. Who waits for that appends nothing.
     pub(crate) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.turn = None;
         self.writer.poll_settled(cx, || start(&self.writer))
     }
 
@@ -290,9 +291,11 @@ impl Spool {
         }
     }
 
-    /// Forgets a read under way: the next one is from elsewhere.
+    /// Forgets a read under way: the next one is from elsewhere. Nor is room waited for until it
+    /// is asked for again.
     pub(crate) fn rewind(&mut self) {
         self.reading = None;
+        self.turn = None;
     }
 }
 

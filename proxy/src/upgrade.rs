@@ -54,8 +54,8 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     channel: Channel,
-    /// Its process.
-    pub(crate) pid: i32,
+    /// Its process, where this one can see it.
+    pub(crate) pid: Option<i32>,
 }
 
 /// What the new process says.
@@ -123,12 +123,15 @@ impl Sockets {
 /// Asks the process that runs for its sockets; `None` when none runs.
 pub(crate) async fn inherit(path: &Path, sockets: &Sockets) -> anyhow::Result<Option<Predecessor>> {
     let Some(channel) = Channel::connect(path)? else { return Ok(None) };
-    let pid = channel.peer()?.pid.as_raw_nonzero().get();
+    let pid = channel.peer();
     let asking = ask(&channel, sockets);
     timeout(ANSWER_TIME, asking)
         .await
         .unwrap_or_else(|_| bail!("no answer in {ANSWER_TIME:?}"))
-        .with_context(|| format!("process {pid} does not hand over its sockets"))?;
+        .with_context(|| {
+            let who = pid.map_or("the process that runs".into(), |pid| format!("process {pid}"));
+            format!("{who} does not hand over its sockets")
+        })?;
     Ok(Some(Predecessor { channel, pid }))
 }
 
@@ -196,7 +199,7 @@ pub(crate) async fn hand_over(door: Door, admin: (Place, TcpListener), control: 
                 continue;
             }
         };
-        let pid = successor.peer().map_or(0, |peer| peer.pid.as_raw_nonzero().get());
+        let pid = successor.peer();
         tracing::info!(pid, "a new process asks for the sockets");
         if let Err(error) = until_ready(&successor, &admin, control).await {
             tracing::warn!(pid, %error, "the new process does not take over: serving on");

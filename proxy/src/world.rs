@@ -134,7 +134,11 @@ impl World {
 
     /// Puts a snapshot in force, or says what is wrong with it and changes nothing.
     pub(crate) fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
-        let plan = Plan::new(self, &snapshot).inspect_err(|_| self.rejected.inc())?;
+        let plan = Plan::new(self, &snapshot).inspect_err(|_| {
+            self.rejected.inc();
+            // Its tables were compiled to see whether they can be.
+            self.forget_routes(snapshot.routes.values());
+        })?;
         let gone = self.reconcile_services(&snapshot)?;
         // Before new routers count: what they make must stay.
         for service in &gone {

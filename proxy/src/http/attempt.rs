@@ -439,6 +439,7 @@ impl<D: Downstream> Exchange<'_, D> {
                         }
                         // RFC 9110 §8.6: it has none.
                         interim.headers.remove(header::CONTENT_LENGTH);
+                        self.guard(&mut interim.headers, false);
                         let is_continue = interim.status == http::StatusCode::CONTINUE;
                         // Nobody waits for a 100 that was not asked for, or once the body flows.
                         if !is_continue || (self.head.expects_continue && !self.replay.has_begun())

@@ -546,17 +546,23 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Fields that the route removes or sets are not let in by trailers.
     pub(super) fn guard_trailers(&self, trailers: Option<&mut HeaderMap>, request: bool) {
-        let (Some(trailers), Some(route)) = (trailers, self.record.route()) else { return };
+        let Some(trailers) = trailers else { return };
+        if !request && self.resume.is_some() && self.record.resumes > 0 {
+            resume::strip_digests(trailers);
+        }
+        self.guard(trailers, request);
+    }
+
+    /// Nor are they by whatever else is no final head.
+    pub(super) fn guard(&self, fields: &mut HeaderMap, request: bool) {
+        let Some(route) = self.record.route() else { return };
         let backend = self.record.backend();
         if request {
-            route.request_headers.guard(trailers);
-            backend.inspect(|b| b.request_headers.guard(trailers));
+            route.request_headers.guard(fields);
+            backend.inspect(|b| b.request_headers.guard(fields));
         } else {
-            if self.resume.is_some() && self.record.resumes > 0 {
-                resume::strip_digests(trailers);
-            }
-            route.response_headers.guard(trailers);
-            backend.inspect(|b| b.response_headers.guard(trailers));
+            route.response_headers.guard(fields);
+            backend.inspect(|b| b.response_headers.guard(fields));
         }
     }
 

@@ -28,10 +28,11 @@ impl Edit {
         })
     }
 
-    /// Removes from trailers what heads may not bring in past this edit either.
-    pub(crate) fn guard(&self, trailers: &mut HeaderMap) {
+    /// Removes from trailers, and from interim heads, what final heads may not bring in past this
+    /// edit either.
+    pub(crate) fn guard(&self, fields: &mut HeaderMap) {
         for name in self.remove.iter().chain(self.set.iter().map(|(name, _)| name)) {
-            trailers.remove(name);
+            fields.remove(name);
         }
     }
 

@@ -20,7 +20,8 @@ pub(super) struct Memory {
     freed: Arc<Notify>,
 }
 
-/// A place in the line of those who wait for room.
+/// A place in the line of those who wait for room. When it is dropped the next in line is woken in its
+/// stead, if it was its turn. So it is to be dropped by whoever waits for something else.
 pub(super) type Turn = Pin<Box<OwnedNotified>>;
 
 impl Memory {

@@ -186,6 +186,49 @@ async fn a_file_cut_short_is_an_error() {
     }
 }
 
+/// One that waits for memory has its try broken off: for the disk, or a pause, or a slot.
+#[tokio::test]
+async fn who_waits_for_something_else_than_memory_is_not_woken_in_place_of_others() {
+    use std::{
+        sync::atomic::AtomicBool,
+        task::{Wake, Waker},
+    };
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let leaves: [fn(&mut Spool, &mut Context<'_>); 3] = [
+        |spool, _| spool.rewind(),
+        |spool, cx| assert!(spool.poll_settled(cx).is_ready()),
+        |spool, _| *spool = Spool::new(spool.writer.space.clone()),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for leave in leaves {
+        for told_first in [false, true] {
+            let space = Arc::new(Space::new(folder.path().into(), 1 << 20).with_memory(1000));
+            space.memory.take(1000);
+            let woken = Arc::new(Woken(AtomicBool::new(false)));
+            let waker = Waker::from(woken.clone());
+            let mut cx = Context::from_waker(&waker);
+            let (mut first, mut second) = (Spool::new(space.clone()), Spool::new(space.clone()));
+            let mut idle = Context::from_waker(Waker::noop());
+            assert!(first.poll_room(&mut idle).is_pending());
+            assert!(second.poll_room(&mut cx).is_pending());
+            if told_first {
+                space.memory.give_back(1000);
+            }
+            leave(&mut first, &mut idle);
+            if !told_first {
+                space.memory.give_back(1000);
+            }
+            assert!(woken.0.load(Relaxed), "told first: {told_first}");
+            assert!(second.poll_room(&mut cx).is_ready());
+        }
+    }
+}
+
 /// Sixty transfers share what is little for one of them, and half stop sending at some time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transfers_wait_their_turn_for_memory_and_all_get_it() {

@@ -44,8 +44,15 @@ async fn sockets_arrive_and_are_found_by_name_or_address() {
         assert_eq!(found.local_addr().unwrap(), *address);
     }
     let predecessor = predecessor.unwrap();
-    assert_eq!(predecessor.pid, i32::try_from(std::process::id()).unwrap());
+    assert_eq!(predecessor.pid, Some(i32::try_from(std::process::id()).unwrap()));
     predecessor.relieve().await.unwrap();
+}
+
+#[test]
+fn a_process_of_another_container_has_no_number_here() {
+    for (told, known) in [(Some(7), Some(7)), (Some(0), None), (Some(-1), None), (None, None)] {
+        assert_eq!(channel::seen(told), known, "{told:?}");
+    }
 }
 
 #[test]

@@ -168,7 +168,26 @@ impl World {
             };
             routers.insert(plan.name.clone(), compiled);
         }
-        self.routers = routers;
+        let before = std::mem::replace(&mut self.routers, routers);
+        self.forget_routes(before.values().map(|compiled| &compiled.table));
+    }
+
+    /// Forgets the series of those routes of these tables that are in none that is in force.
+    pub(super) fn forget_routes<'a>(&self, tables: impl Iterator<Item = &'a Arc<RouteTable>>) {
+        let in_force = |table: &Arc<RouteTable>| {
+            self.routers.get(&table.name).is_some_and(|now| Arc::ptr_eq(&now.table, table))
+        };
+        let mut gone: BTreeSet<&str> =
+            tables.filter(|t| !in_force(t)).flat_map(routes_of).collect();
+        if gone.is_empty() {
+            return;
+        }
+        for name in self.routers.values().flat_map(|compiled| routes_of(&compiled.table)) {
+            gone.remove(name);
+        }
+        for name in gone {
+            registry().forget(&[("route", name)]);
+        }
     }
 
     /// Opens, changes and closes listeners.
@@ -273,6 +292,12 @@ fn key(kind: ResourceKind, name: &str) -> ResourceKey {
 
 pub(super) fn rejection_of_service(name: &str, reason: String) -> Rejection {
     Rejection { key: key(ResourceKind::Service, name), reason }
+}
+
+/// The names of its routes. Requests that match none are counted under a name that is empty.
+fn routes_of(table: &Arc<RouteTable>) -> impl Iterator<Item = &str> {
+    let routes = table.virtual_hosts.iter().flat_map(|host| &host.routes);
+    routes.map(|route| route.name.as_str()).filter(|name| !name.is_empty())
 }
 
 /// Services whose TLS or protocol towards the endpoints is new must be able to build it.

@@ -14,7 +14,9 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
-use towpath_policies::model::{Balancer, Hedge, HedgeAfter, Protocol, RetryCondition, RetryPolicy};
+use towpath_policies::model::{
+    Balancer, Endpoint, EndpointSet, Hedge, HedgeAfter, Protocol, RetryCondition, RetryPolicy,
+};
 
 use crate::{
     harness::{Input, Proxy, Setup, eventually, origin},
@@ -172,6 +174,25 @@ async fn only_a_read_without_a_body_is_hedged_once_elsewhere_within_the_budget()
         assert_eq!((hedges(&proxy), asked.load(Relaxed)), (counted, 0), "{name}");
         nothing_left(&proxy).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_goes_where_a_request_would_go_when_it_is_sent() {
+    let (first, begun) = after(NEVER, FIRST).await;
+    let (left, asked) = after(0, FIRST).await;
+    let (came, _) = after(0, OTHER).await;
+    let proxy = hedging("changed", &[first, left]).start().await;
+    let read = async { proxy.talk(GET).await };
+    let change = async {
+        eventually("the first try", || begun.load(Relaxed) == 1).await;
+        let endpoints = [first, came].map(Endpoint::new).to_vec();
+        let set = EndpointSet { service: "origin".into(), endpoints };
+        let spec = proxy.service.spec.clone();
+        towpath_proxy::upstream::reconcile(Some(&proxy.service), spec, &set, 1).unwrap()
+    };
+    let (reply, _now) = tokio::join!(read, change);
+    assert!(reply.ends_with("other"), "{reply}");
+    assert_eq!(asked.load(Relaxed), 0, "it was taken out of the configuration");
 }
 
 #[tokio::test(start_paused = true)]

@@ -345,3 +345,31 @@ async fn a_drain_finishes_the_exchange_and_closes() {
     let reply = soon(proxy.talk("GET / HTTP/1.1\r\nHost: a\r\n\r\n")).await;
     assert!(reply.is_empty() || reply.contains("connection: close"), "{reply}");
 }
+
+#[tokio::test]
+async fn interim_answers_and_trailers_bring_in_no_field_that_the_route_removes_or_sets() {
+    let (addr, _) = origin(|mut io, _| async move {
+        Input::default().message(&mut io).await.unwrap();
+        let fields = "server: apache\r\nx-env: staging\r\nlink: </a>\r\n";
+        let final_head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n";
+        let answer = format!(
+            "HTTP/1.1 103 Early Hints\r\n{fields}\r\n{final_head}{fields}\r\n2\r\nok\r\n0\r\n{fields}\r\n"
+        );
+        io.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let proxy = Setup::to(addr)
+        .with(|s| {
+            let edit = &mut s.forward.backends[0].response_headers;
+            edit.remove.push("server".into());
+            edit.set.push(("x-env".into(), "live".into()));
+        })
+        .start()
+        .await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close\r\n\r\n";
+    let reply = soon(proxy.talk(request)).await;
+    assert!(reply.starts_with("HTTP/1.1 103 ") && reply.contains("HTTP/1.1 200 "), "{reply}");
+    assert!(!reply.contains("apache") && !reply.contains("staging"), "{reply}");
+    assert_eq!(reply.matches("x-env: live").count(), 1, "{reply}");
+    assert!(reply.matches("link: </a>").count() >= 2, "{reply}");
+}

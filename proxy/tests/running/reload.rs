@@ -165,6 +165,26 @@ async fn counters_of_a_service_survive_a_change_of_its_terms() {
 }
 
 #[tokio::test]
+async fn metrics_forget_routes_that_are_in_force_no_more_or_never_were() {
+    let origin = web("x").await;
+    let world = || World::default().service("s", Protocol::Http1, &[origin.address]);
+    let proxy = proxy_with(world().http("counted-a", "s").http("counted-b", "s")).await;
+    let shows = async |route: &str| {
+        let (_, text) = admin(&proxy, "GET", "/metrics").await;
+        text.contains(&format!("route=\"{route}/all\""))
+    };
+    assert!(shows("counted-a").await && shows("counted-b").await);
+    proxy.apply(world().http("counted-c", "s").http("counted-b", "s").build("v2")).unwrap();
+    assert!(!shows("counted-a").await);
+    assert!(shows("counted-b").await && shows("counted-c").await);
+    let chain = Chain { server_names: vec![], tls: None, kind: http("nowhere") };
+    let wrong = world().http("counted-b", "s").http("counted-d", "s").listener("in", vec![chain]);
+    proxy.apply(wrong.build("v3")).unwrap_err();
+    assert!(!shows("counted-d").await);
+    assert!(shows("counted-b").await && shows("counted-c").await, "these are still in force");
+}
+
+#[tokio::test]
 async fn a_name_is_resolved_where_nobody_delivers_its_endpoints() {
     let origin = named("found").await;
     let mut service = Service::new("s", Protocol::Tcp);

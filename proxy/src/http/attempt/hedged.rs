@@ -192,7 +192,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Another try, with another endpoint, if there is one and the budget allows it.
+    /// Another try, with another endpoint, if there is one and the budget allows it. The
+    /// configuration may have changed since the first: it goes where a request would go now.
     fn second(
         &mut self,
         service: &Arc<ServiceState>,
@@ -201,6 +202,11 @@ impl<D: Downstream> Exchange<'_, D> {
         tried: &mut Tried,
     ) -> Option<Second> {
         tried.add(first);
+        let service = &service.live.current.load_full()?;
+        // The head was made ready for this wire, and a slot would have to be waited for.
+        if self.wire(service.spec.protocol) != wire || service.spec.admission.queue.is_some() {
+            return None;
+        }
         let endpoint = self.admit(service, tried).ok()?;
         if Arc::ptr_eq(&endpoint.live, &first.live) {
             return None;
