@@ -4,7 +4,12 @@
 //! seen every HEADERS before it, and a refusal of the stream, or a GOAWAY that leaves it out, is on its way to us
 //! already if there is one. What it sends for a stream itself, a head or a WINDOW_UPDATE, says as much and
 //! costs nothing, so that a PING is sent only for a stream that waits for the word. One vouches
-//! for all streams opened before it, and at most one is under way.
+//! for all streams opened before it, and at most one is under way. Servers count PINGs, and close the connection of a
+//! client that sends too many: it is better to believe one than to break what is under way.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{core::Core, frame, streams::Key};
 
@@ -13,6 +18,11 @@ const ASKS: [u8; 4] = *b"took";
 /// PINGs in a row that a server of gRPC endures, which has sent neither HEADERS nor DATA meanwhile. The
 /// fourth within five minutes closes the connection in gRPC's own ("too_many_pings").
 const ENDURED: u8 = 2;
+
+/// PINGs in a [`PERIOD`]. Jetty takes more than 50 in a second for an attack (128 since version 12); twice these, at the
+/// edge of two periods, and ten probes of windows are no more.
+const MOST: u8 = 20;
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// What is known of all streams of a connection.
 #[derive(Debug, Default)]
@@ -23,11 +33,23 @@ pub(super) struct Accepted {
     asked: Option<u32>,
     /// PINGs since the server last sent HEADERS or DATA.
     in_a_row: u8,
+    /// Those of the period that began then.
+    lately: u8,
+    since: Option<Instant>,
 }
 
 impl Accepted {
     fn vouches_for(&self, stream: u32) -> bool {
         stream < self.below
+    }
+
+    /// Whether a server, of gRPC if `sparing`, would mind another PING.
+    fn is_much(&mut self, sparing: bool, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= PERIOD) {
+            self.since = Some(now);
+            self.lately = 0;
+        }
+        self.lately >= MOST || sparing && self.in_a_row >= ENDURED
     }
 
     /// The PING to be sent for a stream that waits, when `next` is the first that is not open yet.
@@ -37,6 +59,7 @@ impl Accepted {
         }
         self.asked = Some(next);
         self.in_a_row = self.in_a_row.saturating_add(1);
+        self.lately = self.lately.saturating_add(1);
         Some(payload(next))
     }
 
@@ -68,14 +91,14 @@ fn payload(next: u32) -> [u8; 8] {
 
 impl Core {
     /// Whether the server has accepted a stream that has not failed. If that is not known it is asked,
-    /// and the stream woken once it is. A server of gRPC (`sparing`) is not asked too often, but believed.
+    /// and the stream woken once it is. One that would mind, of gRPC if `sparing`, is not asked but believed.
     pub(super) fn has_accepted(&mut self, key: Key, sparing: bool) -> bool {
         let Some(stream) = self.streams.get_mut(key).filter(|s| s.failed.is_none()) else {
             return false;
         };
         if stream.accepted
             || self.accepted.vouches_for(stream.id)
-            || sparing && self.accepted.asked.is_none() && self.accepted.in_a_row >= ENDURED
+            || self.accepted.asked.is_none() && self.accepted.is_much(sparing, Instant::now())
         {
             stream.accepted = true;
             return true;
@@ -115,6 +138,21 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_not_asked_more_often_than_any_would_mind() {
+        let (mut accepted, start) = (Accepted::default(), Instant::now());
+        for (ms, asks) in [(0, 20), (999, 0), (1000, 20), (1500, 0), (9000, 20)] {
+            let now = start + Duration::from_millis(ms);
+            let mut asked = 0;
+            while asked < 100 && !accepted.is_much(false, now) {
+                let ping = accepted.ask(1).unwrap();
+                accepted.acknowledged(ping);
+                asked += 1;
+            }
+            assert_eq!(asked, asks, "after {ms} ms");
+        }
+    }
 
     #[test]
     fn a_ping_vouches_for_what_was_open_before_it_and_only_one_is_under_way() {

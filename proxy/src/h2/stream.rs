@@ -145,7 +145,7 @@ impl Stream {
     }
 
     /// Ready once the server will not refuse the stream any more; never when the stream has failed. It is asked
-    /// by a PING where that is not known: a server of gRPC (`sparing`) not too often.
+    /// by a PING where that is not known, if it would not mind: one of gRPC (`sparing`) minds sooner.
     pub(crate) fn poll_accepted(&mut self, cx: &mut Context<'_>, sparing: bool) -> Poll<()> {
         let mut core = self.shared.lock();
         if core.has_accepted(self.key, sparing) {
