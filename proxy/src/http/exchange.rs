@@ -547,7 +547,12 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Fields that the route removes or sets are not let in by trailers.
     pub(super) fn guard_trailers(&self, trailers: Option<&mut HeaderMap>, request: bool) {
         let Some(trailers) = trailers else { return };
-        if !request && self.resume.is_some() && self.record.resumes > 0 {
+        // What goes on with a body is not all that its digest is of.
+        let goes_on = match request {
+            true => self.uploading.is_some() && self.head.method == Method::PATCH,
+            false => self.resume.is_some() && self.record.resumes > 0,
+        };
+        if goes_on {
             resume::strip_digests(trailers);
         }
         self.guard(trailers, request);

@@ -27,6 +27,8 @@ struct Server {
     faults: Vec<(usize, usize)>,
     /// Methods and offsets asked for.
     asked: Vec<String>,
+    /// Methods of those that came with a digest in their trailers.
+    proved: Vec<String>,
     /// It knows nothing of resumption.
     plain: bool,
     /// It forgets uploads that broke.
@@ -168,7 +170,11 @@ async fn h2_server(shared: Shared) -> SocketAddr {
                         respond.send_reset(h2::Reason::INTERNAL_ERROR);
                         return;
                     }
+                    let trailers = body.trailers().await.unwrap().unwrap_or_default();
                     let mut server = shared.lock().unwrap();
+                    if trailers.contains_key("content-digest") {
+                        server.proved.push(parts.method.to_string());
+                    }
                     server.take(&content, 0);
                     server.complete = true;
                     answer.header("upload-complete", "?1")
@@ -279,6 +285,28 @@ async fn a_client_that_sees_to_it_itself_is_left_alone() {
     let proxy = Setup::to(server(shared.clone()).await).start().await;
     let reply = soon(proxy.talk(&request("POST", "ok"))).await;
     assert!(reply.starts_with("HTTP/1.1 104"), "{reply}");
+}
+
+/// In trailers it comes when the body may long have become one of several parts.
+#[tokio::test]
+async fn the_digest_of_a_body_does_not_follow_a_part_of_it() {
+    for (faults, asked, proved) in [
+        (vec![], vec!["POST"], vec!["POST".to_owned()]),
+        (vec![(3, 0)], vec!["POST", "HEAD", "PATCH 3"], vec![]),
+        (vec![(5, 0)], vec!["POST", "HEAD", "PATCH 5"], vec![]),
+    ] {
+        let shared = Shared::new(Mutex::new(Server { faults, ..Server::default() }));
+        let addr = h2_server(shared.clone()).await;
+        let proxy = resuming(Setup::to(addr), 1 << 20).speaking(Protocol::Http2).start().await;
+        let sent = "POST /files HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+            Transfer-Encoding: chunked\r\nTrailer: content-digest\r\n\r\n\
+            5\r\nhello\r\n0\r\nContent-Digest: sha-256=:AAAA:\r\n\r\n";
+        let reply = soon(proxy.talk(sent)).await;
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        let server = shared.lock().unwrap();
+        assert_eq!(server.asked, asked);
+        assert_eq!((&*server.uploaded, &*server.proved), ("hello", &*proved));
+    }
 }
 
 #[tokio::test]
