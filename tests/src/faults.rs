@@ -19,7 +19,7 @@ mod scene;
 mod tap;
 
 pub use plan::Limits;
-pub use run::{Campaign, Failure};
+pub use run::{Campaign, Failure, Report};
 
 /// The HTTP/2 library under clients and endpoints ends a connection on which too many small DATA
 /// frames wait. Pieces of 64 bytes are what a run may be made of, so this is put out of reach.

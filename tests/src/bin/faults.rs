@@ -32,11 +32,12 @@ fn main() -> ExitCode {
 
 fn run(campaign: &Campaign) -> ExitCode {
     let begun = Instant::now();
-    let failures = campaign.run();
-    let seeds: Vec<_> = failures.iter().map(|failure| failure.seed.to_string()).collect();
+    let report = campaign.run();
+    let seeds: Vec<_> = report.failures.iter().map(|failure| failure.seed.to_string()).collect();
     let took = begun.elapsed().as_secs_f64();
+    println!("{report}");
     println!("{} runs in {took:.1} s, {} failed {}", campaign.runs, seeds.len(), seeds.join(" "));
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Campaign>, String> {

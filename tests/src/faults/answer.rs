@@ -21,6 +21,8 @@ pub(super) struct Outcome {
     pub(super) whole: Option<u64>,
     /// `x-towpath-reason`.
     pub(super) reason: Option<String>,
+    /// It was told when to come again.
+    pub(super) retry_after: bool,
     pub(super) received: u64,
     /// Where the answer's body first was not what the endpoint sent.
     pub(super) wrong: Option<u64>,
@@ -60,6 +62,7 @@ impl<'a> Answer<'a> {
         let outcome = &mut self.outcome;
         outcome.status = Some(status);
         outcome.reason = field("x-towpath-reason");
+        outcome.retry_after = field("retry-after").is_some();
         outcome.whole = field("x-whole").and_then(|text| text.parse().ok());
         outcome.attempt = field("x-attempt").and_then(|text| text.parse().ok());
         let answer = field("x-answer").and_then(|text| text.parse().ok());
@@ -82,6 +85,11 @@ impl<'a> Answer<'a> {
         match self.request.quirk {
             Quirk::SlowReader { every, pause } if received >= self.paused_at => {
                 self.paused_at = received + every;
+                tokio::time::sleep(pause).await;
+                false
+            }
+            Quirk::Linger { pause } if received > self.paused_at => {
+                self.paused_at = u64::MAX;
                 tokio::time::sleep(pause).await;
                 false
             }

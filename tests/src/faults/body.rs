@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use aws_lc_rs::digest::{Context, SHA256, digest};
 use bytes::Bytes;
 
 /// Odd, so that no power of two is a period.
@@ -45,9 +46,64 @@ impl Source {
     }
 }
 
+/// A digest field's value, of a body as it passes (RFC 9530).
+#[derive(Clone)]
+pub(super) struct Hasher(Context);
+
+impl Hasher {
+    pub(super) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(super) fn take(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn field(self) -> String {
+        field(self.0.finish().as_ref())
+    }
+}
+
+/// The digest field's value of a whole body.
+pub(super) fn digest_of(mut source: Source, size: u64) -> String {
+    let mut hasher = Hasher::new();
+    let mut left = size;
+    while left > 0 {
+        let bytes = source.next(left);
+        left -= bytes.len() as u64;
+        hasher.take(&bytes);
+    }
+    hasher.field()
+}
+
+/// That of something else.
+pub(super) fn wrong_digest() -> String {
+    field(digest(&SHA256, b"something else").as_ref())
+}
+
+fn field(digest: &[u8]) -> String {
+    const SYMBOLS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("sha-256=:");
+    for part in digest.chunks(3) {
+        let bits =
+            part.iter().chain(&[0, 0]).take(3).fold(0, |bits, b| bits << 8 | usize::from(*b));
+        for at in 0..4 {
+            let symbol = SYMBOLS[bits >> (18 - 6 * at) & 63];
+            text.push(if at <= part.len() { char::from(symbol) } else { '=' });
+        }
+    }
+    text.push(':');
+    text
+}
+
 impl Verifier {
     pub(super) fn new(source: Source) -> Self {
         Self { source, received: 0, wrong: None }
+    }
+
+    /// Begins so many bytes later.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        self.source.skip(bytes);
     }
 
     pub(super) fn take(&mut self, mut bytes: &[u8]) {
@@ -76,6 +132,14 @@ fn block() -> &'static Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_is_written_as_rfc_9530_has_it() {
+        let mut hasher = Hasher::new();
+        hasher.take(b"{\"hello\": \"world\"}");
+        hasher.take(b"\n");
+        assert_eq!(hasher.field(), "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:");
+    }
 
     #[test]
     fn a_repeated_piece_is_noticed_and_a_prefix_is_none() {

@@ -2,23 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+mod counters;
+
+pub(super) use self::counters::{Counted, TALLIES};
 use super::{
     answer::{End, Outcome},
     plan::{EventKind, Fault, Plan, Quirk, Request, Wire},
     scene::Attempt,
 };
-
-/// Counters of the run's proxies after it.
-#[derive(Debug)]
-pub(super) struct Counted<'a> {
-    /// The Prometheus text.
-    pub(super) text: &'a str,
-    /// Prefix of the services' names at the proxy that clients talk to, and at the one before endpoints.
-    pub(super) outer: &'a str,
-    pub(super) inner: &'a str,
-    /// Names of the endpoints, in order.
-    pub(super) endpoints: &'a [String],
-}
 
 /// Everything that is wrong.
 pub(super) fn check(
@@ -37,10 +28,15 @@ pub(super) fn check(
         let mut complain = |what: String| wrong.push(format!("#{}: {what}", request.index));
         answer(plan, request, outcome, &mut complain);
         uploads(plan, request, &tries, outcome, &mut complain);
+        digests(plan, request, &tries, outcome, &mut complain);
+        if is_undisturbed(plan, request) {
+            asked_once(plan, request, &tries, &mut complain);
+        }
     }
     lost_to_another(attempts, &mut wrong);
+    slots(plan, attempts, &mut wrong);
     if let Some(counted) = counted {
-        counters(plan, attempts, outcomes, counted, &mut wrong);
+        counters::check(plan, attempts, outcomes, counted, &mut wrong);
     }
     wrong
 }
@@ -54,16 +50,139 @@ fn answer(plan: &Plan, request: &Request, outcome: &Outcome, complain: &mut impl
     if outcome.end == End::Whole && from_endpoint && outcome.whole != Some(outcome.received) {
         complain(format!("ended clean after {} of {:?} bytes", outcome.received, outcome.whole));
     }
-    let truncated = matches!(request.quirk, Quirk::Truncate { .. });
-    let refused = outcome.status.is_some_and(|s| s >= 500 || (truncated && s >= 400));
-    if outcome.end == End::Whole && !from_endpoint && !refused {
-        complain(format!("answered {:?} by the proxy", outcome.status));
+    if outcome.end == End::Whole && !from_endpoint && !is_refusal(plan, request, outcome) {
+        let reason = &outcome.reason;
+        complain(format!("answered {:?} by the proxy for {reason:?}", outcome.status));
     }
     let fine = outcome.end == End::Whole && outcome.status == Some(200) && from_endpoint;
+    let refused = outcome.reason.as_deref().is_some_and(|why| plan.policy.may_refuse(why));
     let asked =
         !matches!(plan.event, Some(e) if e.kind == EventKind::Drain) || outcome.status.is_some();
-    if !fine && asked && is_undisturbed(plan, request) {
+    if !fine && !refused && asked && !plan.policy.cuts() && is_undisturbed(plan, request) {
         complain(format!("nothing disturbed it, and yet: {outcome:?}"));
+    }
+}
+
+/// Whether the proxy's own answer is an error that says why, for a reason that there can be, and
+/// when to come again where that is known.
+fn is_refusal(plan: &Plan, request: &Request, outcome: &Outcome) -> bool {
+    let policy = &plan.policy;
+    let Some((reason, status)) = outcome.reason.as_deref().zip(outcome.status) else {
+        return false;
+    };
+    match (reason, status) {
+        ("rate_limit", 429) => policy.limit.requests.is_some() && outcome.retry_after,
+        ("queue_full" | "queue_displaced" | "queue_wait", 503) => {
+            policy.queue.is_some() && outcome.retry_after
+        }
+        ("digest", 400) => policy.integrity.check && request.quirk == Quirk::WrongDigest,
+        ("digest", 502) => policy.integrity.check && is_answered_wrong(request),
+        ("stall", 504) | ("client_stall", 408) => policy.stall.is_some(),
+        ("overflow", 503) | ("timeout", 504) => policy.may_refuse(reason),
+        ("bad_request", 400) => matches!(request.quirk, Quirk::Truncate { .. }),
+        (
+            "no_healthy_endpoint"
+            | "connect_failure"
+            | "refused"
+            | "no_service"
+            | "spool"
+            | "upstream_reset"
+            | "upstream_protocol",
+            502 | 503,
+        ) => true,
+        _ => false,
+    }
+}
+
+/// Whether an answer may not be what its digest says.
+fn is_answered_wrong(request: &Request) -> bool {
+    request.tries.iter().any(|fault| match fault {
+        Fault::WrongDigest { .. } => true,
+        Fault::WrongLength(_) => request.proved,
+        _ => false,
+    })
+}
+
+/// A body that is not what its digest says never ends well where digests are checked, and made
+/// ones are right.
+fn digests(
+    plan: &Plan,
+    request: &Request,
+    tries: &[&Attempt],
+    outcome: &Outcome,
+    complain: &mut impl FnMut(String),
+) {
+    let terms = plan.policy.integrity;
+    let lies = request.quirk == Quirk::WrongDigest;
+    for attempt in tries.iter().filter(|attempt| attempt.complete) {
+        let number = attempt.number;
+        if lies && terms.check {
+            complain(format!("try {number} ended clean against its digest"));
+        }
+        if attempt.proved == Some(false) && !lies {
+            complain(format!("try {number} had a digest of something else"));
+        }
+        // Of a part there is none, and the sidecar checks what a body of told length cannot say
+        // over HTTP/1.1.
+        let unsaid = plan.sidecar == Some(Wire::Http2)
+            && plan.endpoint == Wire::Http1
+            && request.up.declared;
+        let due = terms.make && request.up.size > 0 && !unsaid && !attempt.goes_on();
+        if attempt.proved.is_none() && due {
+            complain(format!("try {number} had no digest"));
+        }
+    }
+    let met = outcome.attempt.and_then(|attempt| request.tries.get(attempt));
+    // A body whose length was told has no room for it behind, over HTTP/1.1.
+    let shown = |trailer: bool| !trailer || plan.endpoint == Wire::Http2 || !request.down.declared;
+    let refuted = matches!(met, Some(Fault::WrongDigest { trailer }) if shown(*trailer));
+    if refuted && terms.check && outcome.end == End::Whole {
+        complain("the digest was of something else, and it ended clean".into());
+    }
+}
+
+/// Nothing is asked twice that nothing disturbs, but for reads that are hedged or moved.
+fn asked_once(
+    plan: &Plan,
+    request: &Request,
+    tries: &[&Attempt],
+    complain: &mut impl FnMut(String),
+) {
+    let policy = &plan.policy;
+    if policy.per_try.is_some() || policy.stall.is_some() {
+        return;
+    }
+    let times = tries.iter().filter(|attempt| asks_anew(attempt)).count();
+    let proxies = 1 + u32::from(plan.sidecar.is_some());
+    let most = if may_hedge(plan, request) { 2_usize.pow(proxies) } else { 1 };
+    if times > most {
+        complain(format!("nothing disturbed it, and it was asked {times} times"));
+    }
+}
+
+/// Whether it asks for the whole, and was not turned away.
+fn asks_anew(attempt: &Attempt) -> bool {
+    !attempt.ranged && !attempt.refused && !attempt.connection.is_disowned(attempt.stream)
+}
+
+fn may_hedge(plan: &Plan, request: &Request) -> bool {
+    let policy = &plan.policy;
+    let digests = policy.integrity.is_on();
+    request.method == "GET" && policy.hedge.is_some() && policy.queue.is_none() && !digests
+}
+
+/// An endpoint works on no more than it has slots for. Looked at where all goes well: it may be
+/// late to see that it was left.
+fn slots(plan: &Plan, attempts: &[Attempt], wrong: &mut Vec<String>) {
+    let Some(queue) = plan.policy.queue else { return };
+    let swapped = matches!(plan.event, Some(event) if event.kind != EventKind::PlaneGone);
+    let cut = plan.policy.cuts() || plan.policy.per_try.is_some();
+    if swapped || cut || !plan.requests().all(|request| is_undisturbed(plan, request)) {
+        return;
+    }
+    for attempt in attempts.iter().filter(|attempt| attempt.beside >= queue.slots as usize) {
+        let (endpoint, beside) = (attempt.endpoint, attempt.beside);
+        wrong.push(format!("e{endpoint} has {} slots, and got one beside {beside}", queue.slots));
     }
 }
 
@@ -79,22 +198,26 @@ fn uploads(
         if let Some(at) = attempt.wrong {
             complain(format!("try {number} had a wrong byte at {at}"));
         }
-        if attempt.received > outcome.sent {
-            complain(format!("try {number} got {} of {} bytes", attempt.received, outcome.sent));
+        let until = attempt.until();
+        if until > outcome.sent {
+            complain(format!("try {number} got {until} of {} bytes", outcome.sent));
         }
-        if attempt.complete && attempt.received != request.up.size {
+        if attempt.complete && attempt.method != "HEAD" && until != request.up.size {
             let size = request.up.size;
-            complain(format!("try {number} ended clean after {} of {size}", attempt.received));
+            complain(format!("try {number} ended clean after {until} of {size}"));
         }
         if !has_its_key(plan, request, attempt, tries) {
             complain(format!("try {number} had the key {:?}", attempt.key));
         }
-        if attempt.method != request.method {
+        let goes_on = matches!(attempt.method.as_str(), "HEAD" | "PATCH");
+        let may_go_on = plan.policy.resumes_uploads && request.resumable;
+        if attempt.method != request.method && !(goes_on && may_go_on) {
             complain(format!("try {number} was a {}", attempt.method));
         }
     }
-    let trusted = plan.policy.trusts_keys && tries.iter().all(|attempt| attempt.key.is_some());
-    let processed = tries.iter().filter(|attempt| attempt.is_processed()).count();
+    let keyed = || tries.iter().filter(|a| !a.goes_on()).all(|attempt| attempt.key.is_some());
+    let trusted = plan.policy.trusts_keys && keyed();
+    let processed = processed(tries).len();
     if !is_idempotent(request) && !trusted && processed > 1 {
         complain(format!("a {} was processed {processed} times", request.method));
     }
@@ -107,28 +230,46 @@ fn uploads(
         complain("acknowledged, and no endpoint has it all".into());
     }
     let proxies = 1 + u32::from(plan.sidecar.is_some());
-    // One more each where a pooled connection had been closed.
-    let most = (plan.policy.attempts + 2).pow(proxies) as usize;
+    // One more each where a pooled connection had been closed, and two each to go on.
+    let tries_each = if plan.policy.resumes_uploads && request.resumable { 2 } else { 1 };
+    let most = (tries_each * plan.policy.attempts + 2).pow(proxies) as usize;
     if tries.len() > most {
         complain(format!("{} tries, {most} at most", tries.len()));
     }
 }
 
-/// The client's key, or where there is none and the policy says so, one that all tries have.
+/// The client's key, or where there is none and the policy says so, one that all tries have. What
+/// goes on with an upload is of the upload, and has none.
 fn has_its_key(plan: &Plan, request: &Request, attempt: &Attempt, tries: &[&Attempt]) -> bool {
+    if attempt.goes_on() {
+        return attempt.key.is_none();
+    }
     let minted = plan.policy.mints_keys && request.key.is_none() && !is_idempotent(request);
     if minted {
-        attempt.key.is_some() && tries.iter().all(|other| other.key == attempt.key)
+        let mut others = tries.iter().filter(|other| !other.goes_on());
+        attempt.key.is_some() && others.all(|other| other.key == attempt.key)
     } else {
         attempt.key == request.key
     }
 }
 
+/// Tries that were processed: one for each upload, whatever its parts.
+fn processed<'a>(tries: &[&'a Attempt]) -> Vec<&'a Attempt> {
+    let mut uploads = BTreeSet::new();
+    let done = tries.iter().filter(|attempt| attempt.is_processed());
+    done.filter(|a| a.upload.is_none_or(|upload| uploads.insert(upload))).copied().collect()
+}
+
 /// How often rows are loaded where each endpoint keeps to keys, and all know of each other's loads.
 fn loads(tries: &[&Attempt]) -> usize {
-    let done = || tries.iter().filter(|attempt| attempt.is_processed());
-    let keys: BTreeSet<_> = done().filter_map(|attempt| attempt.key.as_ref()).collect();
-    keys.len() + done().filter(|attempt| attempt.key.is_none()).count()
+    // An upload has the key that it began with.
+    let key = |done: &Attempt| match done.upload {
+        Some(_) => tries.iter().find(|a| a.upload == done.upload).and_then(|a| a.key.clone()),
+        None => done.key.clone(),
+    };
+    let keys: Vec<_> = processed(tries).into_iter().map(key).collect();
+    let unkeyed = keys.iter().filter(|key| key.is_none()).count();
+    keys.iter().flatten().collect::<BTreeSet<_>>().len() + unkeyed
 }
 
 /// Two requests of one key: what the second carries is never loaded.
@@ -156,7 +297,7 @@ fn is_acknowledged(request: &Request, outcome: &Outcome) -> bool {
 /// Whether the request must succeed: nothing happens to it or to what it shares with others.
 fn is_undisturbed(plan: &Plan, request: &Request) -> bool {
     let benign = |r: &Request| {
-        r.quirk.is_benign() && r.tries.iter().all(|fault| fault.is_benign(plan.endpoint))
+        r.quirk.is_benign(&plan.policy) && r.tries.iter().all(|fault| fault.is_benign(plan))
     };
     let killed = matches!(plan.event, Some(e) if matches!(e.kind, EventKind::Kill(_)));
     let others = || plan.requests().filter(|r| r.index != request.index);
@@ -173,71 +314,7 @@ fn is_undisturbed(plan: &Plan, request: &Request) -> bool {
                 Quirk::VanishUpload { reset: true, .. } | Quirk::VanishDownload { reset: true, .. }
             )
         });
-    benign(request) && !plan.policy.is_tight() && !killed && !endpoint && !client
-}
-
-fn counters(
-    plan: &Plan,
-    attempts: &[Attempt],
-    outcomes: &[Outcome],
-    counted: &Counted<'_>,
-    wrong: &mut Vec<String>,
-) {
-    let sum = |name: &str, labels: &[&str]| sum(counted.text, name, labels);
-    let outer = format!("service=\"{}-", counted.outer);
-    let mut within = |what: &str, least: u64, value: u64, most: u64| {
-        if !(least..=most).contains(&value) {
-            wrong.push(format!("{what} counts {value}, not {least} to {most}"));
-        }
-    };
-    let answered = outcomes.iter().filter(|o| o.status.is_some()).count() as u64;
-    let asked = outcomes.iter().filter(|o| o.asked).count() as u64;
-    // A GOAWAY has clients of this library ask again what was not looked at.
-    within("requests", answered, sum("towpath_requests_total", &[&outer]), asked);
-    let furthest = |request: &Request| {
-        let tries = attempts.iter().filter(|a| a.request == request.index);
-        tries.map(|a| a.received).max().unwrap_or(0)
-    };
-    within(
-        "request bytes",
-        plan.requests().map(furthest).sum(),
-        sum("towpath_request_bytes_total", &[&outer]),
-        outcomes.iter().map(|o| o.sent).sum(),
-    );
-    within(
-        "response bytes",
-        outcomes.iter().map(|o| o.received).sum(),
-        sum("towpath_response_bytes_total", &[&outer]),
-        // What a sidecar answers itself comes from no endpoint.
-        if plan.sidecar.is_some() { u64::MAX } else { attempts.iter().map(|a| a.sent).sum() },
-    );
-    let inner = format!("service=\"{}-", counted.inner);
-    for (index, name) in counted.endpoints.iter().enumerate() {
-        let endpoint = format!("endpoint=\"{name}\"");
-        let series =
-            |direction: &str| sum("towpath_endpoint_bytes_total", &[&inner, &endpoint, direction]);
-        if !counted.text.contains(&endpoint) {
-            continue;
-        }
-        let of = || attempts.iter().filter(|a| a.endpoint == index);
-        let received = of().map(|a| a.received).sum();
-        within(&format!("e{index} sent"), received, series("direction=\"request\""), u64::MAX);
-        let sent = of().map(|a| a.sent).sum();
-        within(&format!("e{index} received"), 0, series("direction=\"response\""), sent);
-        let picks = sum("towpath_picks_total", &[&inner, &endpoint]);
-        within(&format!("e{index} picks"), of().count() as u64, picks, u64::MAX);
-    }
-    let gauge = "towpath_bytes_in_flight";
-    within(gauge, 0, sum(gauge, &[&outer]) + sum(gauge, &[&inner]), 0);
-}
-
-/// The sum of the series of this name that carry all of these labels.
-fn sum(text: &str, name: &str, labels: &[&str]) -> u64 {
-    let series = text.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
-            && labels.iter().all(|label| line.contains(label))
-    });
-    series.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    benign(request) && !killed && !endpoint && !client
 }
 
 #[cfg(test)]

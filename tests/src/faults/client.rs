@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     SMALL_FRAMES,
     answer::{Answer, End, Outcome},
-    body::Source,
+    body::{Source, digest_of, wrong_digest},
     exchange::send_some,
     h1::{Head, Reader, chunk},
     plan::{Quirk, Request, Wire},
@@ -29,6 +29,9 @@ pub(super) struct Client {
     scene: Arc<Scene>,
     shared: Mutex<Option<Http2>>,
 }
+
+/// So many are looked at for one that takes a request.
+const CONNECTIONS: usize = 4;
 
 #[derive(Debug)]
 struct Http1 {
@@ -93,16 +96,23 @@ impl Client {
     }
 
     async fn http2(&self, answer: &mut Answer<'_>) -> End {
-        let shared = self.scene.plan.shared;
-        let mut connection = match self.connection().await {
-            Ok(connection) => connection,
-            Err(error) => return End::Broken(format!("no connection: {error}")),
-        };
-        let end = connection.exchange(answer).await;
-        if shared && matches!(end, End::Broken(_)) && connection.is_over().await {
-            *self.shared.lock().await = None;
+        let mut why = String::new();
+        for _ in 0..CONNECTIONS {
+            let mut connection = match self.connection().await {
+                Ok(connection) => connection,
+                Err(error) => return End::Broken(format!("no connection: {error}")),
+            };
+            let end = connection.exchange(answer).await;
+            if !matches!(end, Ok(End::Whole | End::Left)) && connection.is_over().await {
+                *self.shared.lock().await = None;
+            }
+            match end {
+                Ok(end) => return end,
+                // The connection takes nothing new.
+                Err(unsent) => why = unsent,
+            }
         }
-        end
+        End::Broken(why)
     }
 
     async fn connection(&self) -> Result<Http2, String> {
@@ -160,7 +170,7 @@ impl Http1 {
         }
         let whole = uploaded == Some(true) && end == End::Whole;
         // An answer that overtakes a large body has the proxy close without having said so.
-        let overtaken = !request.tries.iter().all(|fault| fault.is_benign(scene.plan.endpoint));
+        let overtaken = !request.tries.iter().all(|fault| fault.is_benign(&scene.plan));
         if whole && !close && !overtaken && request.quirk != Quirk::HalfClose {
             Kept::Yes(end)
         } else {
@@ -179,7 +189,7 @@ async fn upload_http1(
     writer: &mut WriteHalf<Tap>,
     sent: &mut u64,
 ) -> Result<bool, Left> {
-    let head = head_text(request);
+    let head = head_text(scene, request);
     if writer.write_all(head.as_bytes()).await.is_err() {
         return Ok(false);
     }
@@ -220,7 +230,7 @@ async fn upload_http1(
     Ok(true)
 }
 
-fn head_text(request: &Request) -> String {
+fn head_text(scene: &Scene, request: &Request) -> String {
     let mut text = format!(
         "{} /r/{} HTTP/1.1\r\nhost: faults.test\r\nx-request: {}\r\n",
         request.method, request.index, request.index
@@ -228,12 +238,24 @@ fn head_text(request: &Request) -> String {
     if let Some(key) = &request.key {
         text.push_str(&format!("idempotency-key: {key}\r\n"));
     }
+    if let Some(digest) = digest(scene, request) {
+        text.push_str(&format!("content-digest: {digest}\r\n"));
+    }
     text.push_str(&match (request.up.size, request.up.declared) {
         (0, _) if request.method == "GET" => "\r\n".to_owned(),
         (size, true) => format!("content-length: {size}\r\n\r\n"),
         (_, false) => "transfer-encoding: chunked\r\n\r\n".to_owned(),
     });
     text
+}
+
+/// The digest that the body comes with.
+fn digest(scene: &Scene, request: &Request) -> Option<String> {
+    if request.quirk == Quirk::WrongDigest {
+        return Some(wrong_digest());
+    }
+    let body = Source::new(scene.plan.seed, request.index, None);
+    (request.proved && request.up.size > 0).then(|| digest_of(body, request.up.size))
 }
 
 async fn download_http1(
@@ -303,12 +325,11 @@ impl Http2 {
             .is_ok_and(|ready| ready.is_err())
     }
 
-    async fn exchange(&mut self, answer: &mut Answer<'_>) -> End {
+    /// One request; an error when nothing of it was sent.
+    async fn exchange(&mut self, answer: &mut Answer<'_>) -> Result<End, String> {
         let (scene, request) = (answer.scene, answer.request);
-        let mut requests = match self.requests.clone().ready().await {
-            Ok(requests) => requests,
-            Err(error) => return End::Broken(format!("not ready: {error}")),
-        };
+        let ready = self.requests.clone().ready().await;
+        let mut requests = ready.map_err(|error| format!("not ready: {error}"))?;
         let mut head = http::Request::builder()
             .method(request.method)
             .uri(format!("http://faults.test/r/{}", request.index))
@@ -316,15 +337,16 @@ impl Http2 {
         if let Some(key) = &request.key {
             head = head.header("idempotency-key", key);
         }
+        if let Some(digest) = digest(scene, request) {
+            head = head.header("content-digest", digest);
+        }
         if request.up.declared && request.up.size > 0 {
             head = head.header("content-length", request.up.size);
         }
-        let Ok(head) = head.body(()) else { return End::Broken("no such request".into()) };
+        let head = head.body(()).map_err(|error| error.to_string())?;
+        let opened = requests.send_request(head, request.up.size == 0);
+        let (response, mut send) = opened.map_err(|error| format!("not sent: {error}"))?;
         answer.outcome.asked = true;
-        let (response, mut send) = match requests.send_request(head, request.up.size == 0) {
-            Ok(opened) => opened,
-            Err(error) => return End::Broken(format!("not sent: {error}")),
-        };
         drop(requests);
         let mut sent = 0;
         let end = {
@@ -357,7 +379,7 @@ impl Http2 {
         if end == End::Left {
             self.leave(request, &mut send);
         }
-        end
+        Ok(end)
     }
 
     /// Goes away: from the stream, or for good where the connection is its own.

@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, sync::Arc};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{
@@ -32,6 +32,7 @@ pub(super) struct Http2 {
     pub(super) body: RecvStream,
     pub(super) respond: SendResponse<Bytes>,
     pub(super) send: Option<SendStream<Bytes>>,
+    pub(super) trailers: Option<HeaderMap>,
     pub(super) control: Arc<Control>,
 }
 
@@ -44,7 +45,14 @@ impl Exchange<'_> {
         match self {
             Self::Http1(h1) => h1.reader.piece(&mut h1.body).await.map_err(gone),
             Self::Http2(h2) => match h2.body.data().await {
-                None => Ok(None),
+                // What is reset before its trailers has no end.
+                None => match poll_fn(|cx| h2.body.poll_trailers(cx)).await {
+                    Ok(trailers) => {
+                        h2.trailers = trailers;
+                        Ok(None)
+                    }
+                    Err(error) => Err(error.to_string()),
+                },
                 Some(Err(error)) => Err(error.to_string()),
                 Some(Ok(bytes)) => {
                     let credit = h2.body.flow_control().release_capacity(bytes.len());
@@ -55,16 +63,49 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends an interim response.
-    pub(super) async fn inform(&mut self, status: u16) -> Result<(), Gone> {
+    /// A field after the request body.
+    pub(super) fn trailer(&self, name: &str) -> Option<String> {
         match self {
             Self::Http1(h1) => {
-                let head = format!("HTTP/1.1 {status} Wait\r\n\r\n");
+                let mut trailers = h1.reader.trailers.iter();
+                trailers.find(|(n, _)| n == name).map(|(_, value)| value.clone())
+            }
+            Self::Http2(h2) => h2.trailers.as_ref()?.get(name)?.to_str().ok().map(str::to_owned),
+        }
+    }
+
+    /// Sends an interim response.
+    pub(super) async fn inform(
+        &mut self,
+        status: u16,
+        fields: &[(&str, String)],
+    ) -> Result<(), Gone> {
+        match self {
+            Self::Http1(h1) => {
+                let head = format!("{}\r\n", fields_text(status, fields));
                 h1.writer.write_all(head.as_bytes()).await.map_err(gone)
             }
             Self::Http2(h2) => {
-                let head = Response::builder().status(status).body(()).map_err(of_http)?;
+                let head = head_of(status, fields)?;
                 h2.respond.send_informational(head).map_err(|e| e.to_string())
+            }
+        }
+    }
+
+    /// Answers with a head alone: to HEAD, or 204.
+    pub(super) async fn respond_bodiless(
+        &mut self,
+        status: u16,
+        fields: &[(&str, String)],
+    ) -> Result<(), Gone> {
+        match self {
+            Self::Http1(h1) => {
+                let head = format!("{}\r\n", fields_text(status, fields));
+                h1.writer.write_all(head.as_bytes()).await.map_err(gone)
+            }
+            Self::Http2(h2) => {
+                let sent = h2.respond.send_response(head_of(status, fields)?, true);
+                sent.map(drop).map_err(|e| e.to_string())
             }
         }
     }
@@ -83,14 +124,10 @@ impl Exchange<'_> {
                 h1.writer.write_all(head.as_bytes()).await.map_err(gone)
             }
             Self::Http2(h2) => {
-                let mut head = Response::builder().status(status);
-                for (name, value) in fields {
-                    head = head.header(*name, value);
-                }
+                let mut head = head_of(status, fields)?;
                 if let Some(length) = length {
-                    head = head.header("content-length", length);
+                    head.headers_mut().insert("content-length", length.into());
                 }
-                let head = head.body(()).map_err(of_http)?;
                 let sent = h2.respond.send_response(head, false);
                 h2.send = Some(sent.map_err(|e| e.to_string())?);
                 Ok(())
@@ -115,14 +152,23 @@ impl Exchange<'_> {
         }
     }
 
-    /// Ends the answer.
-    pub(super) async fn end(&mut self) -> Result<(), Gone> {
+    /// Ends the answer, with a field after its body where there is one and the framing allows it.
+    pub(super) async fn end(&mut self, trailer: Option<(&str, String)>) -> Result<(), Gone> {
         match self {
-            Self::Http1(h1) if h1.chunked => h1.writer.write_all(b"0\r\n\r\n").await.map_err(gone),
+            Self::Http1(h1) if h1.chunked => {
+                let field = trailer.map(|(name, value)| format!("{name}: {value}\r\n"));
+                let end = format!("0\r\n{}\r\n", field.unwrap_or_default());
+                h1.writer.write_all(end.as_bytes()).await.map_err(gone)
+            }
             Self::Http1(_) => Ok(()),
             Self::Http2(h2) => {
                 let Some(send) = &mut h2.send else { return Ok(()) };
-                send.send_data(Bytes::new(), true).map_err(|e| e.to_string())
+                let Some((name, value)) = trailer else {
+                    return send.send_data(Bytes::new(), true).map_err(|e| e.to_string());
+                };
+                let mut trailers = HeaderMap::new();
+                insert(&mut trailers, name, &value)?;
+                send.send_trailers(trailers).map_err(|e| e.to_string())
             }
         }
     }
@@ -220,11 +266,30 @@ pub(super) async fn send_some(send: &mut SendStream<Bytes>, bytes: &mut Bytes) -
     send.send_data(now, false).map_err(|error| error.to_string())
 }
 
-fn head_text(status: u16, length: Option<u64>, fields: &[(&str, String)]) -> String {
+fn head_of(status: u16, fields: &[(&str, String)]) -> Result<Response<()>, Gone> {
+    let mut head = Response::builder().status(status).body(()).map_err(of_http)?;
+    for (name, value) in fields {
+        insert(head.headers_mut(), name, value)?;
+    }
+    Ok(head)
+}
+
+fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), Gone> {
+    let name = HeaderName::try_from(name).map_err(|error| error.to_string())?;
+    headers.insert(name, HeaderValue::try_from(value).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+fn fields_text(status: u16, fields: &[(&str, String)]) -> String {
     let mut text = format!("HTTP/1.1 {status} Answer\r\n");
     for (name, value) in fields {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
+    text
+}
+
+fn head_text(status: u16, length: Option<u64>, fields: &[(&str, String)]) -> String {
+    let mut text = fields_text(status, fields);
     text.push_str(&match length {
         Some(length) => format!("content-length: {length}\r\n\r\n"),
         None => "transfer-encoding: chunked\r\n\r\n".to_owned(),

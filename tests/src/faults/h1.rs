@@ -9,6 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 #[derive(Debug)]
 pub(super) struct Reader<R> {
     io: BufReader<R>,
+    /// Fields after the last body in chunks; names in lower case.
+    pub(super) trailers: Vec<(String, String)>,
 }
 
 /// The start line and fields of a message; names in lower case.
@@ -33,7 +35,7 @@ const BUFFER: usize = 64 * 1024;
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) fn new(io: R) -> Self {
-        Self { io: BufReader::with_capacity(BUFFER, io) }
+        Self { io: BufReader::with_capacity(BUFFER, io), trailers: Vec::new() }
     }
 
     /// The next head; `None` at the end of the connection.
@@ -41,12 +43,18 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if self.io.fill_buf().await?.is_empty() {
             return Ok(None);
         }
+        self.trailers.clear();
         let first = self.line().await?;
+        let fields = self.fields().await?;
+        Ok(Some(Head { first, fields }))
+    }
+
+    async fn fields(&mut self) -> io::Result<Vec<(String, String)>> {
         let mut fields = Vec::new();
         loop {
             let line = self.line().await?;
             if line.is_empty() {
-                return Ok(Some(Head { first, fields }));
+                return Ok(fields);
             }
             let (name, value) = line.split_once(':').ok_or_else(|| malformed(&line))?;
             fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
@@ -59,7 +67,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let line = self.line().await?;
             let size = u64::from_str_radix(&line, 16).map_err(|_| malformed(&line))?;
             if size == 0 {
-                while !self.line().await?.is_empty() {}
+                self.trailers = self.fields().await?;
                 *body = Framing::Length(0);
                 return Ok(None);
             }

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use towpath_policies::model::{
     Action, Bind, BudgetShare, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit,
-    HostRewrite, HttpOptions, Listener, Node, PathMatch, Protocol, RetryCondition, RetryPolicy,
-    Route, RouteMatch, RouteTable, Service, Snapshot, VirtualHost, WeightedBackend,
+    HostRewrite, HttpOptions, Listener, Node, PathMatch, Protocol, RateLimits, RetryCondition,
+    RetryPolicy, Route, RouteMatch, RouteTable, Service, Snapshot, Transfer, VirtualHost,
+    WeightedBackend,
 };
 use towpath_proxy::{Config, Running, SourceConfig};
 
@@ -91,7 +92,10 @@ impl Mesh {
         origins: &[SocketAddr],
     ) -> anyhow::Result<()> {
         let generation = u32::from(kind == EventKind::OtherService);
-        self.apply_inner(self.snapshot(SIDECAR, self.protocol, origins, generation)).await
+        let mut snapshot = self.snapshot(SIDECAR, self.protocol, origins, generation);
+        // The same version twice would be no change.
+        snapshot.version = format!("v{generation}-{}", kind.name());
+        self.apply_inner(snapshot).await
     }
 
     /// Whom the proxies obey goes away.
@@ -141,6 +145,9 @@ impl Mesh {
         let mut service = Service::new(name.clone(), protocol);
         service.outlier = None;
         service.retry_budget = BudgetShare { percent: 20, min_concurrent: policy.retries_at_once };
+        service.admission.queue = policy.queue;
+        service.admission.bandwidth = policy.bandwidth;
+        service.admission.stream_age = policy.age;
         service.breaker.service.max_requests = policy.max_requests;
         service.breaker.service.max_bytes_in_flight = policy.max_bytes_in_flight;
         let table = self.service(proxy);
@@ -203,6 +210,17 @@ fn routes(table: &str, service: &str, policy: &Policy) -> RouteTable {
     if policy.per_try.is_some() {
         on.push(RetryCondition::Timeout);
     }
+    if policy.stall.is_some() {
+        on.push(RetryCondition::Stall);
+    }
+    let transfer = Transfer {
+        integrity: policy.integrity,
+        stall: policy.stall,
+        hedge: policy.hedge.clone(),
+        limits: RateLimits { route: policy.limit, ..RateLimits::default() },
+        resume_uploads: policy.resumes_uploads,
+        ..Transfer::default()
+    };
     let retry = RetryPolicy {
         attempts: policy.attempts,
         on,
@@ -229,7 +247,7 @@ fn routes(table: &str, service: &str, policy: &Policy) -> RouteTable {
         timeout: None,
         idle_timeout: None,
         retry,
-        transfer: Default::default(),
+        transfer,
     };
     let matches = RouteMatch {
         path: PathMatch::Prefix("/".into()),

@@ -1,7 +1,8 @@
 //! One run from plan to verdict, and many of them.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fmt, fs,
     io::{IsTerminal, Write as _},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use towpath_proxy::metrics;
 use super::{
     Limits,
     answer::Outcome,
-    check::{self, Counted},
+    check::{self, Counted, TALLIES},
     client::Client,
     mesh::Mesh,
     origin::Origin,
@@ -29,6 +30,15 @@ pub struct Failure {
     pub seed: u64,
     /// What is wrong, the plan and the story.
     pub report: String,
+}
+
+/// What a campaign came to.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The runs that broke a promise.
+    pub failures: Vec<Failure>,
+    /// How often what the proxies can do came to pass, by their own counters.
+    pub tallies: BTreeMap<&'static str, u64>,
 }
 
 /// What a campaign does.
@@ -59,13 +69,13 @@ impl Campaign {
     ///
     /// # Panics
     /// When this machine has no runtime to offer.
-    pub fn run(&self) -> Vec<Failure> {
+    pub fn run(&self) -> Report {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime can be built");
         let progress = std::io::stderr().is_terminal() && !self.verbose;
-        let mut failures = Vec::new();
+        let mut report = Report::default();
         // What a process opens once and keeps is no leak of the first run.
         let calm = Limits { max_size: 1, ..self.limits.clone() };
         let first = runtime.block_on(staged(Scene::new(Plan::draw(0, &calm))));
@@ -74,14 +84,17 @@ impl Campaign {
         for index in 0..self.runs {
             let seed = self.seed.wrapping_add(index);
             let plan = Plan::draw(seed, &self.limits);
-            let (scene, wrong) = runtime.block_on(one(plan));
+            let (scene, seen) = runtime.block_on(one(plan));
             if self.verbose {
                 println!("{}{}", scene.plan, scene.story());
             }
-            if !wrong.is_empty() {
-                let report = report(&scene, &wrong);
-                eprintln!("{report}");
-                failures.push(Failure { seed, report });
+            for (name, count) in seen.tallies {
+                *report.tallies.entry(name).or_default() += count;
+            }
+            if !seen.wrong.is_empty() {
+                let text = self.describe(&scene, &seen.wrong);
+                eprintln!("{text}");
+                report.failures.push(Failure { seed, report: text });
             }
             if progress {
                 let rate = (index + 1) as f64 / begun.elapsed().as_secs_f64();
@@ -90,51 +103,75 @@ impl Campaign {
                     "\r{}/{} runs, {} failed, {rate:.0}/s ",
                     index + 1,
                     self.runs,
-                    failures.len()
+                    report.failures.len()
                 );
             }
         }
         if progress {
             eprintln!();
         }
-        failures
+        report
+    }
+
+    fn describe(&self, scene: &Scene, wrong: &[String]) -> String {
+        let mut report = format!("FAILED {}", scene.plan);
+        for what in wrong {
+            report.push_str(&format!("  WRONG {what}\n"));
+        }
+        let Limits { max_size, skip } = &self.limits;
+        let seed = scene.plan.seed;
+        report.push_str(&format!("  AGAIN --runs 1 --seed {seed} --max-size {max_size}"));
+        if !skip.is_empty() {
+            let names: Vec<_> = skip.iter().map(String::as_str).collect();
+            report.push_str(&format!(" --skip {}", names.join(",")));
+        }
+        report.push('\n');
+        report.push_str(&scene.story());
+        report
     }
 }
 
-fn report(scene: &Scene, wrong: &[String]) -> String {
-    let mut report = format!("FAILED {}", scene.plan);
-    for what in wrong {
-        report.push_str(&format!("  WRONG {what}\n"));
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tallies: Vec<_> =
+            self.tallies.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        write!(f, "came to pass: {}", tallies.join(", "))
     }
-    report.push_str(&scene.story());
-    report
 }
 
-/// Makes a run; what is wrong with it.
-async fn one(plan: Plan) -> (Arc<Scene>, Vec<String>) {
+/// What was seen of a run.
+#[derive(Debug, Default)]
+struct Seen {
+    wrong: Vec<String>,
+    tallies: Vec<(&'static str, u64)>,
+}
+
+/// Makes a run.
+async fn one(plan: Plan) -> (Arc<Scene>, Seen) {
     let scene = Scene::new(plan);
     let before = Left::now();
     let bytes: u64 = scene.plan.requests().map(|r| r.up.size + r.down.size).sum();
     let most = MOST + Duration::from_secs(bytes / SLOWEST);
-    let mut wrong = match timeout(most, staged(scene.clone())).await {
-        Ok(Ok(wrong)) => wrong,
-        Ok(Err(error)) => vec![format!("could not be made: {error:#}")],
-        Err(_) => vec![format!("hung for {most:?}")],
+    let wrong = |what| Seen { wrong: vec![what], ..Seen::default() };
+    let mut seen = match timeout(most, staged(scene.clone())).await {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(error)) => wrong(format!("could not be made: {error:#}")),
+        Err(_) => wrong(format!("hung for {most:?}")),
     };
     if let Err(after) = settled(|| Some(Left::now()).filter(|now| !now.is_within(&before))).await {
-        wrong.push(format!("left behind: {after:?}, before: {before:?}"));
+        seen.wrong.push(format!("left behind: {after:?}, before: {before:?}"));
     }
-    (scene, wrong)
+    (scene, seen)
 }
 
-async fn staged(scene: Arc<Scene>) -> anyhow::Result<Vec<String>> {
+async fn staged(scene: Arc<Scene>) -> anyhow::Result<Seen> {
     let plan = &scene.plan;
     let mut origins = Vec::new();
     for endpoint in 0..plan.endpoints + plan.spares {
         origins.push(Origin::start(scene.clone(), endpoint).await?);
     }
     let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
-    let (first, spare) = addresses.split_at(plan.endpoints);
+    let (first, _) = addresses.split_at(plan.endpoints);
     let mesh = Mesh::start(plan, first).await?;
     let client = Client::new(mesh.address, scene.clone());
     let mut outcomes: Vec<Vec<Outcome>> = plan.lanes.iter().map(|_| Vec::new()).collect();
@@ -142,7 +179,7 @@ async fn staged(scene: Arc<Scene>) -> anyhow::Result<Vec<String>> {
         join_all(plan.lanes.iter().zip(&mut outcomes).map(|(lane, seen)| client.lane(lane, seen)));
     let event = async {
         if let Some(event) = plan.event {
-            happen(&scene, event, &mesh, &origins, spare).await?;
+            happen(&scene, event, &mesh, &origins).await?;
         }
         std::future::pending::<anyhow::Result<()>>().await
     };
@@ -169,9 +206,13 @@ async fn staged(scene: Arc<Scene>) -> anyhow::Result<Vec<String>> {
     let reloaded = matches!(plan.event, Some(Event { kind: EventKind::OtherService, .. }));
     let counted = Some(&counted).filter(|_| !reloaded);
     wrong.extend(check::check(plan, &scene.attempts(), &outcomes, counted));
+    let tally = |counted: &Counted<'_>| {
+        TALLIES.map(|(name, metric, label)| (name, counted.of_run(metric, label))).to_vec()
+    };
+    let tallies = counted.map(tally).unwrap_or_default();
     mesh.forget();
     shut_down(mesh, &origins, &mut wrong).await;
-    Ok(wrong)
+    Ok(Seen { wrong, tallies })
 }
 
 /// Waits for its time, then does what the plan says.
@@ -180,8 +221,9 @@ async fn happen(
     event: Event,
     mesh: &Mesh,
     origins: &[Origin],
-    spare: &[std::net::SocketAddr],
 ) -> anyhow::Result<()> {
+    let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
+    let (_, spare) = addresses.split_at(scene.plan.endpoints);
     scene.passed(event.after_bytes).await;
     scene.tell(format_args!("{:?}", event.kind));
     match event.kind {
@@ -189,6 +231,7 @@ async fn happen(
         EventKind::OtherEndpoints | EventKind::OtherService => {
             mesh.reload(event.kind, spare).await?;
         }
+        EventKind::MoreEndpoints => mesh.reload(event.kind, &addresses).await?,
         EventKind::PlaneGone => mesh.lose_plane(),
         EventKind::Drain => mesh.gateway.drain(),
     }

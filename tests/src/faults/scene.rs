@@ -22,13 +22,14 @@ pub(super) struct Scene {
     pub(super) plan: Plan,
     start: Instant,
     attempts: Mutex<Vec<Attempt>>,
+    uploads: Mutex<Vec<Stored>>,
     story: Mutex<String>,
     passed: AtomicU64,
     progress: Notify,
 }
 
 /// A try, as its endpoint saw it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Attempt {
     pub(super) request: usize,
     /// Counted from 0 for each request.
@@ -49,6 +50,30 @@ pub(super) struct Attempt {
     pub(super) connection: Arc<Control>,
     /// 0 over HTTP/1.1.
     pub(super) stream: u32,
+    /// Where in the client's body its own begins.
+    pub(super) from: u64,
+    /// It asked for the rest of an answer.
+    pub(super) ranged: bool,
+    /// The upload it began, asked for or went on with.
+    pub(super) upload: Option<usize>,
+    /// Whether the body was what its digest says, where it came with one.
+    pub(super) proved: Option<bool>,
+    /// The endpoint has more to do for it.
+    pub(super) working: bool,
+    /// Others that the endpoint worked on when this one came.
+    pub(super) beside: usize,
+}
+
+/// An upload that can go on, as its server keeps it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    pub(super) request: usize,
+    /// Where it began.
+    pub(super) endpoint: usize,
+    pub(super) bytes: u64,
+    pub(super) complete: bool,
+    /// The try that may append to it: the last that began, asked or went on.
+    pub(super) owner: usize,
 }
 
 /// Longest story kept, in bytes.
@@ -60,6 +85,7 @@ impl Scene {
             plan,
             start: Instant::now(),
             attempts: Mutex::default(),
+            uploads: Mutex::default(),
             story: Mutex::default(),
             passed: AtomicU64::new(0),
             progress: Notify::new(),
@@ -88,6 +114,8 @@ impl Scene {
         let mut attempts = self.attempts();
         let number = attempts.iter().filter(|a| a.request == attempt.request).count();
         attempt.number = number;
+        let beside = |a: &&Attempt| a.endpoint == attempt.endpoint && a.working;
+        attempt.beside = attempts.iter().filter(beside).count();
         attempts.push(attempt);
         (attempts.len() - 1, number)
     }
@@ -100,6 +128,17 @@ impl Scene {
 
     pub(super) fn attempts(&self) -> MutexGuard<'_, Vec<Attempt>> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new upload that can go on.
+    pub(super) fn store(&self, stored: Stored) -> usize {
+        let mut uploads = self.uploads();
+        uploads.push(stored);
+        uploads.len() - 1
+    }
+
+    pub(super) fn uploads(&self) -> MutexGuard<'_, Vec<Stored>> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that so many bytes of bodies arrived.
@@ -124,6 +163,19 @@ impl Scene {
 impl Attempt {
     /// Whether the endpoint may have acted on it: all of it arrived, and was not refused.
     pub(super) fn is_processed(&self) -> bool {
-        self.complete && !self.refused && !self.connection.is_disowned(self.stream)
+        self.method != "HEAD"
+            && self.complete
+            && !self.refused
+            && !self.connection.is_disowned(self.stream)
+    }
+
+    /// Whether it is about an upload that broke.
+    pub(super) fn goes_on(&self) -> bool {
+        matches!(self.method.as_str(), "HEAD" | "PATCH")
+    }
+
+    /// How far into the client's body it got.
+    pub(super) fn until(&self) -> u64 {
+        self.from + self.received
     }
 }

@@ -1,8 +1,14 @@
 //! Each broken promise is complained of, and a kept one is not.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
-use super::{super::plan::Limits, *};
+use towpath_policies::model::{Hedge, Queue, Rate};
+
+use super::{
+    super::plan::{At, Break, Limits},
+    counters::sum,
+    *,
+};
 
 /// A run without faults whose first request is a POST with a body and no key.
 fn plan() -> Plan {
@@ -16,7 +22,13 @@ fn plan() -> Plan {
             && first.method == "POST"
             && first.up.size > 1
             && first.key.is_none()
+            && first.quirk == Quirk::None
             && !plan.policy.mints_keys
+            && !plan.policy.integrity.is_on()
+            && !first.proved
+            && plan.event.is_none()
+            && !plan.policy.cuts()
+            && plan.policy.per_try.is_none()
             && is_undisturbed(plan, first)
     };
     (0..).map(of).find(calm).expect("some seed has it")
@@ -26,17 +38,12 @@ fn good(plan: &Plan) -> (Attempt, Outcome) {
     let request = &plan.lanes[0][0];
     let attempt = Attempt {
         request: 0,
-        number: 0,
-        endpoint: 0,
-        key: None,
         method: request.method.into(),
         received: request.up.size,
-        wrong: None,
         complete: true,
-        refused: false,
         sent: request.down.size,
-        connection: Arc::default(),
         stream: 1,
+        ..Attempt::default()
     };
     let outcome = Outcome {
         request: 0,
@@ -94,6 +101,7 @@ fn a_post_is_processed_once_unless_its_endpoint_disowned_it() {
 fn what_is_sent_again_under_one_key_is_loaded_once() {
     let mut plan = plan();
     (plan.policy.trusts_keys, plan.policy.mints_keys) = (true, true);
+    plan.lanes[0][0].tries = vec![Fault::Break(At::Processed, Break::Close)];
     let twice = |keys: [&str; 2]| {
         let ((mut first, _), (mut second, outcome)) = (good(&plan), good(&plan));
         second.number = 1;
@@ -102,6 +110,120 @@ fn what_is_sent_again_under_one_key_is_loaded_once() {
     };
     assert_eq!(twice(["a", "a"]), Vec::<String>::new());
     assert!(twice(["a", "b"]).iter().any(|wrong| wrong.contains("loaded 2 times")));
+}
+
+#[test]
+fn an_upload_that_went_on_is_processed_and_loaded_once_and_a_second_one_is_not() {
+    let mut plan = plan();
+    (plan.policy.resumes_uploads, plan.lanes[0][0].resumable) = (true, true);
+    plan.lanes[0][0].tries = vec![Fault::Break(At::Processed, Break::Close)];
+    let size = plan.lanes[0][0].up.size;
+    for (upload, from, complaint) in [
+        (0, size, None),
+        (0, size - 1, Some("got")),
+        (1, size, Some("processed 2 times")),
+        (1, size, Some("loaded 2 times")),
+    ] {
+        let ((mut first, _), (mut second, outcome)) = (good(&plan), good(&plan));
+        (first.upload, second.upload) = (Some(0), Some(upload));
+        (second.method, second.number) = ("PATCH".into(), 1);
+        // Too much, where it begins before the end.
+        (second.from, second.received) = (from, 2 * (size - from));
+        let wrong = check(&plan, &[first, second], &[outcome], None);
+        match complaint {
+            None => assert_eq!(wrong, Vec::<String>::new()),
+            Some(is) => assert!(wrong.iter().any(|w| w.contains(is)), "{is}: {wrong:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_refusal_says_why_and_when_to_come_again_and_only_what_is_limited_is_refused() {
+    for (limited, reason, again, fine) in [
+        (true, Some("rate_limit"), true, true),
+        (true, Some("rate_limit"), false, false),
+        (true, None, true, false),
+        (false, Some("rate_limit"), true, false),
+    ] {
+        let mut plan = plan();
+        plan.policy.limit.requests = limited.then_some(Rate { per_second: 1, burst: 1 });
+        let (_, outcome) = good(&plan);
+        let outcome = Outcome {
+            status: Some(429),
+            attempt: None,
+            whole: None,
+            reason: reason.map(str::to_owned),
+            retry_after: again,
+            ..outcome
+        };
+        let wrong = check(&plan, &[], &[outcome], None);
+        assert_eq!(wrong.is_empty(), fine, "{limited} {reason:?} {again}: {wrong:?}");
+    }
+}
+
+#[test]
+fn a_body_against_its_digest_must_not_end_clean_where_digests_are_checked() {
+    for checks in [true, false] {
+        let mut plan = plan();
+        plan.policy.integrity.check = checks;
+        let mut lying = plan.clone();
+        plan.lanes[0][0].tries = vec![Fault::WrongDigest { trailer: false }];
+        lying.lanes[0][0].quirk = Quirk::WrongDigest;
+        for plan in [plan, lying] {
+            let (mut attempt, outcome) = good(&plan);
+            attempt.proved = Some(plan.lanes[0][0].quirk != Quirk::WrongDigest);
+            let wrong = check(&plan, &[attempt], &[outcome], None);
+            assert_eq!(wrong.is_empty(), !checks, "{wrong:?}");
+        }
+    }
+    let mut plan = plan();
+    plan.policy.integrity.make = true;
+    for (proved, fine) in [(Some(true), true), (Some(false), false), (None, false)] {
+        let (mut attempt, outcome) = good(&plan);
+        attempt.proved = proved;
+        let wrong = check(&plan, &[attempt], &[outcome], None);
+        assert_eq!(wrong.is_empty(), fine, "{proved:?}: {wrong:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_gets_more_than_it_has_slots_for_is_complained_of() {
+    let mut plan = plan();
+    plan.policy.queue = Some(Queue { slots: 2, ..Queue::default() });
+    for (beside, fine) in [(1, true), (2, false)] {
+        let (mut attempt, outcome) = good(&plan);
+        attempt.beside = beside;
+        let wrong = check(&plan, &[attempt], &[outcome], None);
+        assert_eq!(wrong.is_empty(), fine, "{wrong:?}");
+    }
+}
+
+#[test]
+fn what_nothing_disturbs_is_asked_twice_only_by_a_hedge_that_is_counted() {
+    let endpoints = ["127.0.0.1:1".to_owned()];
+    for (method, hedges, counted, fine) in [
+        ("GET", true, 1, true),
+        ("GET", true, 0, false),
+        ("GET", false, 0, false),
+        ("PUT", true, 0, false),
+        ("GET", true, 2, false),
+    ] {
+        let mut plan = plan();
+        (plan.policy.hedge, plan.policy.queue) = (hedges.then(Hedge::default), None);
+        plan.lanes[0][0].method = method;
+        let ((first, _), (mut second, outcome)) = (good(&plan), good(&plan));
+        second.number = 1;
+        let of = "service=\"o-0\"";
+        let text = format!(
+            "towpath_requests_total{{{of}}} 1\ntowpath_request_bytes_total{{{of}}} {}\n\
+             towpath_response_bytes_total{{{of}}} {}\n\
+             towpath_hedges_total{{{of},outcome=\"won\"}} {counted}\n",
+            first.received, first.sent
+        );
+        let counted = Counted { text: &text, outer: "o", inner: "o", endpoints: &endpoints };
+        let wrong = check(&plan, &[first, second], &[outcome], Some(&counted));
+        assert_eq!(wrong.is_empty(), fine, "{method} {hedges}: {wrong:?}");
+    }
 }
 
 #[test]

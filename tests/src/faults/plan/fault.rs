@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{Body, Wire, millis, pick};
+use super::{Body, Plan, Policy, Wire, millis, pick};
 
 /// What an endpoint does to a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub(in crate::faults) enum Fault {
     WrongLength(i64),
     /// What is served has changed meanwhile: another tag, other bytes.
     OtherVersion,
+    /// The answer comes with the digest of something else, in its head or after its body.
+    WrongDigest {
+        trailer: bool,
+    },
 }
 
 /// How far a try has got.
@@ -87,10 +91,16 @@ pub(in crate::faults) enum Quirk {
         at: u64,
         reset: bool,
     },
+    /// Sends the digest of something else with its body.
+    WrongDigest,
+    /// Does not read on for so long once the answer has begun.
+    Linger {
+        pause: Duration,
+    },
 }
 
 impl Fault {
-    pub(super) fn draw(dice: &mut Rng, up: u64, down: u64, wire: Wire) -> Self {
+    pub(super) fn draw(dice: &mut Rng, up: u64, down: u64, wire: Wire, stall: (u64, u64)) -> Self {
         let at = match dice.u8(..5) {
             0 => At::Head,
             1 if up > 0 => At::Upload(dice.u64(..up)),
@@ -98,9 +108,9 @@ impl Fault {
             3 if down > 0 => At::Download(dice.u64(..down)),
             _ => At::Processed,
         };
-        match dice.u8(..17) {
+        match dice.u8(..18) {
             0..=7 => Self::Break(at, Break::draw(dice, wire, at)),
-            8..=10 => Self::Stall(at, millis(dice, 2, 25)),
+            8..=10 => Self::Stall(at, millis(dice, stall.0, stall.1)),
             11 => Self::Early {
                 status: *pick(dice, &[200, 413]),
                 at: dice.u64(..=up / 2),
@@ -109,8 +119,15 @@ impl Fault {
             12 | 13 => Self::Unavailable { retry_after: dice.bool() },
             14 => Self::Interims { count: dice.u8(1..48), status: *pick(dice, &[100, 102, 103]) },
             15 => Self::WrongLength(*pick(dice, &[-7, -1, 1, 100, 1 << 20])),
-            _ => Self::OtherVersion,
+            16 => Self::OtherVersion,
+            _ => Self::WrongDigest { trailer: dice.bool() },
         }
+    }
+
+    /// An upload breaks.
+    pub(super) fn midway(dice: &mut Rng, up: u64, wire: Wire) -> Self {
+        let at = At::Upload(dice.u64(..up));
+        Self::Break(at, Break::draw(dice, wire, at))
     }
 
     /// What it is left out by.
@@ -130,16 +147,20 @@ impl Fault {
             Self::Interims { .. } => "interims",
             Self::WrongLength(_) => "wrong-length",
             Self::OtherVersion => "other-version",
+            Self::WrongDigest { .. } => "wrong-digest",
         }
     }
 
     /// Whether the exchange must come to its good end in spite of it.
-    pub(in crate::faults) fn is_benign(self, wire: Wire) -> bool {
+    pub(in crate::faults) fn is_benign(self, plan: &Plan) -> bool {
         match self {
             Self::None | Self::Stall(..) | Self::OtherVersion => true,
+            Self::WrongDigest { .. } => !plan.policy.integrity.check,
             Self::Interims { count, .. } => count <= 32,
             // Goes on with the stream it has.
-            Self::Break(_, Break::GoAway { below: false, abrupt: false }) => wire == Wire::Http2,
+            Self::Break(_, Break::GoAway { below: false, abrupt: false }) => {
+                plan.endpoint == Wire::Http2
+            }
             _ => false,
         }
     }
@@ -175,15 +196,16 @@ impl Break {
 }
 
 impl Quirk {
-    pub(super) fn draw(dice: &mut Rng, up: Body, down: u64, wire: Wire) -> Self {
+    pub(super) fn draw(dice: &mut Rng, up: Body, down: u64, wire: Wire, stall: (u64, u64)) -> Self {
         let at = dice.u64(..=up.size.saturating_sub(1));
-        match dice.u8(..8) {
+        match dice.u8(..9) {
             0 | 1 => Self::SlowReader { every: 1 + down / 3, pause: millis(dice, 1, 10) },
-            2 if up.size > 0 => Self::StallUpload { at, pause: millis(dice, 2, 25) },
+            2 if up.size > 0 => Self::StallUpload { at, pause: millis(dice, stall.0, stall.1) },
             3 if wire == Wire::Http1 => Self::HalfClose,
             4 if up.size > 0 && (up.declared || wire == Wire::Http1) => Self::Truncate { at },
             5 if up.size > 0 => Self::VanishUpload { at, reset: dice.bool() },
             6 | 7 => Self::VanishDownload { at: dice.u64(..=down), reset: dice.bool() },
+            8 if up.size > 0 => Self::WrongDigest,
             _ => Self::None,
         }
     }
@@ -198,14 +220,21 @@ impl Quirk {
             Self::Truncate { .. } => "truncate",
             Self::VanishUpload { .. } => "vanish-upload",
             Self::VanishDownload { .. } => "vanish-download",
+            Self::WrongDigest => "wrong-digest",
+            Self::Linger { .. } => "linger",
         }
     }
 
-    /// Whether the client still wants its answer, and may have it.
-    pub(in crate::faults) fn is_benign(self) -> bool {
-        !matches!(
-            self,
-            Self::Truncate { .. } | Self::VanishUpload { .. } | Self::VanishDownload { .. }
-        )
+    /// Whether the client still wants its answer, and may have it under this policy.
+    pub(in crate::faults) fn is_benign(self, policy: &Policy) -> bool {
+        match self {
+            Self::Truncate { .. } | Self::VanishUpload { .. } | Self::VanishDownload { .. } => {
+                false
+            }
+            // While it waits in a queue, it counts as gone.
+            Self::HalfClose => policy.queue.is_none(),
+            Self::WrongDigest => !policy.integrity.check,
+            _ => true,
+        }
     }
 }

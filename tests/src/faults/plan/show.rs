@@ -21,7 +21,7 @@ impl fmt::Display for Plan {
                 let body = |b: Body| format!("{}{}", b.size, if b.declared { "" } else { "?" });
                 writeln!(
                     f,
-                    "  lane {lane}: #{} {} {:?} up {} down {} by {}{}{} tries {:?} client {:?}",
+                    "  lane {lane}: #{} {} {:?} up {} down {} by {}{}{}{}{} tries {:?} client {:?}",
                     r.index,
                     r.method,
                     r.direction,
@@ -30,6 +30,8 @@ impl fmt::Display for Plan {
                     r.piece,
                     if r.key.is_some() { " keyed" } else { "" },
                     if r.tagged { " tagged" } else { "" },
+                    if r.proved { " proved" } else { "" },
+                    if r.resumable { " resumable" } else { "" },
                     r.tries,
                     r.quirk,
                 )?;
