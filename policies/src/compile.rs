@@ -1,6 +1,7 @@
 //! Documents to a [`Mesh`]: references are followed, defaults filled in,
 //! policies merged, routes sorted.
 
+mod adaptive;
 mod filters;
 mod gateways;
 mod index;

@@ -302,6 +302,9 @@ fn service_value(service: &Service, field: &str) -> String {
         "outlier ejection" => words::outlier(service.outlier.as_ref()),
         "recovery" => words::recovery(&service.recovery),
         "queue" => words::queue(service.admission.queue.as_ref()),
+        "adaptive concurrency" => {
+            words::adaptive_concurrency(service.admission.adaptive_concurrency)
+        }
         "stream age" => words::stream_age(service.admission.stream_age),
         "retry budget" => {
             let budget = service.retry_budget;

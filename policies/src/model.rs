@@ -30,9 +30,9 @@ pub use route::{
     VirtualHost, WeightedBackend,
 };
 pub use service::{
-    Admission, Balancer, Breaker, BudgetShare, ClassWeights, Discovery, Goodput, HealthCheck,
-    HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, StreamAge, SuccessRate,
-    Thresholds, UpstreamTls,
+    AdaptiveConcurrency, Admission, Balancer, Breaker, BudgetShare, ClassWeights, Discovery,
+    Goodput, HealthCheck, HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service,
+    StreamAge, SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

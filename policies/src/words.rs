@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::model::{
-    Action, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge, HedgeAfter,
-    Locality, NodeSelector, Outlier, PathMatch, PathRewrite, Protocol, Queue, Rate, RateLimits,
-    Recovery, RetryCondition, RouteMatch, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
-    WeightedBackend,
+    Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge,
+    HedgeAfter, Locality, NodeSelector, Outlier, PathMatch, PathRewrite, Protocol, Queue, Rate,
+    RateLimits, Recovery, RetryCondition, RouteMatch, Stall, StreamAge, TenantKey, Thresholds,
+    ValueMatch, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -279,6 +279,14 @@ pub(crate) fn stream_age(age: Option<StreamAge>) -> String {
         "{}, {} % longer or shorter; then downloads move to where there is less to do, and connections take nothing new",
         time(age.max),
         age.jitter_percent
+    )
+}
+
+pub(crate) fn adaptive_concurrency(terms: Option<AdaptiveConcurrency>) -> String {
+    let Some(terms) = terms else { return "off".to_owned() };
+    format!(
+        "{} to {} requests may wait for their heads at an endpoint, as long as those come within {} % of their time without queueing",
+        terms.min_requests, terms.max_requests, terms.tolerance_percent
     )
 }
 

@@ -264,7 +264,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 46] = [
+const HELP: [(&str, &str); 48] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -284,7 +284,15 @@ const HELP: [(&str, &str); 46] = [
     ("towpath_connections_total", "Client connections accepted."),
     ("towpath_digests_total", "Bodies given a digest, and held against one."),
     ("towpath_ejections_total", "Endpoints left alone for a while: they failed, or lagged behind."),
+    (
+        "towpath_endpoint_awaiting_head",
+        "Requests that wait for a response head, where their number adapts.",
+    ),
     ("towpath_endpoint_bytes_total", "Body bytes to and from an endpoint."),
+    (
+        "towpath_endpoint_concurrency_limit",
+        "Requests that may wait for a response head, where their number adapts.",
+    ),
     (
         "towpath_endpoint_goodput_bytes_per_second",
         "Body bytes per second of active large transfers, of late; 0 = unknown.",

@@ -179,7 +179,9 @@ async fn connect(
             r.endpoint = Some(endpoint.spec.name.as_str().into());
         });
         meter.listed.transfer.endpoint.store(Some(endpoint.clone()));
-        let ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        // There is none in opaque bytes.
+        ticket.has_head();
         match Connector::connect(service, &endpoint, None).await {
             Ok((io, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);

@@ -14,14 +14,16 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
-use towpath_policies::model::{Endpoint, EndpointSet, Health, Queue, Recovery, Service};
+use towpath_policies::model::{Endpoint, EndpointSet, Health, Protocol, Queue, Recovery, Service};
 
 pub mod admission;
 pub(crate) mod age;
+pub(crate) mod concurrency;
 pub mod connect;
 pub(crate) mod h2_pool;
 pub mod io;
@@ -37,6 +39,7 @@ use crate::{
     metrics,
     outlier::{Ejection, meter::Meter},
 };
+use concurrency::Concurrency;
 use pool::Pools;
 
 /// One view of a service: what the configuration says, and the live state it
@@ -94,6 +97,8 @@ pub struct EndpointLive {
     pub pending: AtomicU32,
     /// Slots given to requests, where the service has a queue; written under its lock.
     pub(crate) slots_used: AtomicU32,
+    /// Where it adapts: who may wait for its response heads; made when the service first wants that.
+    pub(crate) concurrency: OnceLock<Box<Concurrency>>,
     /// What active probes say; true until they say otherwise.
     pub probe_healthy: AtomicBool,
     /// Passive ejection: [`now_ms`] time until which nothing is sent; 0 = not ejected.
@@ -180,7 +185,7 @@ pub struct ServiceMetrics {
     /// `towpath_retry_budget_exhausted_total`.
     pub budget_exhausted: metrics::Counter,
     /// `towpath_overflow_total{limit}`, by [`admission::Limit`].
-    pub overflow: [metrics::Counter; 5],
+    pub overflow: [metrics::Counter; 6],
     /// `towpath_streams_moved_total{reason}`, by reason: `balance`, `leaving`.
     pub moved: [metrics::Counter; 2],
     /// `towpath_mirrors_dropped_total`: copies not sent (too large, or too many under way).
@@ -199,6 +204,17 @@ pub(crate) fn now_us() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = *START.get_or_init(Instant::now);
     u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Microseconds since 1970, by the system's clock when this process first asked, and from there on
+/// without jumps.
+pub(crate) fn wall_us() -> u64 {
+    static START: OnceLock<(u128, Instant)> = OnceLock::new();
+    let (since_1970, start) = *START.get_or_init(|| {
+        let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        (since_1970.as_micros(), Instant::now())
+    });
+    u64::try_from(since_1970 + start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Builds the view of `spec` and `set`, taking over what is alive in `old`.
@@ -253,6 +269,16 @@ pub fn reconcile(
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
     bound(&live, &spec);
+    if let (Some(terms), true) =
+        (&spec.admission.adaptive_concurrency, spec.protocol != Protocol::Tcp)
+    {
+        for endpoint in &endpoints {
+            endpoint
+                .live
+                .concurrency
+                .get_or_init(|| Box::new(Concurrency::new(terms, endpoint.spec.address)));
+        }
+    }
     let belief = admission::Belief::under(&spec.breaker);
     let state =
         Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector, belief });
@@ -334,6 +360,7 @@ impl EndpointLive {
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             slots_used: AtomicU32::new(0),
+            concurrency: OnceLock::new(),
             probe_healthy: AtomicBool::new(true),
             ejected_until_ms: AtomicU64::new(0),
             consecutive_failures: AtomicU32::new(0),

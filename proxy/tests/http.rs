@@ -6,6 +6,8 @@
     reason = "tests, and tables of cases"
 )]
 
+#[path = "http/adaptive.rs"]
+mod adaptive;
 #[path = "http/age.rs"]
 mod age;
 #[path = "http/claims.rs"]

@@ -22,7 +22,7 @@ use crate::{
 };
 
 use super::{
-    Output,
+    Output, adaptive,
     index::Index,
     limits,
     origin::{Origin, Origins},
@@ -236,6 +236,12 @@ fn breaker(
     service.admission.stream_age = stream_age::compile(written, service, problems);
     if let Some(written) = written {
         origins.push(("stream age", of(written.span)));
+    }
+    let written = spec.and_then(|s| s.adaptive_concurrency.as_ref());
+    service.admission.adaptive_concurrency =
+        written.map(|a| adaptive::compile(a, spec, service, problems));
+    if let Some(written) = written {
+        origins.push(("adaptive concurrency", of(written.span)));
     }
 }
 

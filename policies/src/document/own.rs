@@ -507,6 +507,21 @@ object! {
         "panicPercent" => panic_percent: Option<At<Percent>>,
         /// Streams and connections that last give way to endpoints that are added; off unless it is there.
         "streamAge" => stream_age: Option<StreamAgeSpec>,
+        /// A limit of each endpoint that follows what it can do; off unless it is there.
+        "adaptiveConcurrency" => adaptive_concurrency: Option<AdaptiveConcurrencySpec>,
+    }
+}
+
+object! {
+    /// Requests that wait for their response heads at one endpoint, as many as it answers in good time.
+    struct AdaptiveConcurrencySpec {
+        /// The limit never falls below; default 3.
+        "minRequests" => min_requests: Option<At<Whole<1, 100_000>>>,
+        /// The limit never rises above; default 1000.
+        "maxRequests" => max_requests: Option<At<Whole<1, 100_000>>>,
+        /// The time to the head that is tolerated, in per cent of what it is while nothing queues,
+        /// 120 to 1000; default 150.
+        "tolerancePercent" => tolerance_percent: Option<At<Whole<120, 1_000>>>,
     }
 }
 

@@ -125,6 +125,27 @@ pub struct Admission {
     pub bandwidth: Option<Bandwidth>,
     /// What becomes of streams and connections that last; `None` = nothing, the default.
     pub stream_age: Option<StreamAge>,
+    /// A limit of each endpoint that follows what it can do; `None` = none, the default.
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+}
+
+/// A limit on the requests that wait for an endpoint's response head, kept by each proxy for each
+/// endpoint: as many as it answers without queueing, and some more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdaptiveConcurrency {
+    /// The limit never falls below. Default 3.
+    pub min_requests: u32,
+    /// Nor rises above. Default 1,000.
+    pub max_requests: u32,
+    /// The time to the head that is tolerated, in per cent of what it is without queueing. Default 150.
+    pub tolerance_percent: u32,
+}
+
+impl Default for AdaptiveConcurrency {
+    fn default() -> Self {
+        Self { min_requests: 3, max_requests: 1000, tolerance_percent: 150 }
+    }
 }
 
 /// A queue before the endpoints of a service. Each has so many slots; a request that finds none

@@ -3,13 +3,18 @@
 use std::{fs, sync::atomic::Ordering::Relaxed};
 
 use serde_json::{Value, json};
-use towpath_policies::model::{Class, Health, Service};
+use towpath_policies::model::{Class, Health};
 
 use crate::{
     access_log::Rfc3339,
     control::Control,
     metrics::registry,
-    upstream::{EndpointState, ServiceLive, now_ms, queue::Queue},
+    upstream::{
+        EndpointState, ServiceLive, ServiceState,
+        concurrency::{Concurrency, Figures},
+        now_ms,
+        queue::Queue,
+    },
 };
 
 pub(super) fn config_dump(control: &Control) -> Value {
@@ -60,7 +65,7 @@ pub(super) fn endpoints(control: &Control) -> Value {
         .iter()
         .map(|(name, service)| {
             let live = &service.live;
-            let each = service.endpoints.iter().map(|e| endpoint(e, &service.spec, now));
+            let each = service.endpoints.iter().map(|e| endpoint(e, service, now));
             let value = json!({
                 "protocol": service.spec.protocol,
                 "requests_in_flight": live.requests.load(Relaxed),
@@ -93,9 +98,19 @@ fn lengths(live: &ServiceLive) -> impl Iterator<Item = (Class, usize, u64)> {
     each.map(|(class, (length, bytes))| (class, length, bytes))
 }
 
-fn endpoint(endpoint: &EndpointState, service: &Service, now: u64) -> Value {
+fn endpoint(endpoint: &EndpointState, service: &ServiceState, now: u64) -> Value {
     let (spec, live) = (&endpoint.spec, &endpoint.live);
+    let figures = service.concurrency(endpoint).map(Concurrency::figures);
+    let service = &service.spec;
     let slots = service.admission.queue.as_ref().map(|terms| endpoint.slots(terms));
+    let concurrency = figures.map(|figures| {
+        json!({
+            "limit": figures.limit,
+            "awaiting_head": figures.waiting,
+            "head_ms": figures.typical.map(|time| time.as_secs_f64() * 1e3),
+            "unqueued_head_ms": figures.unqueued.map(|time| time.as_secs_f64() * 1e3),
+        })
+    });
     json!({
         "name": spec.name,
         "address": spec.address.to_string(),
@@ -116,6 +131,7 @@ fn endpoint(endpoint: &EndpointState, service: &Service, now: u64) -> Value {
         "consecutive_failures": live.consecutive_failures.load(Relaxed),
         "requests_in_flight": live.requests.load(Relaxed),
         "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
+        "concurrency": concurrency,
         "slots": slots,
         "slots_used": slots.map(|_| live.slots_used.load(Relaxed)),
         "connections": live.connections.load(Relaxed),
@@ -150,6 +166,11 @@ pub(super) fn measure(control: &Control) {
             let goodput = endpoint.live.goodput.load(Relaxed);
             let goodput = i64::try_from(goodput).unwrap_or(i64::MAX);
             registry.gauge("towpath_endpoint_goodput_bytes_per_second", &labels).set(goodput);
+            if let Some(concurrency) = service.concurrency(endpoint) {
+                let Figures { limit, waiting, .. } = concurrency.figures();
+                registry.gauge("towpath_endpoint_concurrency_limit", &labels).set(limit.into());
+                registry.gauge("towpath_endpoint_awaiting_head", &labels).set(waiting.into());
+            }
         }
     }
     let uptime = i64::try_from(control.started.elapsed().as_secs()).unwrap_or(i64::MAX);

@@ -347,7 +347,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.response_length = answer.length;
         if let Some(ticket) = &mut self.ticket {
-            ticket.answered(answer.length.declared());
+            ticket.answered(answer.length.declared(), self.record.was_turned_away());
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;
@@ -401,10 +401,11 @@ impl<D: Downstream> Exchange<'_, D> {
 
     fn report_answer(&self) {
         let Some(ticket) = &self.ticket else { return };
-        // UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS say what a 5xx says.
-        let failed =
-            self.record.status >= 500 || matches!(self.record.grpc_status, Some(2 | 13 | 14 | 15));
-        let outcome = if failed { Outcome::Failure(Failure::Status) } else { Outcome::Success };
+        let outcome = if self.record.has_failed() {
+            Outcome::Failure(Failure::Status)
+        } else {
+            Outcome::Success
+        };
         outlier::report(&ticket.service, &ticket.endpoint, outcome);
     }
 

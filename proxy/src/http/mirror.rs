@@ -161,7 +161,7 @@ async fn exchange(
     if !head.length.is_empty() {
         up.send_all(pieces, trailers).await?;
     }
-    discard(&mut up).await?;
+    discard(&mut up, &mut ticket).await?;
     if let Upstream::Http1(h1) = up {
         h1.finish(&endpoint.live, worker, service.spec.pool_idle_timeout);
     }
@@ -169,7 +169,7 @@ async fn exchange(
 }
 
 /// Reads an answer to its end and throws it away.
-async fn discard(up: &mut Upstream) -> Option<()> {
+async fn discard(up: &mut Upstream, ticket: &mut Ticket) -> Option<()> {
     poll_fn(|cx| {
         if up.poll_flush(cx).is_pending() {
             return Poll::Pending;
@@ -184,6 +184,7 @@ async fn discard(up: &mut Upstream) -> Option<()> {
         }
     })
     .await?;
+    ticket.has_head();
     poll_fn(|cx| {
         loop {
             match up.poll_body(cx) {

@@ -83,6 +83,18 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// The answer says that the endpoint failed. UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS say
+    /// what a 5xx says.
+    pub(super) fn has_failed(&self) -> bool {
+        self.status >= 500 || matches!(self.grpc_status, Some(2 | 13 | 14 | 15))
+    }
+
+    /// The endpoint did not do what was asked, as far as its response head tells: it failed, or
+    /// had no room.
+    pub(super) fn was_turned_away(&self) -> bool {
+        self.has_failed() || self.status == 429 || self.grpc_status == Some(8)
+    }
+
     pub(super) fn route(&self) -> Option<&CompiledRoute> {
         self.route.as_ref().map(|(route, _)| &**route)
     }

@@ -88,12 +88,17 @@ impl Reply {
 
     /// A breaker limit is reached.
     pub(super) fn overflow(limit: Limit) -> Self {
-        Self {
+        let reply = Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             reason: "overflow",
             text: format!("The limit on {} is reached.", Limit::NAMES[limit as usize]).into(),
             retry_after: None,
+        };
+        if limit == Limit::Concurrency {
+            // There is room again as soon as one is answered; but not all at the same moment.
+            return reply.again_after(Duration::from_millis(1000 + fastrand::u64(..2000)));
         }
+        reply
     }
 
     /// The same, and when to come again: after this time, rounded up to seconds, at least one.

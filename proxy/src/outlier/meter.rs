@@ -206,10 +206,11 @@ impl Asked {
     }
 
     /// The head came. One that came before the request was all sent tells no time.
-    pub(crate) fn answered(&mut self, meter: &Meter) {
-        if let Self::At(asked) = std::mem::replace(self, Self::Answered) {
-            meter.answered_after(asked.elapsed());
-        }
+    pub(crate) fn answered(&mut self, meter: &Meter) -> Option<Duration> {
+        let Self::At(asked) = std::mem::replace(self, Self::Answered) else { return None };
+        let time = asked.elapsed();
+        meter.answered_after(time);
+        Some(time)
     }
 }
 

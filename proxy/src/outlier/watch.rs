@@ -81,6 +81,7 @@ impl Watch {
             if round {
                 recover(service, now_ms);
             }
+            service.adapt(now_ms);
             // An endpoint may have come back by itself.
             service.live.kick();
             let Some(terms) = &service.spec.outlier else {

@@ -8,7 +8,12 @@ use std::sync::{
 
 use towpath_policies::model::{Breaker, Thresholds};
 
-use super::{EndpointLive, EndpointState, ServiceLive, ServiceState, queue::Slot};
+use super::{
+    EndpointLive, EndpointState, ServiceLive, ServiceState,
+    concurrency::{BULK, Concurrency},
+    queue::Slot,
+    wall_us,
+};
 use crate::outlier::meter::{Asked, SMALLEST_JUDGED, Transfer};
 
 /// A limit of a breaker.
@@ -24,6 +29,8 @@ pub enum Limit {
     Bytes,
     /// Requests an endpoint works on at a time.
     Slots,
+    /// Requests that wait for a response head, where their number adapts.
+    Concurrency,
 }
 
 /// One try in flight: counted on its service and its endpoint until dropped.
@@ -40,6 +47,8 @@ pub struct Ticket {
     request: Transfer,
     response: Transfer,
     asked: Asked,
+    /// It is counted as one that waits for its response head.
+    awaits_head: bool,
     /// Where there is a queue: what it has of the endpoint. Given back after all else.
     pub(crate) slot: Option<Box<Slot>>,
     /// No longer one of the requests in flight.
@@ -89,8 +98,8 @@ const PER_BYTE: u64 = 64;
 
 impl Limit {
     /// Metric label values, in order of the variants.
-    pub const NAMES: [&'static str; 5] =
-        ["connections", "requests", "pending", "bytes_in_flight", "slots"];
+    pub const NAMES: [&'static str; 6] =
+        ["connections", "requests", "pending", "bytes_in_flight", "slots", "adaptive_concurrency"];
 }
 
 impl ServiceState {
@@ -110,6 +119,20 @@ impl ServiceState {
     pub(crate) fn room(&self, declared_bytes: u64) -> Result<(), Limit> {
         let limits = &self.spec.breaker.service;
         check(limits, &self.live.requests, &self.live.bytes_in_flight, declared_bytes)
+    }
+
+    /// The adaptive limit of an endpoint, where the service wants one.
+    pub(crate) fn concurrency<'a>(&self, endpoint: &'a EndpointState) -> Option<&'a Concurrency> {
+        self.spec.admission.adaptive_concurrency.as_ref()?;
+        endpoint.live.concurrency.get().map(AsRef::as_ref)
+    }
+
+    /// Moves the limits that adapt, by what came since. To be called many times a second.
+    pub fn adapt(&self, now_ms: u64) {
+        let Some(terms) = &self.spec.admission.adaptive_concurrency else { return };
+        for concurrency in self.endpoints.iter().filter_map(|e| self.concurrency(e)) {
+            concurrency.tick(terms, now_ms * 1000, wall_us());
+        }
     }
 
     /// Counts a refusal.
@@ -235,9 +258,16 @@ impl Ticket {
             request: Transfer::default(),
             response: Transfer::default(),
             asked: Asked::default(),
+            awaits_head: false,
             slot: None,
             aside: false,
         };
+        if let Some(concurrency) = ticket.service.concurrency(&ticket.endpoint)
+            && declared_bytes <= BULK
+        {
+            concurrency.enter();
+            ticket.awaits_head = true;
+        }
         if declared_bytes >= SMALLEST_JUDGED {
             ticket.request.judge(&ticket.endpoint.live.meter.request);
         }
@@ -252,11 +282,21 @@ impl Ticket {
         self.believed = believed;
     }
 
+    /// Its head came, or it does not count any more.
+    pub(crate) fn has_head(&mut self) {
+        if std::mem::take(&mut self.awaits_head)
+            && let Some(concurrency) = self.endpoint.live.concurrency.get()
+        {
+            concurrency.leave();
+        }
+    }
+
     /// The answer is only kept: nothing more is asked of the endpoint, nothing of it is in flight, and its slot is free.
     pub(crate) fn set_aside(&mut self) {
         if !std::mem::replace(&mut self.aside, true) {
             self.leave();
         }
+        self.has_head();
         self.declared = self.believed;
         let bytes = std::mem::take(&mut self.bytes);
         self.service.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
@@ -273,6 +313,9 @@ impl Ticket {
     /// Bytes of the request body are on their way to the endpoint.
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.request.moved(bytes);
+        if self.awaits_head && self.request.total() > BULK {
+            self.has_head();
+        }
         if self.request.total() >= SMALLEST_JUDGED {
             self.request.judge(&self.endpoint.live.meter.request);
         }
@@ -296,18 +339,30 @@ impl Ticket {
         let lane = &self.endpoint.live.meter.request;
         if over {
             self.request.end(lane);
-            if self.service.spec.outlier.is_some_and(|o| o.latency.is_some()) {
-                self.asked.now();
-            }
+            self.all_sent();
         } else {
             self.request.look(lane, full);
         }
     }
 
-    /// The final head came. A response is judged only if it was said how long it will be.
-    pub(crate) fn answered(&mut self, declared_bytes: u64) {
+    /// All of the request is on its way.
+    pub(crate) fn all_sent(&mut self) {
+        if self.awaits_head || self.service.spec.outlier.is_some_and(|o| o.latency.is_some()) {
+            self.asked.now();
+        }
+    }
+
+    /// The final head came. A response is judged only if it was said how long it will be. `failed`:
+    /// its time is not that of a request that was served.
+    pub(crate) fn answered(&mut self, declared_bytes: u64, failed: bool) {
+        let time = self.asked.answered(&self.endpoint.live.meter);
+        if let Some(time) = time.filter(|_| self.awaits_head && !failed)
+            && let Some(concurrency) = self.endpoint.live.concurrency.get()
+        {
+            concurrency.answered_after(time);
+        }
+        self.has_head();
         let meter = &self.endpoint.live.meter;
-        self.asked.answered(meter);
         if let Some(slot) = &mut self.slot {
             slot.answered = true;
         }
@@ -343,6 +398,7 @@ impl Drop for Ticket {
         if !self.aside {
             self.leave();
         }
+        self.has_head();
         if self.bytes > 0 {
             self.service.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
             self.endpoint.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use towpath_policies::model::{Balancer, Queue};
 
-use super::{EndpointState, Level, ServiceState, admission::Limit};
+use super::{EndpointState, Level, ServiceState, admission::Limit, concurrency::BULK};
 
 /// Why none was picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,6 +299,12 @@ impl<'a, 't> Round<'a, 't> {
         }
         if self.slots.is_some_and(|terms| !endpoint.has_slot(terms)) {
             self.full = Some(Limit::Slots);
+            return None;
+        }
+        if self.declared_bytes <= BULK
+            && service.concurrency(endpoint).is_some_and(|concurrency| !concurrency.has_room())
+        {
+            self.full = Some(Limit::Concurrency);
             return None;
         }
         match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {

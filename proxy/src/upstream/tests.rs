@@ -200,7 +200,7 @@ fn a_declared_length_counts_as_far_as_it_is_proven() {
         let mut ticket = Ticket::new(state.clone(), state.endpoints[0].clone(), declared);
         // However it comes, and whatever the response declares meanwhile.
         ticket.sent(moved / 2);
-        ticket.answered(7);
+        ticket.answered(7, false);
         ticket.sent(moved - moved / 2);
         let counted = state.live.bytes_in_flight.load(Relaxed);
         let expected = (counts + 7).min(1 << 40);

@@ -62,3 +62,22 @@ async fn changes_need_post_and_a_local_host_name() {
     }
     assert_eq!(admin(&proxy, "GET", "/ready").await.0, 200, "nothing was drained");
 }
+
+#[tokio::test]
+async fn a_limit_that_adapts_is_shown() {
+    let mut service = Service::new("adapts", Protocol::Http1);
+    let terms = AdaptiveConcurrency { max_requests: 7, ..AdaptiveConcurrency::default() };
+    service.admission.adaptive_concurrency = Some(terms);
+    let world = World::default().service_with(service, &[local(1)]).http("in", "adapts");
+    let proxy = proxy_with(world).await;
+    let services = admin_json(&proxy, "/endpoints").await;
+    let concurrency = &services["adapts"]["endpoints"][0]["concurrency"];
+    assert_eq!((&concurrency["limit"], &concurrency["awaiting_head"]), (&7.into(), &0.into()));
+    let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
+    let gauge = |line: &str| {
+        line.starts_with("towpath_endpoint_concurrency_limit{")
+            && line.contains("adapts")
+            && line.ends_with("} 7")
+    };
+    assert!(metrics.lines().any(gauge), "{metrics}");
+}

@@ -407,8 +407,20 @@ fn admission() -> impl Strategy<Value = Admission> {
     );
     let stream_age =
         (duration(), 0u32..=50).prop_map(|(max, jitter_percent)| StreamAge { max, jitter_percent });
-    (option::of(queue), option::of(bandwidth), option::of(stream_age))
-        .prop_map(|(queue, bandwidth, stream_age)| Admission { queue, bandwidth, stream_age })
+    let adaptive = (1u32..1000, 1000u32..=100_000, 120u32..=1000).prop_map(
+        |(min_requests, max_requests, tolerance_percent)| AdaptiveConcurrency {
+            min_requests,
+            max_requests,
+            tolerance_percent,
+        },
+    );
+    (option::of(queue), option::of(bandwidth), option::of(stream_age), option::of(adaptive))
+        .prop_map(|(queue, bandwidth, stream_age, adaptive_concurrency)| Admission {
+            queue,
+            bandwidth,
+            stream_age,
+            adaptive_concurrency,
+        })
 }
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {

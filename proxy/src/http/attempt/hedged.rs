@@ -348,6 +348,7 @@ impl Lane {
                     }
                 }
                 State::Sent(up) => {
+                    self.ticket.all_sent();
                     // A failed write is no verdict: what counts is what can still be read.
                     let _ = up.poll_flush(cx);
                     match ready!(up.poll_answer(cx)) {

@@ -162,7 +162,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.record.resumes += 1;
         self.response_length = head.length;
         if let Some(ticket) = &mut self.ticket {
-            ticket.answered(head.length.declared());
+            ticket.answered(head.length.declared(), false);
         }
         true
     }

@@ -48,7 +48,7 @@ fn a_download_that_falls_to_a_tenth_is_seen_within_two_seconds() {
     let services = services("falls", 3, |_| {});
     let service = &services["falls"];
     let mut tickets: Vec<_> = (0..3).map(|at| ticket(service, at)).collect();
-    tickets.iter_mut().for_each(|ticket| ticket.answered(1 << 40));
+    tickets.iter_mut().for_each(|ticket| ticket.answered(1 << 40, false));
     let mut clock = Clock::new();
     for tick in 0..100 {
         for (at, ticket) in tickets.iter_mut().enumerate() {
@@ -99,7 +99,7 @@ fn what_is_small_or_of_unknown_length_is_not_judged() {
         let mut clock = Clock::new();
         for tick in 0..100 {
             for (at, ticket) in tickets.iter_mut().enumerate() {
-                ticket.answered(if at == 1 { declared } else { 1 << 30 });
+                ticket.answered(if at == 1 { declared } else { 1 << 30 }, false);
                 ticket.received(if at == 1 { u64::from(tick % 20 == 0) } else { 100_000 });
                 ticket.download_looked_at(true);
             }
