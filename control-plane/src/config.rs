@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use towpath_policies::parse_time;
+
 use crate::{
     dns::Resolver,
     source::{SourceSpec, SpecError},
@@ -145,17 +147,7 @@ impl fmt::Display for DurationError {
 impl std::error::Error for DurationError {}
 
 fn parse_duration(text: &str) -> Result<Duration, DurationError> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| DurationError)?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(DurationError),
-    };
-    let duration = Duration::from_millis(number.checked_mul(millis).ok_or(DurationError)?);
+    let duration = parse_time(text).ok_or(DurationError)?;
     if (MIN_POLL..=MAX_POLL).contains(&duration) { Ok(duration) } else { Err(DurationError) }
 }
 

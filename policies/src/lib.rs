@@ -25,6 +25,7 @@ mod yaml;
 use std::path::PathBuf;
 
 pub use self::diagnostic::{Diagnostic, Report, Severity};
+pub use self::document::value::{parse_bytes, parse_time};
 use self::{compile::Notes, document::Documents, model::Mesh, problem::Problems};
 
 /// What came of a policy folder.

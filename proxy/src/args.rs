@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use towpath_policies::model::Node;
+use towpath_policies::{model::Node, parse_bytes, parse_time};
 
 use crate::{
     access_log::Target,
@@ -56,8 +56,12 @@ pub struct Args {
     pub access_log: String,
 
     /// How long transfers may go on after a stop was asked for, e.g. 30s, 10m
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
     pub drain_timeout: Duration,
+
+    /// Where a new process takes over from this one, and this one from the one that runs
+    #[arg(long, value_name = "PATH")]
+    pub upgrade_socket: Option<PathBuf>,
 
     /// Keep the last good configuration here, and start from it when the control plane is away
     #[arg(long, value_name = "DIR", conflicts_with = "policies")]
@@ -71,17 +75,14 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub spool_dir: PathBuf,
 
-    /// Most bytes of disk such bodies take together; 0 keeps none
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPOOL_BYTES)]
+    /// Most bytes of disk such bodies take together, e.g. 64GiB; 0 keeps none
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SPOOL_BYTES,
+        value_parser = size::<0>)]
     pub spool_bytes: u64,
-
-    /// Where a new process takes over from this one, and this one from the one that runs
-    #[arg(long, value_name = "PATH")]
-    pub upgrade_socket: Option<PathBuf>,
 
     /// Most bytes of such bodies that wait in memory for the disk, together; beyond that uploads wait their turn
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY,
-        value_parser = clap::value_parser!(u64).range(1 << 20..))]
+        value_parser = size::<{ 1 << 20 }>)]
     pub spool_memory_bytes: u64,
 
     /// Encrypt such bodies on disk (AES-256-GCM), by keys that are nowhere but in memory
@@ -90,7 +91,7 @@ pub struct Args {
 
     /// Most resident memory, e.g. 512MiB: requests are shed from 80 % on, the lowest class first
     /// [default: what the control group may have, or 80 % of the machine's if that is less]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = size::<1>)]
     pub max_memory: Option<u64>,
 
     /// Most exchanges and opaque connections at a time; shed likewise [default: one per 64KiB of --max-memory]
@@ -115,14 +116,14 @@ pub struct Config {
     pub access_log: Target,
     /// Time transfers have after [`crate::Running::drain`].
     pub drain_timeout: Duration,
+    /// Where processes hand over to each other; `None` = not at all.
+    pub upgrade_socket: Option<PathBuf>,
     /// Most open connections per listener.
     pub max_connections: u32,
     /// Folder for request bodies kept for another try.
     pub spool_dir: PathBuf,
     /// Most bytes of disk they take together.
     pub spool_bytes: u64,
-    /// Where processes hand over to each other; `None` = not at all.
-    pub upgrade_socket: Option<PathBuf>,
     /// Most bytes of them that wait in memory for the disk, together.
     pub spool_memory_bytes: u64,
     /// What is on disk is encrypted.
@@ -160,10 +161,10 @@ impl Config {
             workers: 1,
             access_log: Target::Off,
             drain_timeout: Duration::from_secs(30),
+            upgrade_socket: None,
             max_connections: default_max_connections(),
             spool_dir: std::env::temp_dir(),
             spool_bytes: DEFAULT_SPOOL_BYTES,
-            upgrade_socket: None,
             spool_memory_bytes: DEFAULT_MEMORY,
             spool_encrypt: false,
             ceilings: Ceilings::of_this_machine(),
@@ -200,10 +201,10 @@ impl Args {
             workers: self.workers.map_or(cores, usize::from),
             access_log: self.access_log.parse::<Target>().context("--access-log")?,
             drain_timeout: self.drain_timeout,
+            upgrade_socket: self.upgrade_socket,
             max_connections: self.max_connections.unwrap_or_else(default_max_connections),
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
-            upgrade_socket: self.upgrade_socket,
             spool_memory_bytes: self.spool_memory_bytes,
             spool_encrypt: self.spool_encrypt,
             ceilings,
@@ -220,84 +221,67 @@ fn default_max_connections() -> u32 {
     u32::try_from(files / 4).unwrap_or(u32::MAX).clamp(16, 1 << 20)
 }
 
-/// Parses sizes as policies write them: `65536`, `512MiB`, `2GB`.
-fn bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 8] = [
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-        ("kB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-    ];
-    let with_unit = UNITS.into_iter().find_map(|(unit, by)| Some((text.strip_suffix(unit)?, by)));
-    let (number, by) = with_unit.unwrap_or((text, 1));
-    let number = number.parse::<u64>().ok().filter(|n| *n > 0);
-    number
-        .and_then(|n| n.checked_mul(by))
-        .ok_or_else(|| format!("`{text}` is no size: write 536870912, 512MiB or 2GB"))
+/// A size of at least `LEAST` bytes, as policies write it.
+fn size<const LEAST: u64>(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Some(size) if size >= LEAST => Ok(size),
+        Some(_) => Err(format!("at least {LEAST} bytes are needed")),
+        None => Err(format!("`{text}` is no size: write 536870912, 512MiB or 2GB")),
+    }
 }
 
-/// Parses Gateway API durations (GEP-2257): up to four pairs of number and unit
-/// `h`, `m`, `s`, `ms`, largest unit first, e.g. `1h30m`, `250ms`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("ms", 1), ("m", 60_000), ("s", 1000)];
-    let wrong = || format!("`{text}` is no duration: write 30s, 1h30m or 250ms");
-    let (mut rest, mut total, mut last) = (text, 0_u64, u64::MAX);
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-        rest = &rest[digits..];
-        let (unit, millis) =
-            UNITS.into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
-        if millis >= last || digits > 5 {
-            return Err(wrong());
-        }
-        (last, rest) = (millis, &rest[unit.len()..]);
-        total += number * millis;
-    }
-    if text.is_empty() { Err(wrong()) } else { Ok(Duration::from_millis(total)) }
+/// A time as policies write it.
+fn time(text: &str) -> Result<Duration, String> {
+    parse_time(text).ok_or_else(|| format!("`{text}` is no time: write 30s, 1h30m or 250ms"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, duration};
+    use clap::Parser;
+
+    use super::Args;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(flag: &str, value: &str) -> Option<Args> {
+        let program =
+            Program::try_parse_from(["towpath-proxy", "--policies", "policies", flag, value]);
+        program.ok().map(|program| program.args)
+    }
 
     #[test]
-    fn sizes_are_read_as_policies_write_them() {
-        for (text, expected) in [
-            ("65536", Some(65_536)),
-            ("512MiB", Some(512 << 20)),
-            ("2GB", Some(2_000_000_000)),
-            ("0", None),
-            ("MiB", None),
-            ("1.5GiB", None),
-            ("-1", None),
-            ("99999999999TiB", None),
+    fn sizes_are_read_as_policies_write_them_and_have_their_least() {
+        let spool = |text| parse("--spool-bytes", text).map(|args| args.spool_bytes);
+        let memory = |text| parse("--spool-memory-bytes", text).map(|args| args.spool_memory_bytes);
+        let most = |text| parse("--max-memory", text).and_then(|args| args.max_memory);
+        for (text, spool_bytes, spool_memory, max_memory) in [
+            ("2097152", Some(2 << 20), Some(2 << 20), Some(2 << 20)),
+            ("512MiB", Some(512 << 20), Some(512 << 20), Some(512 << 20)),
+            ("2GB", Some(2_000_000_000), Some(2_000_000_000), Some(2_000_000_000)),
+            ("64KiB", Some(65_536), None, Some(65_536)),
+            ("0", Some(0), None, None),
+            ("MiB", None, None, None),
+            ("1.5GiB", None, None, None),
+            ("-1", None, None, None),
+            ("99999999999TiB", None, None, None),
         ] {
-            assert_eq!(bytes(text).ok(), expected, "{text}");
+            assert_eq!(spool(text), spool_bytes, "{text}");
+            assert_eq!(memory(text), spool_memory, "{text}");
+            assert_eq!(most(text), max_memory, "{text}");
         }
     }
 
     #[test]
-    fn durations_are_read_as_gateway_api_writes_them() {
-        for (text, expected) in [
-            ("30s", Some(30_000)),
-            ("1h30m", Some(5_400_000)),
-            ("250ms", Some(250)),
-            ("1m1s1ms", Some(61_001)),
-            ("0s", Some(0)),
-            ("", None),
-            ("30", None),
-            ("s", None),
-            ("1s1m", None),
-            ("1.5s", None),
-            ("-1s", None),
-            ("999999s", None),
-        ] {
-            assert_eq!(duration(text).ok().map(|d| d.as_millis()), expected, "{text}");
+    fn the_drain_timeout_is_read_as_policies_write_times() {
+        for (text, millis) in
+            [("1h30m", Some(5_400_000)), ("250ms", Some(250)), ("0s", Some(0)), ("30", None)]
+        {
+            let timeout = parse("--drain-timeout", text).map(|args| args.drain_timeout.as_millis());
+            assert_eq!(timeout, millis, "{text}");
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Control {
     pub(crate) access_log: Option<AccessLog>,
     /// Fired when the proxy is to finish what it has and stop.
     pub(crate) drain: Signal,
+    /// When it was first fired.
+    drain_began: OnceLock<Instant>,
     /// Time transfers have from then on.
     pub(crate) drain_timeout: Duration,
     /// Fired when another process serves in our place.
@@ -40,8 +42,6 @@ pub(crate) struct Control {
     /// Whether this process serves: a configuration is in force, and no other process that ran
     /// before accepts any more.
     pub(crate) in_charge: watch::Sender<bool>,
-    /// When it was first fired.
-    drain_began: OnceLock<Instant>,
     transfers: Arc<Transfers>,
     pub(crate) started: Instant,
     /// Snapshots put in force so far.

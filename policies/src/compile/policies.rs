@@ -234,7 +234,7 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
     {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `class`, `tenant`, `limits`, `timeouts`, `retry`, `resume` or `integrity`");
+            .help("give `class`, `tenant`, `limits`, `timeouts`, `retry`, `resume`, `hedge` or `integrity`");
     }
 }
 

@@ -227,8 +227,9 @@ impl Read for PositiveTime {
     }
 }
 
-/// GEP-2257: one to four numbers of at most five digits, each with a unit.
-pub(crate) fn parse_time(text: &str) -> Option<Duration> {
+/// Reads a time as Gateway API writes it (GEP-2257): one to four numbers of at most five digits,
+/// each with a unit (`h`, `m`, `s`, `ms`).
+pub fn parse_time(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut sum = Duration::ZERO;
     for _ in 0..4 {
@@ -301,7 +302,9 @@ impl Read for Bytes {
     }
 }
 
-pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+/// Reads a number of bytes: a whole number, with or without a unit (`B`, `kB` to `TB`, `KiB` to
+/// `TiB`). `None` also for what 64 bits do not hold.
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
     let number: u64 = text[..text.len() - unit.len()].parse().ok()?;
     let factor: u64 = match unit.strip_prefix(' ').unwrap_or(unit) {

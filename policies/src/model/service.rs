@@ -35,7 +35,7 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// An idle pooled connection is closed after this. Default 60 s.
     pub pool_idle_timeout: Duration,
-    /// Retries in flight as a share of requests in flight.
+    /// Retries in flight as a share of requests in flight, and their bytes as a share of the bytes.
     pub retry_budget: BudgetShare,
 }
 
