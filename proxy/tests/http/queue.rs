@@ -350,7 +350,7 @@ async fn a_body_waits_with_its_request_and_arrives_whole() {
     assert!(running.await.unwrap().starts_with("HTTP/1.1 200 "));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_deadline_that_passes_in_the_queue_is_a_504_and_too_long_a_wait_a_503() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let writer = AccessLog::start(&Target::File(log.path().to_owned())).unwrap().unwrap();

@@ -1,62 +1,43 @@
 //! The program itself: its ready line, its signals, its access log.
 
-use std::{fs, net::SocketAddr, path::Path, process::Stdio};
+use std::{fs, net::SocketAddr, path::Path};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, Command},
+    process::Command,
 };
 
-use crate::{reload::policies, support::*};
+use crate::support::*;
 
-struct Program {
-    child: Child,
-    admin: SocketAddr,
-    listener: SocketAddr,
+/// Starts the program on policies that send TCP to `endpoint`; with it comes its listener.
+async fn start(folder: &Path, endpoint: SocketAddr) -> (Program, SocketAddr) {
+    let listener = dead().await;
+    let text = policies(&[("TCP", listener.port(), endpoint)]);
+    fs::write(folder.join("edge.yaml"), text).unwrap();
+    let mut command = Program::command(folder);
+    let command = command.arg("--access-log").arg(folder.join("access.log"));
+    (Program::start(command).await, listener)
+}
+
+/// Connects and passes a byte there and back.
+async fn open(listener: SocketAddr) -> TcpStream {
+    let mut tcp = TcpStream::connect(listener).await.unwrap();
+    tcp.write_all(b"x").await.unwrap();
+    tcp.read_exact(&mut [0]).await.unwrap();
+    tcp
 }
 
 impl Program {
-    /// Starts the program on policies that send TCP to `endpoint`.
-    async fn start(folder: &Path, endpoint: SocketAddr) -> Self {
-        let listener = dead().await;
-        fs::write(folder.join("edge.yaml"), policies(listener.port(), endpoint)).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_towpath-proxy"))
-            .args(["--admin", "127.0.0.1:0", "--workers", "2", "--die-with-parent", "--policies"])
-            .arg(folder)
-            .arg("--access-log")
-            .arg(folder.join("access.log"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
-        let admin = line.trim_end().strip_prefix("ready admin=").expect(&line).parse().unwrap();
-        Self { child, admin, listener }
-    }
-
     fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.try_into().unwrap())).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
-    /// Connects and passes a byte there and back.
-    async fn open(&self) -> TcpStream {
-        let mut tcp = TcpStream::connect(self.listener).await.unwrap();
-        tcp.write_all(b"x").await.unwrap();
-        tcp.read_exact(&mut [0]).await.unwrap();
-        tcp
-    }
-
     async fn ready(&self) -> u16 {
-        let host = self.admin;
-        ask(host, &format!("GET /ready HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
-            .await
-            .0
+        admin_at(self.admin, "GET", "/ready").await.0
     }
 
     /// Whether it ended well, and what it logged.
@@ -76,20 +57,20 @@ fn lines(path: &Path) -> Vec<Value> {
 async fn sigterm_finishes_what_runs_and_every_connection_is_logged() {
     let folder = tempfile::tempdir().unwrap();
     let echo = echo().await;
-    let program = Program::start(folder.path(), echo.address).await;
+    let (program, listener) = start(folder.path(), echo.address).await;
     assert_eq!(program.ready().await, 200);
-    let mut open = program.open().await;
+    let mut tcp = open(listener).await;
     program.signal(Signal::TERM);
     eventually("the drain", || async { (program.ready().await == 503).then_some(()) }).await;
-    open.write_all(b"still").await.unwrap();
-    open.read_exact(&mut [0; 5]).await.unwrap();
-    drop(open);
+    tcp.write_all(b"still").await.unwrap();
+    tcp.read_exact(&mut [0; 5]).await.unwrap();
+    drop(tcp);
     let (well, log) = program.end().await;
     assert!(well && log.contains("drained"), "{log}");
     let lines = lines(&folder.path().join("access.log"));
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line = &lines[0];
-    assert_eq!((&line["protocol"], &line["service"]), (&"TCP".into(), &"s".into()));
+    assert_eq!((&line["protocol"], &line["service"]), (&"TCP".into(), &"tcp".into()));
     assert_eq!((&line["request_bytes"], &line["response_bytes"]), (&6.into(), &6.into()));
 }
 
@@ -97,14 +78,14 @@ async fn sigterm_finishes_what_runs_and_every_connection_is_logged() {
 async fn a_second_signal_ends_it_at_once_and_tells_what_was_cut() {
     let folder = tempfile::tempdir().unwrap();
     let echo = echo().await;
-    let program = Program::start(folder.path(), echo.address).await;
-    let mut open = program.open().await;
+    let (program, listener) = start(folder.path(), echo.address).await;
+    let mut tcp = open(listener).await;
     program.signal(Signal::INT);
     eventually("the drain", || async { (program.ready().await == 503).then_some(()) }).await;
     program.signal(Signal::INT);
     let (well, log) = program.end().await;
     assert!(well && log.contains("cut what was still under way connections=1"), "{log}");
-    assert!(matches!(open.read(&mut [0]).await, Ok(0) | Err(_)));
+    assert!(matches!(tcp.read(&mut [0]).await, Ok(0) | Err(_)));
     assert_eq!(lines(&folder.path().join("access.log")).len(), 1, "what was cut is logged too");
 }
 
@@ -112,14 +93,14 @@ async fn a_second_signal_ends_it_at_once_and_tells_what_was_cut() {
 async fn a_rotated_access_log_is_opened_anew() {
     let folder = tempfile::tempdir().unwrap();
     let echo = echo().await;
-    let program = Program::start(folder.path(), echo.address).await;
+    let (program, listener) = start(folder.path(), echo.address).await;
     let (log, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
-    drop(program.open().await);
+    drop(open(listener).await);
     eventually("a line", || async { (lines(&log).len() == 1).then_some(()) }).await;
     fs::rename(&log, &old).unwrap();
     program.signal(Signal::USR1);
     eventually("the new file", || async { log.exists().then_some(()) }).await;
-    drop(program.open().await);
+    drop(open(listener).await);
     eventually("a line", || async { (lines(&log).len() == 1).then_some(()) }).await;
     assert_eq!(lines(&old).len(), 1);
 }

@@ -8,35 +8,9 @@ use towpath_proxy::{Config, Running, SourceConfig};
 
 use crate::support::*;
 
-/// A gateway that sends TCP to one endpoint. The port is 0 in no policy file,
-/// so the test brings one that was free a moment ago.
-pub(crate) fn policies(port: u16, endpoint: SocketAddr) -> String {
-    format!(
-        r#"
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: edge, annotations: {{towpath.dev/bind: "127.0.0.1"}}}}
-spec:
-  gatewayClassName: towpath
-  listeners:
-  - {{name: in, port: {port}, protocol: TCP}}
----
-apiVersion: gateway.networking.k8s.io/v1alpha2
-kind: TCPRoute
-metadata: {{name: in}}
-spec:
-  parentRefs: [{{name: edge, sectionName: in}}]
-  rules:
-  - backendRefs: [{{name: s}}]
----
-apiVersion: towpath.dev/v1alpha1
-kind: Service
-metadata: {{name: s}}
-spec:
-  protocol: TCP
-  endpoints: [{{address: "{endpoint}"}}]
-"#
-    )
+/// As [`policies`], of one TCP listener.
+fn tcp_policies(port: u16, endpoint: SocketAddr) -> String {
+    policies(&[("TCP", port, endpoint)])
 }
 
 async fn following(folder: &Path) -> Running {
@@ -55,12 +29,13 @@ async fn a_folder_is_followed_and_mistakes_in_it_change_nothing() {
     let file = folder.path().join("edge.yaml");
     let (one, two) = (named("one").await, named("two").await);
     let port = dead().await.port();
-    fs::write(&file, policies(port, one.address)).unwrap();
+    fs::write(&file, tcp_policies(port, one.address)).unwrap();
     let proxy = following(folder.path()).await;
     says(&proxy, "one").await;
     let first = proxy.version();
 
-    fs::write(&file, policies(port, one.address).replace("backendRefs", "backendReefs")).unwrap();
+    fs::write(&file, tcp_policies(port, one.address).replace("backendRefs", "backendReefs"))
+        .unwrap();
     eventually("the mistake", || async {
         let source = admin_json(&proxy, "/config_dump").await["source"].clone();
         let errors: Vec<&str> =
@@ -74,7 +49,7 @@ async fn a_folder_is_followed_and_mistakes_in_it_change_nothing() {
     assert_eq!(proxy.version(), first);
     says(&proxy, "one").await;
 
-    fs::write(&file, policies(port, two.address)).unwrap();
+    fs::write(&file, tcp_policies(port, two.address)).unwrap();
     says(&proxy, "two").await;
     assert_ne!(proxy.version(), first);
     let source = &admin_json(&proxy, "/config_dump").await["source"];
@@ -90,7 +65,7 @@ async fn a_folder_swapped_by_a_symbolic_link_is_followed() {
     // As the kubelet mounts a ConfigMap.
     for (version, endpoint) in [("..v1", one.address), ("..v2", two.address)] {
         fs::create_dir_all(mounted.join(version)).unwrap();
-        fs::write(mounted.join(version).join("edge.yaml"), policies(port, endpoint)).unwrap();
+        fs::write(mounted.join(version).join("edge.yaml"), tcp_policies(port, endpoint)).unwrap();
     }
     symlink("..v1", mounted.join("..data")).unwrap();
     symlink("..data/edge.yaml", mounted.join("edge.yaml")).unwrap();

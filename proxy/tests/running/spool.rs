@@ -1,51 +1,26 @@
 //! Disks that do not take what is kept for another try.
 
-use std::{fs, net::SocketAddr, process::Stdio};
+use std::fs;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::Command,
 };
 
 use crate::support::*;
 
 const SIZE: usize = 6 << 20;
 
-fn policies(port: u16, endpoint: SocketAddr) -> String {
-    format!(
-        r#"
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: edge, annotations: {{towpath.dev/bind: "127.0.0.1"}}}}
-spec:
-  gatewayClassName: towpath
-  listeners:
-  - {{name: in, port: {port}, protocol: HTTP}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: in}}
-spec:
-  parentRefs: [{{name: edge, sectionName: in}}]
-  rules:
-  - backendRefs: [{{group: towpath.dev, kind: Service, name: s}}]
----
-apiVersion: towpath.dev/v1alpha1
-kind: Service
-metadata: {{name: s}}
-spec:
-  endpoints: [{{address: "{endpoint}"}}]
----
+/// A second try, out of what was kept on disk.
+const RETRIED: &str = "---
 apiVersion: towpath.dev/v1alpha1
 kind: TransferPolicy
-metadata: {{name: s}}
+metadata: {name: http}
 spec:
-  targetRefs: [{{kind: Service, name: s}}]
-  retry: {{attempts: 2, conditions: [reset], replayDiskLimit: 1GiB}}
-"#
-    )
-}
+  targetRefs: [{kind: Service, name: http}]
+  retry: {attempts: 2, conditions: [reset], replayDiskLimit: 1GiB}
+";
 
 /// The program on a file system that takes a megabyte a file: the write fails, as on a full disk.
 #[tokio::test]
@@ -68,23 +43,14 @@ async fn a_disk_that_fills_up_costs_the_second_try_and_is_told() {
     for encrypt in [&[][..], &["--spool-encrypt"]] {
         let folder = tempfile::tempdir().unwrap();
         let port = dead().await.port();
-        fs::write(folder.path().join("edge.yaml"), policies(port, sink.address)).unwrap();
-        let mut child = Command::new("sh")
-            .args(["-c", "ulimit -f 2048; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_towpath-proxy")])
-            .args(["--admin", "127.0.0.1:0", "--workers", "1", "--die-with-parent", "--policies"])
-            .arg(folder.path())
-            .arg("--spool-dir")
-            .arg(folder.path())
-            .args(encrypt)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
-        let admin: SocketAddr =
-            line.trim_end().strip_prefix("ready admin=").expect(&line).parse().unwrap();
+        let policies = policies(&[("HTTP", port, sink.address)]) + RETRIED;
+        fs::write(folder.path().join("edge.yaml"), policies).unwrap();
+        let mut command = Program::command(folder.path());
+        let command = command.arg("--spool-dir").arg(folder.path()).args(encrypt);
+        let mut program = Program::start(command).await;
+        let pid = program.child.id().and_then(|id| Pid::from_raw(id.try_into().unwrap()));
+        let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+        prlimit(pid, Resource::Fsize, limit).unwrap();
 
         let mut tcp = TcpStream::connect(local(port)).await.unwrap();
         for _ in 0..2 {
@@ -94,17 +60,15 @@ async fn a_disk_that_fills_up_costs_the_second_try_and_is_told() {
             let answer = crate::support::head(&mut tcp).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 200 "), "the transfer itself goes on: {answer}");
         }
-        let metrics =
-            format!("GET /metrics HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
         eventually("both are counted, and nothing is held", || async {
-            let (_, text) = ask(admin, &metrics).await;
+            let (_, text) = admin_at(program.admin, "GET", "/metrics").await;
             let has = |line: &str| text.lines().any(|l| l == line);
             (has("towpath_spool_refused_total 2") && has("towpath_spool_bytes 0")).then_some(())
         })
         .await;
-        child.start_kill().unwrap();
+        program.child.start_kill().unwrap();
         let mut log = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+        program.child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
         let told = log.matches("no room to keep a request body").count();
         assert!(told == 1 && log.contains("File too large"), "{log}");
     }

@@ -1,8 +1,11 @@
 //! Proxies, origins and clients for the tests.
 
 use std::{
+    fmt::Write as _,
     future::Future,
     net::SocketAddr,
+    path::Path,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,8 +15,9 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    process::{Child, Command},
     task::AbortHandle,
 };
 use towpath_policies::model::*;
@@ -141,6 +145,79 @@ fn all_to(table: &str, service: &str) -> RouteTable {
     RouteTable { name: table.into(), virtual_hosts: vec![host] }
 }
 
+/// The program itself, in a process of its own.
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Program {
+    /// What starts it on the policies in this folder; what it says is piped.
+    pub(crate) fn command(policies: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath-proxy"));
+        command
+            .args(["--admin", "127.0.0.1:0", "--workers", "2", "--die-with-parent", "--policies"])
+            .arg(policies)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts it, and waits until it serves.
+    pub(crate) async fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
+        let admin = line.trim_end().strip_prefix("ready admin=").expect(&line).parse().unwrap();
+        Self { child, admin }
+    }
+}
+
+/// Policies of a gateway with one listener for each of these protocols, `TCP` or `HTTP`, which
+/// sends everything to one endpoint. Listener, route and service have the protocol's name, in
+/// small letters. The port is 0 in no policy file, so the test brings one that was free a moment ago.
+pub(crate) fn policies(listeners: &[(&str, u16, SocketAddr)]) -> String {
+    let mut text = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, annotations: {towpath.dev/bind: "127.0.0.1"}}
+spec:
+  gatewayClassName: towpath
+  listeners:
+"#
+    .to_owned();
+    for (protocol, port, _) in listeners {
+        let name = protocol.to_lowercase();
+        writeln!(text, "  - {{name: {name}, port: {port}, protocol: {protocol}}}").unwrap();
+    }
+    for (protocol, _, endpoint) in listeners {
+        let name = protocol.to_lowercase();
+        let version = if *protocol == "TCP" { "v1alpha2" } else { "v1" };
+        write!(
+            text,
+            r#"---
+apiVersion: gateway.networking.k8s.io/{version}
+kind: {protocol}Route
+metadata: {{name: {name}}}
+spec:
+  parentRefs: [{{name: edge, sectionName: {name}}}]
+  rules:
+  - backendRefs: [{{name: {name}}}]
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  protocol: {protocol}
+  endpoints: [{{address: "{endpoint}"}}]
+"#
+        )
+        .unwrap();
+    }
+    text
+}
+
 /// A server for as long as it is held.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
@@ -253,12 +330,13 @@ pub(crate) async fn told(proxy: &Running, listener: &str) -> String {
 
 /// Status and body of one request to the admin endpoint.
 pub(crate) async fn admin(proxy: &Running, method: &str, path: &str) -> (u16, String) {
-    let host = proxy.admin_addr().to_string();
-    ask(
-        proxy.admin_addr(),
-        &format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"),
-    )
-    .await
+    admin_at(proxy.admin_addr(), method, path).await
+}
+
+/// As [`admin`], of a proxy that may run elsewhere.
+pub(crate) async fn admin_at(host: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    ask(host, &request).await
 }
 
 /// Status and body of one raw HTTP/1.1 request.
@@ -280,11 +358,7 @@ pub(crate) async fn admin_json(proxy: &Running, path: &str) -> Value {
 }
 
 /// Waits, within reason, for something another thread brings about.
-pub(crate) async fn eventually<T, F, S>(what: &str, mut probe: F) -> T
-where
-    F: FnMut() -> S,
-    S: Future<Output = Option<T>>,
-{
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let waiting = async {
         loop {
             if let Some(found) = probe().await {

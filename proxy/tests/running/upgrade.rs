@@ -4,7 +4,6 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -14,9 +13,9 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, Command},
+    process::Command,
     sync::watch,
     task::JoinHandle,
 };
@@ -85,52 +84,6 @@ async fn web_origin(stage: Stage) -> Origin {
     .await
 }
 
-fn policies(web: (SocketAddr, SocketAddr), tcp: (SocketAddr, SocketAddr)) -> String {
-    let (web_port, web_origin, tcp_port, tcp_origin) = (web.0.port(), web.1, tcp.0.port(), tcp.1);
-    format!(
-        r#"
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {{name: edge, annotations: {{towpath.dev/bind: "127.0.0.1"}}}}
-spec:
-  gatewayClassName: towpath
-  listeners:
-  - {{name: web, port: {web_port}, protocol: HTTP}}
-  - {{name: tcp, port: {tcp_port}, protocol: TCP}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: web}}
-spec:
-  parentRefs: [{{name: edge, sectionName: web}}]
-  rules:
-  - backendRefs: [{{name: w}}]
----
-apiVersion: gateway.networking.k8s.io/v1alpha2
-kind: TCPRoute
-metadata: {{name: tcp}}
-spec:
-  parentRefs: [{{name: edge, sectionName: tcp}}]
-  rules:
-  - backendRefs: [{{name: t}}]
----
-apiVersion: towpath.dev/v1alpha1
-kind: Service
-metadata: {{name: w}}
-spec:
-  protocol: HTTP
-  endpoints: [{{address: "{web_origin}"}}]
----
-apiVersion: towpath.dev/v1alpha1
-kind: Service
-metadata: {{name: t}}
-spec:
-  protocol: TCP
-  endpoints: [{{address: "{tcp_origin}"}}]
-"#
-    )
-}
-
 /// A folder with policies, an upgrade socket, and the logs of those who ran.
 struct Place(tempfile::TempDir);
 
@@ -140,32 +93,17 @@ impl Place {
     }
 
     fn command(&self, name: &str, policies: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath-proxy"));
+        let mut command = Program::command(policies);
         command
-            .args(["--admin", "127.0.0.1:0", "--workers", "2", "--drain-timeout", "5m"])
-            .arg("--upgrade-socket")
+            .args(["--drain-timeout", "5m", "--upgrade-socket"])
             .arg(self.0.path().join("upgrade"))
-            .arg("--policies")
-            .arg(policies)
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.log(name)).unwrap())
-            .kill_on_drop(true);
+            .stderr(fs::File::create(self.log(name)).unwrap());
         command
     }
 
-    /// Starts the program and waits until it serves.
-    async fn start(&self, name: &str) -> (Child, String) {
-        let mut child = self.command(name, &self.0.path().join("policies")).spawn().unwrap();
-        let ready = ready_line(&mut child).await;
-        (child, ready)
+    async fn start(&self, name: &str) -> Program {
+        Program::start(&mut self.command(name, &self.0.path().join("policies"))).await
     }
-}
-
-async fn ready_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).await.unwrap();
-    assert!(line.starts_with("ready admin="), "{line}");
-    line
 }
 
 /// Small requests without end: each kind in a task that panics at the first that fails.
@@ -369,10 +307,11 @@ async fn no_request_connection_or_transfer_is_lost_in_upgrades_and_a_bad_one_cha
     let (web_origin, echo) = (web_origin(stage.clone()).await, echo().await);
     let place = Place(tempfile::tempdir().unwrap());
     fs::create_dir(place.0.path().join("policies")).unwrap();
-    let text = policies((web, web_origin.address), (tcp, echo.address));
+    let text =
+        policies(&[("HTTP", web.port(), web_origin.address), ("TCP", tcp.port(), echo.address)]);
     fs::write(place.0.path().join("policies/edge.yaml"), text).unwrap();
 
-    let (mut first, admin) = place.start("first").await;
+    let mut first = place.start("first").await;
     let load = Load::start(web, tcp);
     let transfers = transfers(&stage, web, tcp);
     eventually("all are half done", || async {
@@ -389,25 +328,25 @@ async fn no_request_connection_or_transfer_is_lost_in_upgrades_and_a_bad_one_cha
     })
     .await;
 
-    let (mut second, same) = place.start("second").await;
-    assert_eq!(same, admin, "the admin endpoint is where it was");
+    let mut second = place.start("second").await;
+    assert_eq!(second.admin, first.admin, "the admin endpoint is where it was");
     load.go_on(20).await;
-    let (mut third, _) = place.start("third").await;
+    let mut third = place.start("third").await;
     load.go_on(20).await;
-    assert!(first.try_wait().unwrap().is_none(), "the first has transfers to finish");
+    assert!(first.child.try_wait().unwrap().is_none(), "the first has transfers to finish");
     // The second had none, and short requests alone hold nobody up.
-    assert!(second.wait().await.unwrap().success());
+    assert!(second.child.wait().await.unwrap().success());
 
     stage.released.send_replace(true);
     for transfer in transfers {
         transfer.await.unwrap();
     }
-    assert!(first.wait().await.unwrap().success());
+    assert!(first.child.wait().await.unwrap().success());
     load.go_on(20).await;
     load.end().await;
     for name in ["first", "second"] {
         let log = fs::read_to_string(place.log(name)).unwrap();
         assert!(log.contains("handed over") && log.contains("drained"), "{name}: {log}");
     }
-    assert!(third.try_wait().unwrap().is_none());
+    assert!(third.child.try_wait().unwrap().is_none());
 }

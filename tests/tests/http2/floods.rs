@@ -147,7 +147,7 @@ async fn empty_data_frames_cost_nothing_for_ever() {
     let flood = frame(DATA, 0, 1, []).repeat(1000);
     for _ in 0..300 {
         if !client.wire.try_send(&flood).await {
-            return;
+            break;
         }
     }
     let grown = resident().saturating_sub(before);
