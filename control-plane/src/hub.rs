@@ -215,12 +215,7 @@ pub(crate) mod tests {
 
     /// A TCP listener `name` for the nodes `pattern`, with a service found by DNS.
     fn add(mesh: &mut Mesh, name: &str, pattern: &str) {
-        let backend = WeightedBackend {
-            service: name.to_owned(),
-            weight: 1,
-            request_headers: Default::default(),
-            response_headers: Default::default(),
-        };
+        let backend = WeightedBackend::new(name);
         let forward = TcpForward { backends: vec![backend], idle_timeout: None };
         let kind = ChainKind::Tcp(forward);
         let listener = Listener {

@@ -260,16 +260,13 @@ pub(crate) fn recovery(recovery: &Recovery) -> String {
 
 pub(crate) fn queue(queue: Option<&Queue>) -> String {
     let Some(queue) = queue else { return "none".to_owned() };
-    let weights = &queue.weights;
     format!(
-        "{} at a time at each endpoint; at most {} wait, {}, {}; interactive : bulk : background = {} : {} : {}",
+        "{} at a time at each endpoint, shared {}; at most {} wait, {}, {}",
         queue.slots,
+        shares(&queue.weights),
         queue.max_requests,
         bytes(queue.max_bytes),
-        time(queue.max_wait),
-        weights.interactive,
-        weights.bulk,
-        weights.background
+        time(queue.max_wait)
     )
 }
 
@@ -336,8 +333,11 @@ pub(crate) fn bandwidth(bandwidth: Option<&Bandwidth>) -> String {
     let Some(Bandwidth { bytes_per_second, weights }) = bandwidth else {
         return "unlimited".to_owned();
     };
-    let shares = Class::ALL.map(|class| format!("{} {}", class.name(), weights.of(class)));
-    format!("{} a second, shared {}", bytes(*bytes_per_second), shares.join(", "))
+    format!("{} a second, shared {}", bytes(*bytes_per_second), shares(weights))
+}
+
+fn shares(weights: &crate::model::ClassWeights) -> String {
+    Class::ALL.map(|class| format!("{} {}", class.name(), weights.of(class))).join(", ")
 }
 
 pub(crate) fn locality(locality: &Locality) -> String {

@@ -173,12 +173,12 @@ async fn log_level(Query(Level { level }): Query<Level>) -> Response {
     }
 }
 
-async fn drain(State(admin): State<Admin>) -> Json<Value> {
+async fn drain(State(admin): State<Admin>) -> Json<views::Drain> {
     admin.control.begin_drain();
     Json(views::drain(&admin.control))
 }
 
-async fn under_way(State(admin): State<Admin>) -> Json<Value> {
+async fn under_way(State(admin): State<Admin>) -> Json<views::Drain> {
     Json(views::drain(&admin.control))
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::TcpListener,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use towpath_policies::{
 use crate::{
     access_log::AccessLog,
     drain::{Leftovers, MOST_TRANSFERS, Signal},
+    lock::lock,
     transfers::Transfers,
     upgrade::Place,
     worker::Workers,
@@ -250,9 +251,4 @@ async fn follow(control: Weak<Control>, service: String, host: String, port: u16
         drop(control);
         tokio::time::sleep(pause).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while it was held is a bug that was logged; what is inside is still the best there is.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -119,11 +119,6 @@ impl Watch {
             notified.await;
         }
     }
-
-    /// As [`Watch::drained`], as a future that owns what it needs.
-    pub async fn into_drained(self) {
-        self.drained().await;
-    }
 }
 
 /// Tells the log what a drain cuts.
@@ -162,7 +157,8 @@ mod tests {
         let signal = Signal::new();
         let early = signal.watch();
         assert!(!early.draining());
-        let waiting = tokio::spawn(early.clone().into_drained());
+        let watch = early.clone();
+        let waiting = tokio::spawn(async move { watch.drained().await });
         tokio::task::yield_now().await;
         signal.fire();
         waiting.await.unwrap();

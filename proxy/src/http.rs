@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use towpath_policies::model::{ForwardedHeader, HttpOptions};
 
 mod attempt;
+mod base64;
 mod deadline;
 mod digest;
 mod exchange;
@@ -61,9 +62,9 @@ pub struct HttpListener {
     /// Where request bodies are kept on disk for another try.
     pub spool: Option<Arc<Space>>,
     /// Where exchanges that last are listed.
-    pub transfers: Option<Arc<Transfers>>,
+    pub transfers: Arc<Transfers>,
     /// Says which classes are shed now.
-    pub overload: Option<Arc<Overload>>,
+    pub overload: Arc<Overload>,
     via: Option<Via>,
 }
 
@@ -111,7 +112,8 @@ impl HttpListener {
         name: Arc<str>,
         options: HttpOptions,
         router: Arc<ArcSwap<Router>>,
-        access_log: Option<AccessLog>,
+        transfers: Arc<Transfers>,
+        overload: Arc<Overload>,
     ) -> Self {
         let via = options.via.as_deref().and_then(|pseudonym| {
             Some(Via {
@@ -119,16 +121,7 @@ impl HttpListener {
                 http2: HeaderValue::from_str(&format!("2 {pseudonym}")).ok()?,
             })
         });
-        Self {
-            name,
-            options,
-            router,
-            access_log,
-            spool: None,
-            transfers: None,
-            overload: None,
-            via,
-        }
+        Self { name, options, router, access_log: None, spool: None, transfers, overload, via }
     }
 
     fn via(&self, received: Wire) -> Option<&HeaderValue> {

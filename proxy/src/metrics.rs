@@ -9,11 +9,13 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
+
+use crate::lock::lock;
 
 /// The process's one registry.
 pub fn registry() -> &'static Registry {
@@ -119,7 +121,7 @@ impl Registry {
     }
 
     fn families(&self) -> MutexGuard<'_, BTreeMap<&'static str, Family>> {
-        self.families.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.families)
     }
 }
 

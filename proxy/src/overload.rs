@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use towpath_policies::model::Class;
 
 pub use decide::{Level, Resource};
+pub(crate) use reading::resident;
 pub use reading::{Ceilings, Reading, read};
 
 use crate::{

@@ -381,19 +381,14 @@ mod tests {
         time::timeout,
     };
     use towpath_policies::model::{
-        Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, Listener, Protocol, Service,
-        TcpForward, WeightedBackend,
+        Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Protocol, Service, TcpForward,
+        WeightedBackend,
     };
 
     use super::*;
 
     fn opaque(listen: SocketAddr, origin: SocketAddr) -> Snapshot {
-        let backend = WeightedBackend {
-            service: "s".into(),
-            weight: 1,
-            request_headers: HeaderEdit::default(),
-            response_headers: HeaderEdit::default(),
-        };
+        let backend = WeightedBackend::new("s");
         let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
         let chains = vec![Chain { server_names: vec![], tls: None, kind }];
         let listener = Listener { name: "in".into(), bind: Bind::Socket(listen), chains };

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -32,10 +32,13 @@ mod tests;
 use self::{
     idle::{Backing, IDLE, Idle, MOST},
     jobs::Jobs,
-    memory::{Memory, Turn},
+    memory::{Memory, Place},
     writer::Writer,
 };
-use crate::metrics::{Counter, Gauge, registry};
+use crate::{
+    lock::lock,
+    metrics::{Counter, Gauge, registry},
+};
 
 /// Where spools are kept, and how much all together may take.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ pub(crate) struct Spool {
     length: u64,
     reading: Option<oneshot::Receiver<io::Result<Bytes>>>,
     /// While it waits for room in memory.
-    turn: Option<Turn>,
+    place: Option<Place>,
 }
 
 /// Bytes that all spools of a process may hold in memory together, unless told otherwise.
@@ -123,7 +126,7 @@ impl Space {
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// A file that another spool has done with.
@@ -223,7 +226,7 @@ impl Spool {
     /// An empty one; its file is made with the first write.
     pub(crate) fn new(space: Arc<Space>) -> Self {
         let writer = Arc::new(Writer::new(space));
-        Self { writer, length: 0, reading: None, turn: None }
+        Self { writer, length: 0, reading: None, place: None }
     }
 
     /// Bytes appended.
@@ -257,12 +260,12 @@ impl Spool {
         if memory.is_full() && self.writer.flush() {
             start(&self.writer);
         }
-        memory.poll_room(cx, &mut self.turn)
+        memory.poll_room(cx, &mut self.place)
     }
 
     /// Ready once all that was appended is written, or cannot be. Who waits for that appends nothing.
     pub(crate) fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.turn = None;
+        self.place = None;
         self.writer.poll_settled(cx, || start(&self.writer))
     }
 
@@ -295,7 +298,7 @@ impl Spool {
     /// is asked for again.
     pub(crate) fn rewind(&mut self) {
         self.reading = None;
-        self.turn = None;
+        self.place = None;
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use arc_swap::ArcSwap;
@@ -21,6 +21,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_rustls::TlsAcceptor;
 use towpath_policies::model::TlsServer;
+
+use crate::lock::lock;
 
 /// Why certificates cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +113,7 @@ impl ServerTls {
     /// use; the next call tries again, and is silent about the same error.
     pub(crate) fn reload(&self) -> Result<bool, TlsError> {
         let now = Stamp::of(&self.spec);
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = lock(&self.read);
         if read.stamp == now {
             return Ok(false);
         }

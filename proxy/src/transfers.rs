@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::upstream::EndpointState;
+use crate::{lock::lock, upstream::EndpointState};
 
 /// The tables of one proxy, by worker. Bounded by the connections and streams that are open.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Transfers {
     }
 
     fn lock(&self, worker: usize) -> MutexGuard<'_, Table> {
-        self.0[worker % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0[worker % self.0.len()])
     }
 }
 

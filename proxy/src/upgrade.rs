@@ -25,7 +25,7 @@ use std::{
     os::fd::AsFd,
     path::Path,
     process::Command,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -33,7 +33,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use crate::control::Control;
+use crate::{control::Control, lock::lock};
 pub(crate) use channel::Door;
 use channel::{Channel, MOST_DESCRIPTORS};
 
@@ -116,7 +116,7 @@ impl Sockets {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Place, TcpListener)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

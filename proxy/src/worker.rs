@@ -8,7 +8,7 @@ use std::{
     future::Future,
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicU32,
             Ordering::{Acquire, Relaxed, Release},
@@ -19,6 +19,8 @@ use std::{
 
 use crossbeam_utils::CachePadded;
 use tokio::{runtime::Handle, sync::oneshot};
+
+use crate::lock::lock;
 
 /// All workers of a proxy.
 #[derive(Debug)]
@@ -120,8 +122,7 @@ impl Workers {
 
     /// Ends every task where it stands and joins the threads.
     pub(crate) fn stop(&self) {
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         let stopping: Vec<_> = threads
             .into_iter()
             .map(|Thread { stop, thread }| {

@@ -168,23 +168,12 @@ fn mesh(service: &str, prefix: &str) -> RouteTable {
 }
 
 fn backend(service: &str, weight: u32) -> WeightedBackend {
-    WeightedBackend {
-        service: service.to_owned(),
-        weight,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    }
+    WeightedBackend { weight, ..WeightedBackend::new(service) }
 }
 
 fn forward(backends: Vec<WeightedBackend>) -> Forward {
     Forward {
-        backends,
-        host: HostRewrite::Keep,
-        path: None,
-        mirrors: vec![],
-        timeout: None,
         idle_timeout: Some(Duration::from_secs(60)),
-        transfer: Default::default(),
         retry: RetryPolicy {
             attempts: 2,
             on: vec![
@@ -197,13 +186,14 @@ fn forward(backends: Vec<WeightedBackend>) -> Forward {
             per_try_timeout: Some(Duration::from_secs(3)),
             ..RetryPolicy::default()
         },
+        ..Forward::to(backends)
     }
 }
 
 fn route(path: PathMatch, action: Action) -> Route {
     Route {
         name: format!("{path:?}").chars().filter(char::is_ascii_alphanumeric).collect(),
-        matches: RouteMatch { path, method: None, headers: vec![], query: vec![], grpc: false },
+        matches: RouteMatch { path, ..RouteMatch::everything() },
         action,
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),

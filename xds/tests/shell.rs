@@ -13,8 +13,8 @@ use tokio::{
     time::timeout,
 };
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, Listener, Node, Protocol,
-    ResourceKey, ResourceKind, Service, Snapshot, TcpForward, WeightedBackend,
+    Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Node, Protocol, ResourceKey,
+    ResourceKind, Service, Snapshot, TcpForward, WeightedBackend,
 };
 use towpath_xds::{
     Flavour,
@@ -28,12 +28,7 @@ const BOTH: [Flavour; 2] = [Flavour::Delta, Flavour::StateOfTheWorld];
 
 fn world(version: u32, port: u16) -> Arc<Snapshot> {
     let mut world = Snapshot { version: version.to_string(), ..Snapshot::default() };
-    let backend = WeightedBackend {
-        service: "s".to_owned(),
-        weight: 1,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
+    let backend = WeightedBackend::new("s");
     let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
     let listener = Listener {
         name: "l".to_owned(),

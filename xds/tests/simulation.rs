@@ -592,32 +592,15 @@ impl Generator {
     /// A bad table names a domain twice: it does not even decode.
     fn put_table(&mut self, name: &str, rng: &mut fastrand::Rng, bad: bool) {
         let backends: Vec<WeightedBackend> = (0..rng.u32(1..3))
-            .map(|_| WeightedBackend {
-                service: format!("s{}", rng.u32(0..6)),
-                weight: self.tick().into(),
-                request_headers: HeaderEdit::default(),
-                response_headers: HeaderEdit::default(),
+            .map(|_| {
+                let backend = WeightedBackend::new(format!("s{}", rng.u32(0..6)));
+                WeightedBackend { weight: self.tick().into(), ..backend }
             })
             .collect();
         let route = Route {
             name: "all".to_owned(),
-            matches: RouteMatch {
-                path: PathMatch::Prefix("/".to_owned()),
-                method: None,
-                headers: vec![],
-                query: vec![],
-                grpc: false,
-            },
-            action: Action::Forward(Forward {
-                backends,
-                host: HostRewrite::Keep,
-                path: None,
-                mirrors: vec![],
-                timeout: None,
-                idle_timeout: None,
-                retry: RetryPolicy::default(),
-                transfer: Default::default(),
-            }),
+            matches: RouteMatch::everything(),
+            action: Action::Forward(Forward::to(backends)),
             request_headers: HeaderEdit::default(),
             response_headers: HeaderEdit::default(),
         };

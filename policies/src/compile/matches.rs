@@ -18,13 +18,7 @@ use crate::{
 
 /// Matches every request.
 pub(crate) fn any(grpc: bool) -> RouteMatch {
-    RouteMatch {
-        path: PathMatch::Prefix("/".to_owned()),
-        method: None,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc,
-    }
+    RouteMatch { grpc, ..RouteMatch::everything() }
 }
 
 pub(crate) fn http(written: &HttpMatch, problems: &mut Problems) -> Option<RouteMatch> {

@@ -208,21 +208,9 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
         check_retry(retry, on_service, problems);
     }
     limits::check(spec, problems);
-    if let (Some(retry), Some(resume)) = (&spec.retry, &spec.resume)
-        && let (Some(attempts), Some(downloads)) = (&retry.attempts, &resume.downloads)
-        && ***attempts == 0
-        && downloads.value
-    {
-        let message = "a download cannot be resumed without a further try";
-        problems
-            .error(Rule::Conflict, downloads.span, message)
-            .related(attempts.span, "no further try is allowed")
-            .help("allow attempts, or set downloads: false");
-    }
     if let Some(integrity) = &spec.integrity {
         integrity::check(integrity, problems);
     }
-    integrity::check_uploads(spec, problems);
     if spec.timeouts.is_none()
         && spec.retry.is_none()
         && spec.resume.is_none()

@@ -64,7 +64,7 @@ impl PreparedRule<'_> {
             order: 0,
             matches: vec![(matches::any(false), span)],
             outcome: Outcome::Forward {
-                backends: vec![backend_to(service)],
+                backends: vec![WeightedBackend::new(service)],
                 host: HostRewrite::Keep,
                 path: None,
                 mirrors: Vec::new(),
@@ -124,15 +124,6 @@ impl PreparedRule<'_> {
             (route, *span)
         };
         self.matches.iter().map(route).collect()
-    }
-}
-
-pub(crate) fn backend_to(service: &str) -> WeightedBackend {
-    WeightedBackend {
-        service: service.to_owned(),
-        weight: 1,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Coordinates, Discovery, Endpoint,
         EndpointSet, Gpu, Health, HealthCheck, HealthProbe, HttpOptions, Listener, Locality,
         NodeSelector, Protocol, RateLimits, Service, TcpForward, Thresholds, UpstreamTls,
+        WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
@@ -29,7 +30,7 @@ use super::{
     outlier,
     policies::Policies,
     queue,
-    rules::{PreparedRule, backend_to},
+    rules::PreparedRule,
     sockets::{Opener, Sockets},
     stream_age,
     table::{self, HostedRule, Section},
@@ -349,7 +350,7 @@ impl Inbound<'_> {
         output.endpoints(set, self.sidecar.app.span, problems);
         let kind = if self.service.protocol == Protocol::Tcp {
             let idle_timeout = policies.tcp_idle(&[&self.service.name], None);
-            ChainKind::Tcp(TcpForward { backends: vec![backend_to(&name)], idle_timeout })
+            ChainKind::Tcp(TcpForward { backends: vec![WeightedBackend::new(&name)], idle_timeout })
         } else {
             self.route_table(&name, policies, output, problems);
             ChainKind::Http { route_table: name.clone(), options: HttpOptions::default() }

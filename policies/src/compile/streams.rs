@@ -7,7 +7,7 @@ use crate::{
         route::{BackendRef, TcpRule},
         value::Hostname,
     },
-    model::{HeaderEdit, WeightedBackend},
+    model::WeightedBackend,
     problem::{At, Problems, Span},
 };
 
@@ -105,10 +105,6 @@ fn backend(
         port: written.port.as_ref().map(|p| p.span),
     };
     let backend = index.backend(&name, home, problems)?;
-    Some(WeightedBackend {
-        service: backend.service,
-        weight: written.weight.as_ref().map_or(1, |w| ***w),
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    })
+    let weight = written.weight.as_ref().map_or(1, |w| ***w);
+    Some(WeightedBackend { weight, ..WeightedBackend::new(backend.service) })
 }

@@ -4,7 +4,10 @@ use crate::{
     diagnostic::Rule,
     document::{
         Object,
-        own::{HedgeSpec, RetryOn, ServiceSpec, StallSpec, TransferPolicySpec, TransferTimeouts},
+        own::{
+            HedgeSpec, RetryOn, ServiceSpec, StallSpec, TransferPolicySpec, TransferResume,
+            TransferTimeouts,
+        },
         read::invalid,
         value::parse_time,
     },
@@ -22,6 +25,9 @@ pub(super) fn check(policies: &[Object<TransferPolicySpec>], problems: &mut Prob
             stalls |= stall(written).is_some();
             check_stall(timeouts, written, problems);
         }
+        if let Some(resume) = &policy.spec.resume {
+            check_resume(&policy.spec, resume, problems);
+        }
         if let Some(hedge) = &policy.spec.hedge {
             check_hedge(&policy.spec, hedge, problems);
         }
@@ -34,6 +40,32 @@ pub(super) fn check(policies: &[Object<TransferPolicySpec>], problems: &mut Prob
         problems
             .error(Rule::NoEffect, condition.span, "nothing is ever taken for a stall")
             .help("say what a stall is: `timeouts: {stall: {below: 10KiB, for: 30s}}`");
+    }
+}
+
+/// Whether transfers can be resumed as the policy says.
+fn check_resume(spec: &TransferPolicySpec, resume: &TransferResume, problems: &mut Problems) {
+    let on = |said: &Option<At<bool>>| said.as_ref().filter(|said| said.value).map(|on| on.span);
+    let (downloads, uploads) = (on(&resume.downloads), on(&resume.uploads));
+    let attempts = spec.retry.as_ref().and_then(|retry| retry.attempts.as_ref());
+    if let Some(attempts) = attempts.filter(|attempts| ****attempts == 0) {
+        for (span, what, field) in
+            [(downloads, "a download", "downloads"), (uploads, "an upload", "uploads")]
+        {
+            let Some(span) = span else { continue };
+            let message = format!("{what} cannot be resumed without a further try");
+            problems
+                .error(Rule::Conflict, span, message)
+                .related(attempts.span, "no further try is allowed")
+                .help(format!("allow attempts, or set {field}: false"));
+        }
+    }
+    let make = spec.integrity.as_ref().and_then(|integrity| integrity.make.as_ref());
+    if let (Some(span), Some(make)) = (uploads, make.filter(|make| make.value)) {
+        problems
+            .error(Rule::Conflict, span, "an upload that is given a digest here is not resumed")
+            .related(make.span, "digests are made")
+            .help("set uploads: false, or make: false");
     }
 }
 

@@ -58,6 +58,19 @@ pub struct RouteMatch {
     pub grpc: bool,
 }
 
+impl RouteMatch {
+    /// Every request.
+    pub fn everything() -> Self {
+        Self {
+            path: PathMatch::Prefix("/".to_owned()),
+            method: None,
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc: false,
+        }
+    }
+}
+
 /// Condition on a path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PathMatch {
@@ -176,6 +189,22 @@ pub struct Forward {
     pub transfer: Transfer,
 }
 
+impl Forward {
+    /// As it came, on the terms that hold without a policy.
+    pub fn to(backends: Vec<WeightedBackend>) -> Self {
+        Self {
+            backends,
+            host: HostRewrite::Keep,
+            path: None,
+            mirrors: Vec::new(),
+            timeout: None,
+            idle_timeout: Some(Duration::from_secs(300)),
+            retry: RetryPolicy::default(),
+            transfer: Transfer::default(),
+        }
+    }
+}
+
 /// One service among several, by weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightedBackend {
@@ -187,6 +216,18 @@ pub struct WeightedBackend {
     pub request_headers: HeaderEdit,
     /// Edits of this backend's responses, before the route's own.
     pub response_headers: HeaderEdit,
+}
+
+impl WeightedBackend {
+    /// All requests, as they are.
+    pub fn new(service: impl Into<String>) -> Self {
+        Self {
+            service: service.into(),
+            weight: 1,
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+        }
+    }
 }
 
 /// A copy of a share of the requests.

@@ -1,13 +1,15 @@
 //! The live state as JSON and as gauges.
 
-use std::{fs, sync::atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use towpath_policies::model::{Class, Health};
 
 use crate::{
     access_log::Rfc3339,
     control::Control,
+    drain::Leftovers,
     metrics::registry,
     upstream::{
         EndpointState, ServiceLive, ServiceState,
@@ -28,18 +30,22 @@ pub(super) fn config_dump(control: &Control) -> Value {
     })
 }
 
-pub(super) fn drain(control: &Control) -> Value {
-    let left = control.leftovers();
+#[derive(Serialize)]
+pub(super) struct Drain {
+    draining: bool,
+    seconds_left: Option<u64>,
+    #[serde(flatten)]
+    left: Leftovers,
+}
+
+pub(super) fn drain(control: &Control) -> Drain {
     let gone_on = control.draining_for();
-    json!({
-        "draining": gone_on.is_some(),
-        "seconds_left": gone_on.map(|time| control.drain_timeout.saturating_sub(time).as_secs()),
-        "connections": left.connections,
-        "requests": left.requests,
-        "bytes_in_flight": left.bytes_in_flight,
-        "transfers": left.transfers,
-        "more": left.more,
-    })
+    let left = |time| control.drain_timeout.saturating_sub(time).as_secs();
+    Drain {
+        draining: gone_on.is_some(),
+        seconds_left: gone_on.map(left),
+        left: control.leftovers(),
+    }
 }
 
 pub(super) fn listeners(control: &Control) -> Value {
@@ -175,14 +181,7 @@ pub(super) fn measure(control: &Control) {
     }
     let uptime = i64::try_from(control.started.elapsed().as_secs()).unwrap_or(i64::MAX);
     registry.gauge("towpath_uptime_seconds", &[]).set(uptime);
-    if let Some(resident) = resident_bytes() {
-        registry.gauge("towpath_process_resident_bytes", &[]).set(resident);
+    if let Some(resident) = crate::overload::resident() {
+        registry.gauge("towpath_process_resident_bytes", &[]).set(resident.cast_signed());
     }
-}
-
-fn resident_bytes() -> Option<i64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: i64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page = i64::try_from(rustix::param::page_size()).ok()?;
-    Some(pages * page)
 }

@@ -1,7 +1,7 @@
 //! The bounded bandwidth to a service, and the places of those who share it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -11,7 +11,10 @@ use tokio::time::{Instant, sleep_until};
 use towpath_policies::model::{Bandwidth, Class};
 
 use super::shares::{Ask, Shares};
-use crate::metrics::{Counter, registry};
+use crate::{
+    lock::lock,
+    metrics::{Counter, registry},
+};
 
 /// The queue before a service whose bandwidth is bounded. A lock, taken once per part of some
 /// milliseconds' worth of bytes, and only where a policy asks for it.
@@ -79,7 +82,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     fn now(&self) -> u64 {

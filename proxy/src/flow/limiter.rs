@@ -1,7 +1,7 @@
 //! Rate limits of one route: its own, and its tenants'.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -9,7 +9,10 @@ use tokio::time::Instant;
 use towpath_policies::model::{RateLimit, RateLimits};
 
 use super::{bucket::Bucket, tenants::Tenants};
-use crate::metrics::{Counter, registry};
+use crate::{
+    lock::lock,
+    metrics::{Counter, registry},
+};
 
 /// The limits of one route, shared by all workers.
 #[derive(Debug)]
@@ -79,7 +82,7 @@ impl Limiter {
     /// Lets a request of this tenant pass, with the tenant's buckets for its bytes.
     pub(super) fn admit(&self, tenant: u64) -> Result<Option<Arc<Buckets>>, Refused> {
         let tenant = self.tenants.as_ref().map(|tenants| {
-            let mut tenants = tenants.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tenants = lock(tenants);
             tenants.of(tenant, || Buckets::new(&self.spec.tenant))
         });
         let of_tenant = tenant.as_ref().and_then(|t| t.requests.as_ref());

@@ -244,9 +244,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// the pace of its bytes. Before the route changes any field.
     fn admit_to_proxy(&mut self, forward: &Forward, backend: &Backend) -> Result<(), Stop> {
         self.class = forward.transfer.class;
-        if let Some(overload) = &self.client.listener.overload
-            && overload.admit(self.class).is_err()
-        {
+        if self.client.listener.overload.admit(self.class).is_err() {
             // Not all at the same moment again.
             let after = Duration::from_millis(1000 + fastrand::u64(..2000));
             return Err(Stop::Reply(Reply::OVERLOAD.again_after(after)));
@@ -418,7 +416,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Stop::Reply(reply) => {
                 self.record.reason = Some(reply.reason);
                 if self.grpc {
-                    self.record.grpc_status = reply.grpc_status().parse().ok();
+                    self.record.grpc_status = Some(reply.grpc_status());
                 }
                 let (head, body) = reply.into_message(self.grpc);
                 self.send(head, body).await;

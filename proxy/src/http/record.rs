@@ -118,9 +118,9 @@ impl<'a> Recorder<'a> {
     /// Lists it among those under way.
     #[cold]
     pub(super) fn list(&mut self) {
-        let (Some(transfers), None) = (&self.client.listener.transfers, &self.listed) else {
+        if self.listed.is_some() {
             return;
-        };
+        }
         let transfer = Transfer {
             protocol: self.protocol,
             listener: self.client.listener.name.clone(),
@@ -132,7 +132,9 @@ impl<'a> Recorder<'a> {
             up: AtomicU64::new(self.request_bytes),
             down: AtomicU64::new(self.response_bytes),
         };
-        self.listed = Some(Box::new(transfers.list(self.client.worker, transfer.into())));
+        self.listed = Some(Box::new(
+            self.client.listener.transfers.list(self.client.worker, transfer.into()),
+        ));
     }
 
     fn write(&mut self, mut line: Box<access_log::Record>) {

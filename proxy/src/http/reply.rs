@@ -5,7 +5,10 @@ use std::{borrow::Cow, num::NonZeroU32, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::message::{Length, ResponseHead};
+use super::{
+    message::{Length, ResponseHead},
+    record::GRPC_STATUS,
+};
 use crate::upstream::admission::Limit;
 
 mod grpc_retry;
@@ -21,7 +24,6 @@ pub(super) struct Reply {
 }
 
 const REASON: HeaderName = HeaderName::from_static("x-towpath-reason");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 macro_rules! replies {
@@ -118,7 +120,7 @@ impl Reply {
         }
         if grpc {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert(GRPC_STATUS, HeaderValue::from_static(self.grpc_status()));
+            headers.insert(GRPC_STATUS, self.grpc_status().into());
             if let Ok(text) = HeaderValue::from_str(&self.text) {
                 headers.insert(GRPC_MESSAGE, text);
             }
@@ -139,14 +141,14 @@ impl Reply {
     }
 
     /// The gRPC status that says the same.
-    pub(super) fn grpc_status(&self) -> &'static str {
+    pub(super) fn grpc_status(&self) -> u32 {
         match (self.reason, self.status.as_u16()) {
-            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _) => "8",
-            ("digest", _) => "15",
-            (_, 408 | 504) => "4",
-            (_, 404 | 405 | 501) => "12",
-            (_, 400 | 413 | 431) => "13",
-            _ => "14",
+            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _) => 8,
+            ("digest", _) => 15,
+            (_, 408 | 504) => 4,
+            (_, 404 | 405 | 501) => 12,
+            (_, 400 | 413 | 431) => 13,
+            _ => 14,
         }
     }
 }

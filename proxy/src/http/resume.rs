@@ -8,7 +8,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
-use super::message::{Length, RequestHead, ResponseHead};
+use super::{
+    digest::CONTENT_DIGEST,
+    message::{Length, RequestHead, ResponseHead},
+};
 
 /// What came of a response that broke midway though it could go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +246,6 @@ fn fits(length: Length, bytes: u64) -> bool {
     }
 }
 
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 
 #[cfg(test)]

@@ -53,12 +53,16 @@ impl Ceilings {
 
 /// Looks at what is used now, streams aside. What cannot be read counts as nothing.
 pub fn read() -> Reading {
-    let statm = fs::read_to_string("/proc/self/statm").ok();
-    let pages = statm.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
     let (group, group_most) = group().unwrap_or((0, 0));
-    let resident = pages.unwrap_or(0) * page;
+    let resident = resident().unwrap_or(0);
     Reading { resident, group, group_most, descriptors: descriptors(), streams: 0 }
+}
+
+/// Resident memory of this process, in bytes.
+pub(crate) fn resident() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 /// Open descriptors. Since Linux 6.2 the size of the folder is their number; before, they are counted.

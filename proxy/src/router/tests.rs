@@ -8,16 +8,6 @@ use towpath_policies::model::{
 
 use super::{Router, Target, action::Rewrite, path::normalise};
 
-fn any() -> RouteMatch {
-    RouteMatch {
-        path: PathMatch::Prefix("/".into()),
-        method: None,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc: false,
-    }
-}
-
 fn route(name: &str, matches: RouteMatch) -> Route {
     Route {
         name: name.into(),
@@ -62,7 +52,7 @@ fn taken(router: &Router, asked: &Asked<'_>) -> Option<Arc<str>> {
 
 #[test]
 fn the_most_specific_host_wins_in_any_case() {
-    let only = |name: &str| vec![route(name, any())];
+    let only = |name: &str| vec![route(name, RouteMatch::everything())];
     let router = router(vec![
         (&["*"], only("any")),
         (&["*.example.com"], only("suffix")),
@@ -86,7 +76,7 @@ fn the_most_specific_host_wins_in_any_case() {
 #[expect(clippy::too_many_lines, reason = "one table of conditions")]
 fn all_conditions_must_hold_and_the_first_route_wins() {
     let with = |change: &dyn Fn(&mut RouteMatch)| {
-        let mut matches = any();
+        let mut matches = RouteMatch::everything();
         change(&mut matches);
         matches
     };

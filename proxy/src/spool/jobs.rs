@@ -3,10 +3,12 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::task::spawn_blocking;
+
+use crate::lock::lock;
 
 /// What is to be done, first come, first served. It holds at most two for each spool: one
 /// that writes, and one that reads.
@@ -40,7 +42,7 @@ impl Jobs {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

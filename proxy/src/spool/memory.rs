@@ -22,7 +22,7 @@ pub(super) struct Memory {
 
 /// A place in the line of those who wait for room. When it is dropped the next in line is woken in its
 /// stead, if it was its turn. So it is to be dropped by whoever waits for something else.
-pub(super) type Turn = Pin<Box<OwnedNotified>>;
+pub(super) type Place = Pin<Box<OwnedNotified>>;
 
 impl Memory {
     pub(super) fn new(limit: usize) -> Self {
@@ -58,22 +58,22 @@ impl Memory {
 
     /// Ready when there is room. Those who wait are woken one after the other: each that finds
     /// room wakes the next, since it may itself have nothing to put there.
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>, turn: &mut Option<Turn>) -> Poll<()> {
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>, place: &mut Option<Place>) -> Poll<()> {
         loop {
-            if turn.is_none() && !self.is_full() {
+            if place.is_none() && !self.is_full() {
                 return Poll::Ready(());
             }
             let notified =
-                turn.get_or_insert_with(|| Box::pin(self.freed.clone().notified_owned()));
+                place.get_or_insert_with(|| Box::pin(self.freed.clone().notified_owned()));
             // In line first, and then a look: room made in between is not missed.
             notified.as_mut().enable();
             if !self.is_full() {
-                *turn = None;
+                *place = None;
                 self.freed.notify_one();
                 return Poll::Ready(());
             }
             ready!(notified.as_mut().poll(cx));
-            *turn = None;
+            *place = None;
         }
     }
 }

@@ -22,6 +22,8 @@ use super::{
     seal::{BLOCK, SEALED, Seal},
 };
 
+use crate::lock::lock;
+
 /// Bytes on their way to a file, and the file.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -92,7 +94,7 @@ impl Writer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Direction, End, Meter, both, reset, splice::finish};
-use crate::{http::ClientIo, upstream::io::UpstreamIo};
+use crate::{http::ClientIo, lock::lock, upstream::io::UpstreamIo};
 
 /// One TLS record and a little, for each direction.
 const TLS_BUFFER: usize = 16 * 1024 + 256;
@@ -67,7 +67,7 @@ struct Shared<S>(Mutex<S>);
 
 impl<S> Shared<S> {
     fn lock(&self) -> MutexGuard<'_, S> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

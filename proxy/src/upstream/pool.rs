@@ -1,13 +1,13 @@
 //! Idle HTTP/1.1 connections and shared HTTP/2 connections of one endpoint,
 //! one pool per worker, so that a lock is never contended.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::{EndpointLive, admission::ConnectionGuard, io::UpstreamIo, now_ms};
-use crate::h2::Client;
+use crate::{h2::Client, lock::lock};
 
 /// The pools of one endpoint, by worker.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Pools {
     }
 
     pub(super) fn lock(&self, worker: usize) -> MutexGuard<'_, Pool> {
-        self.0[worker % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0[worker % self.0.len()])
     }
 
     /// Closes what is idle. What is in use ends with its exchange.

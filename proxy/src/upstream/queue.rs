@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -23,7 +23,10 @@ use super::{
     EndpointState, ServiceLive, ServiceState, now_ms, now_us,
     pick::{self, NoPick, Tried},
 };
-use crate::metrics::{Counter, Histogram, registry};
+use crate::{
+    lock::lock,
+    metrics::{Counter, Histogram, registry},
+};
 use line::{Fit, Id, Line, Want};
 
 /// All that wait for one service.
@@ -239,7 +242,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held is a bug that was logged; what is inside is still the best there is.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

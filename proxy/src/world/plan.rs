@@ -250,11 +250,12 @@ impl World {
                         || Arc::new(ArcSwap::from_pointee(Router::empty(&name))),
                         |compiled| compiled.place.clone(),
                     );
-                    let log = self.terms.access_log.clone();
-                    let mut http = HttpListener::new(name.clone(), options.clone(), place, log);
-                    http.spool.clone_from(&self.terms.spool);
-                    http.transfers = Some(self.terms.transfers.clone());
-                    http.overload = Some(self.terms.overload.clone());
+                    let terms = &self.terms;
+                    let (transfers, overload) = (terms.transfers.clone(), terms.overload.clone());
+                    let (name, options) = (name.clone(), options.clone());
+                    let mut http = HttpListener::new(name, options, place, transfers, overload);
+                    http.access_log.clone_from(&terms.access_log);
+                    http.spool.clone_from(&terms.spool);
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),

@@ -16,13 +16,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use towpath_policies::model::{
-    Action, Endpoint, EndpointSet, Forward, HeaderEdit, HostRewrite, HttpOptions, PathMatch,
-    Protocol, RetryPolicy, Route, RouteMatch, RouteTable, Service, VirtualHost, WeightedBackend,
+    Action, Endpoint, EndpointSet, Forward, HeaderEdit, HttpOptions, PathMatch, Protocol,
+    RetryPolicy, Route, RouteMatch, RouteTable, Service, VirtualHost, WeightedBackend,
 };
 use towpath_proxy::{
     access_log::AccessLog,
     drain,
     http::{HttpListener, Peer, serve_connection},
+    overload::Overload,
     router::Router,
     spool::Space,
     transfers::Transfers,
@@ -55,27 +56,15 @@ impl Setup {
     }
 
     pub(crate) fn to_all(origins: &[SocketAddr]) -> Self {
-        let backend = WeightedBackend {
-            service: "origin".into(),
-            weight: 1,
-            request_headers: HeaderEdit::default(),
-            response_headers: HeaderEdit::default(),
-        };
         Self {
             service: Service::new("origin", Protocol::Http1),
             endpoints: origins.to_vec(),
             forward: Forward {
-                backends: vec![backend],
-                host: HostRewrite::Keep,
-                path: None,
-                mirrors: Vec::new(),
-                timeout: None,
-                idle_timeout: Some(Duration::from_secs(300)),
-                transfer: Default::default(),
                 retry: RetryPolicy {
                     backoff_base: Duration::from_millis(1),
                     ..RetryPolicy::default()
                 },
+                ..Forward::to(vec![WeightedBackend::new("origin")])
             },
             also: Vec::new(),
             options: HttpOptions::default(),
@@ -103,10 +92,12 @@ impl Setup {
         let router =
             Router::compile("test", &table, &|name| (name == "origin").then(|| live.clone()));
         let router = Arc::new(ArcSwap::from_pointee(router.unwrap()));
-        let mut listener = HttpListener::new("test".into(), self.options, router, self.access_log);
-        listener.spool = self.spool;
         let transfers = Arc::new(Transfers::new(1));
-        listener.transfers = Some(transfers.clone());
+        let overload = Arc::new(Overload::default());
+        let mut listener =
+            HttpListener::new("test".into(), self.options, router, transfers.clone(), overload);
+        listener.access_log = self.access_log;
+        listener.spool = self.spool;
         let listener = Arc::new(listener);
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = socket.local_addr().unwrap();
@@ -120,13 +111,7 @@ fn table(mut routes: Vec<(&'static str, Forward)>, rest: Forward) -> RouteTable 
     routes.push(("/", rest));
     let route = |(prefix, forward): (&str, Forward)| Route {
         name: if prefix == "/" { "all".into() } else { prefix.into() },
-        matches: RouteMatch {
-            path: PathMatch::Prefix(prefix.into()),
-            method: None,
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-        },
+        matches: RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::everything() },
         action: Action::Forward(forward),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),

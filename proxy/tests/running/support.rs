@@ -108,36 +108,14 @@ pub(crate) fn http(route_table: &str) -> ChainKind {
 }
 
 pub(crate) fn backend(service: &str, weight: u32) -> WeightedBackend {
-    WeightedBackend {
-        service: service.into(),
-        weight,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    }
+    WeightedBackend { weight, ..WeightedBackend::new(service) }
 }
 
 fn all_to(table: &str, service: &str) -> RouteTable {
-    let forward = Forward {
-        backends: vec![backend(service, 1)],
-        host: HostRewrite::Keep,
-        path: None,
-        mirrors: vec![],
-        timeout: None,
-        idle_timeout: None,
-        retry: RetryPolicy::default(),
-        transfer: Default::default(),
-    };
-    let matches = RouteMatch {
-        path: PathMatch::Prefix("/".into()),
-        method: None,
-        headers: vec![],
-        query: vec![],
-        grpc: false,
-    };
     let route = Route {
         name: format!("{table}/all"),
-        matches,
-        action: Action::Forward(forward),
+        matches: RouteMatch::everything(),
+        action: Action::Forward(Forward::to(vec![WeightedBackend::new(service)])),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
     };

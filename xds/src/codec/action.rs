@@ -187,12 +187,9 @@ fn decode_forward(pb: &RouteAction, path: &PathMatch, host: &rds::VirtualHost) -
 
 fn decode_backends(pb: Option<&ClusterSpecifier>) -> Result<Vec<WeightedBackend>> {
     let backends = match pb {
-        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => vec![WeightedBackend {
-            service: name.clone(),
-            weight: 1,
-            request_headers: Default::default(),
-            response_headers: Default::default(),
-        }],
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
+            vec![WeightedBackend::new(name)]
+        }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
             let clusters = weighted.clusters.iter().enumerate();
             clusters

@@ -25,8 +25,7 @@ use envoy_types::pb::{
 };
 use prost::Name;
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, HeaderEdit, HttpOptions, Listener, RouteTable, TcpForward,
-    WeightedBackend,
+    Bind, Chain, ChainKind, HttpOptions, Listener, RouteTable, TcpForward, WeightedBackend,
 };
 
 use super::{
@@ -273,12 +272,7 @@ fn decode_http(
 fn decode_tcp(pb: &TcpProxy) -> Result<TcpForward> {
     refuse_if(pb.tunneling_config.is_some(), "tunneling_config", "is not supported")?;
     refuse_if(pb.metadata_match.is_some(), "metadata_match", "endpoint subsets are not supported")?;
-    let backend = |name: &str, weight| WeightedBackend {
-        service: name.to_owned(),
-        weight,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
+    let backend = |name: &str, weight| WeightedBackend { weight, ..WeightedBackend::new(name) };
     let backends: Vec<WeightedBackend> = match &pb.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => vec![backend(name, 1)],
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {

@@ -3,7 +3,7 @@
 use super::{Levels, Origin, split};
 use crate::{
     diagnostic::Rule,
-    document::own::{DigestName, TransferIntegrity, TransferPolicySpec},
+    document::own::{DigestName, TransferIntegrity},
     model::{DigestAlgorithm, Integrity},
     problem::{At, Problems},
 };
@@ -18,34 +18,6 @@ pub(super) fn check(spec: &TransferIntegrity, problems: &mut Problems) {
         problems
             .error(Rule::NoEffect, algorithm.span, "no digest is made or checked")
             .help("set `make: true` or `check: true`, or leave `algorithm` out");
-    }
-}
-
-/// Whether uploads can be resumed as the policy says.
-pub(super) fn check_uploads(spec: &TransferPolicySpec, problems: &mut Problems) {
-    let uploads = spec.resume.as_ref().and_then(|resume| resume.uploads.as_ref());
-    let Some(uploads) = uploads.filter(|uploads| uploads.value) else { return };
-    let attempts = spec.retry.as_ref().and_then(|retry| retry.attempts.as_ref());
-    if let Some(attempts) = attempts.filter(|attempts| ****attempts == 0) {
-        problems
-            .error(
-                Rule::Conflict,
-                uploads.span,
-                "an upload cannot be resumed without a further try",
-            )
-            .related(attempts.span, "no further try is allowed")
-            .help("allow attempts, or set uploads: false");
-    }
-    let make = spec.integrity.as_ref().and_then(|integrity| integrity.make.as_ref());
-    if let Some(make) = make.filter(|make| make.value) {
-        problems
-            .error(
-                Rule::Conflict,
-                uploads.span,
-                "an upload that is given a digest here is not resumed",
-            )
-            .related(make.span, "digests are made")
-            .help("set uploads: false, or make: false");
     }
 }
 

@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use towpath_policies::model::DigestAlgorithm;
 
+use crate::http::base64;
+
 /// A member's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::http) enum Value {
@@ -46,7 +48,7 @@ pub(super) fn digests(
 
 /// A field with one digest.
 pub(super) fn value(algorithm: DigestAlgorithm, digest: &[u8]) -> HeaderValue {
-    let text = format!("{}=:{}:", algorithm.name(), encode(digest));
+    let text = format!("{}=:{}:", algorithm.name(), base64::encode(digest));
     HeaderValue::try_from(text).expect("a name, and Base64")
 }
 
@@ -153,7 +155,7 @@ impl<'a> Text<'a> {
                 if !self.take(b':') {
                     return Err(Malformed);
                 }
-                decode(text).map(Value::Bytes).ok_or(Malformed)
+                base64::decode(text).map(Value::Bytes).ok_or(Malformed)
             }
             b'"' => self.string(),
             b'?' => {
@@ -193,43 +195,4 @@ impl<'a> Text<'a> {
             }
         }
     }
-}
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-/// Base64 (RFC 4648 §4).
-fn encode(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let bits = three.iter().fold(0u32, |bits, b| (bits << 8) | u32::from(*b));
-        let bits = bits << (8 * (3 - three.len()));
-        for at in 0..4 {
-            let six = (bits >> (18 - 6 * at)) & 63;
-            text.push(if at <= three.len() { char::from(ALPHABET[six as usize]) } else { '=' });
-        }
-    }
-    text
-}
-
-/// As [`encode`], backwards; padding may be left out (RFC 9651 §4.2.7).
-fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let padding = text.iter().rev().take_while(|b| **b == b'=').count();
-    if padding > 2 || (padding > 0 && !text.len().is_multiple_of(4)) {
-        return None;
-    }
-    let text = &text[..text.len() - padding];
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
-    for four in text.chunks(4) {
-        if four.len() == 1 {
-            return None;
-        }
-        let mut bits = 0u32;
-        for byte in four {
-            let six = ALPHABET.iter().position(|b| b == byte)?;
-            bits = (bits << 6) | u32::try_from(six).ok()?;
-        }
-        bits <<= 6 * (4 - four.len());
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..four.len()]);
-    }
-    Some(bytes)
 }

@@ -45,7 +45,7 @@ pub(crate) struct Line {
     /// Bytes that count, of all.
     bytes: u64,
     next_id: Id,
-    pace: Pace,
+    releases: Releases,
 }
 
 /// A class.
@@ -81,7 +81,7 @@ struct Place {
 
 /// How fast slots come free.
 #[derive(Debug, Default)]
-struct Pace {
+struct Releases {
     last_us: Option<u64>,
     gap_us: u64,
 }
@@ -137,7 +137,7 @@ impl Line {
         self.next_id += 1;
         if self.waiting.is_empty() {
             // Nothing was waited for until now, so that what passed says nothing of how long it takes.
-            self.pace.last_us = Some(now_us);
+            self.releases.last_us = Some(now_us);
         }
         let key = (!want.again, window(want.start_by_us, now_us), want.length_us, id);
         let rank = &mut self.ranks[want.class as usize];
@@ -215,7 +215,7 @@ impl Line {
     /// Sets right what was charged, now that the work is done.
     pub(crate) fn settle(&mut self, want: &Want, took_us: u64, now_us: u64, terms: &Terms) {
         if !self.waiting.is_empty() {
-            self.pace.released(now_us);
+            self.releases.note(now_us);
         }
         let right = |tag: u128, weight| {
             let charged = tag + scaled(took_us, weight);
@@ -234,7 +234,7 @@ impl Line {
     /// who is turned away.
     pub(crate) fn advice_us(&self, now_us: u64) -> u64 {
         let waiting = self.waiting.len() as u64 + 1;
-        let gap = self.pace.gap_us(now_us);
+        let gap = self.releases.gap_us(now_us);
         waiting.saturating_mul(gap).clamp(SHORTEST_ADVICE_US, LONGEST_ADVICE_US)
     }
 
@@ -348,8 +348,8 @@ impl Rank {
     }
 }
 
-impl Pace {
-    fn released(&mut self, now_us: u64) {
+impl Releases {
+    fn note(&mut self, now_us: u64) {
         if let Some(last) = self.last_us {
             let gap = now_us.saturating_sub(last);
             self.gap_us = if self.gap_us == 0 { gap } else { (self.gap_us * 7 + gap) / 8 };
@@ -373,12 +373,7 @@ fn most_counted(terms: &Terms) -> u64 {
 }
 
 fn weight(terms: &Terms, class: Class) -> u32 {
-    match class {
-        Class::Interactive => terms.weights.interactive,
-        Class::Bulk => terms.weights.bulk,
-        Class::Background => terms.weights.background,
-    }
-    .max(1)
+    terms.weights.of(class).max(1)
 }
 
 fn scaled(us: u64, weight: u32) -> u128 {

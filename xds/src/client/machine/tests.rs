@@ -3,8 +3,8 @@ use std::net::SocketAddr;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use prost::Message;
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, Endpoint, EndpointSet, HeaderEdit, HttpOptions, Listener, Protocol,
-    RouteTable, Service, TcpForward, WeightedBackend,
+    Bind, Chain, ChainKind, Endpoint, EndpointSet, HttpOptions, Listener, Protocol, RouteTable,
+    Service, TcpForward, WeightedBackend,
 };
 
 use super::*;
@@ -115,12 +115,7 @@ fn listener(name: &str, kind: ChainKind) -> Item {
 }
 
 fn tcp(name: &str, service: &str) -> Item {
-    let backend = WeightedBackend {
-        service: service.to_owned(),
-        weight: 1,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
+    let backend = WeightedBackend::new(service);
     listener(name, ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None }))
 }
 

@@ -1,9 +1,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use towpath_policies::model::{
-    Action, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit, HostRewrite, HttpOptions,
-    Listener, PathMatch, Protocol, RetryPolicy, Route, RouteMatch, RouteTable, Service, TcpForward,
-    VirtualHost, WeightedBackend,
+    Action, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit, HttpOptions, Listener,
+    Protocol, Route, RouteMatch, RouteTable, Service, TcpForward, VirtualHost, WeightedBackend,
 };
 
 use super::{kind::blame, *};
@@ -31,31 +30,10 @@ fn put_listener(world: &mut Snapshot, name: &str, table: &str, bind: Bind) {
 }
 
 fn put_table(world: &mut Snapshot, name: &str, service: &str) {
-    let backend = WeightedBackend {
-        service: service.to_owned(),
-        weight: 1,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
     let route = Route {
         name: String::new(),
-        matches: RouteMatch {
-            path: PathMatch::Prefix("/".to_owned()),
-            method: None,
-            headers: vec![],
-            query: vec![],
-            grpc: false,
-        },
-        action: Action::Forward(Forward {
-            backends: vec![backend],
-            host: HostRewrite::Keep,
-            path: None,
-            mirrors: vec![],
-            timeout: None,
-            idle_timeout: None,
-            retry: RetryPolicy::default(),
-            transfer: Default::default(),
-        }),
+        matches: RouteMatch::everything(),
+        action: Action::Forward(Forward::to(vec![WeightedBackend::new(service)])),
         request_headers: HeaderEdit::default(),
         response_headers: HeaderEdit::default(),
     };
@@ -564,13 +542,7 @@ fn a_name_that_does_not_resolve_takes_no_addresses_from_a_client_that_has_some()
 #[test]
 fn a_client_without_routes_is_in_sync_without_asking_for_them() {
     let mut world = world();
-    let backend = WeightedBackend {
-        service: "s".to_owned(),
-        weight: 1,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
-    let tcp = TcpForward { backends: vec![backend], idle_timeout: None };
+    let tcp = TcpForward { backends: vec![WeightedBackend::new("s")], idle_timeout: None };
     let mut listener = (*world.listeners["l"]).clone();
     listener.chains[0].kind = ChainKind::Tcp(tcp);
     world.listeners.insert("l".to_owned(), Arc::new(listener));
