@@ -26,10 +26,11 @@ use tempfile::TempDir;
 
 use crate::contender::Contender;
 use crate::machine::Machine;
+use crate::output::Output;
 use crate::process::{Proxy, free_port};
-use crate::report::Form;
+use crate::report::{Form, Table};
 use crate::shim;
-use crate::stage::{Stage, chosen, print, write_file};
+use crate::stage::{Stage, chosen, print};
 use crate::tools::{Given, Tools};
 use config::{Plan, Pool};
 use results::{BulkResults, CaseResults};
@@ -52,15 +53,8 @@ pub struct BulkArgs {
     /// Where the proxy keeps request bodies for another try: a real disk
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     spool_dir: PathBuf,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the tables as Markdown
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Judge the bars; the exit status is 1 if one falls short
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// Leave proxies and load to the scheduler instead of giving each its core
     #[arg(long)]
     no_pin: bool,
@@ -155,31 +149,10 @@ pub fn run(args: &BulkArgs) -> anyhow::Result<bool> {
         print(&found.table(case).render(Form::Terminal));
         results.cases.insert(case, found);
     }
-    print(&format!("{}; took {:.0} s\n", results.preamble(), start.elapsed().as_secs_f64()));
-    finish(args, &results)
-}
-
-/// Writes the files and judges.
-fn finish(args: &BulkArgs, results: &BulkResults) -> anyhow::Result<bool> {
-    if let Some(path) = &args.json {
-        write_file(path, &(serde_json::to_string_pretty(&results.to_json())? + "\n"))?;
-    }
-    if let Some(path) = &args.markdown {
-        let tables = results.cases.iter().map(|(case, found)| found.table(*case));
-        let tables: Vec<String> = tables.map(|table| table.render(Form::Markdown)).collect();
-        write_file(path, &format!("{}\n\n{}", results.preamble(), tables.join("\n")))?;
-    }
-    if !args.check {
-        return Ok(true);
-    }
-    let verdicts = bars::judge(results);
-    let short = verdicts.iter().filter(|verdict| !verdict.met).count();
-    let lines: Vec<String> = verdicts.iter().map(|v| format!("  {v}\n")).collect();
-    print(&format!("bars\n{}", lines.concat()));
-    if short > 0 {
-        eprintln!("{short} of {} bars fall short", verdicts.len());
-    }
-    Ok(short == 0)
+    let preamble = results.preamble();
+    print(&format!("{preamble}; took {:.0} s\n", start.elapsed().as_secs_f64()));
+    let tables: Vec<Table> = results.cases.iter().map(|(case, found)| found.table(*case)).collect();
+    args.output.finish(&results.to_json(), &preamble, &tables, &bars::judge(&results))
 }
 
 /// What all cases of a run share.

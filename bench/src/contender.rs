@@ -5,11 +5,11 @@
 //! unless a user with that kind of traffic would surely change it; then the generated file says
 //! why.
 
-mod envoy;
-mod haproxy;
+pub(crate) mod envoy;
+pub(crate) mod haproxy;
 mod hyper;
 mod nginx;
-mod towpath;
+pub(crate) mod towpath;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -17,6 +17,7 @@ pub mod load;
 pub mod machine;
 pub mod meter;
 pub mod origin;
+pub(crate) mod output;
 pub mod pattern;
 pub mod peers;
 pub mod process;

@@ -4,9 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
@@ -18,11 +17,12 @@ use crate::load::{Outcome, Session};
 use crate::machine::Machine;
 use crate::meter::ProcessTree;
 use crate::origin::{self, Origin};
+use crate::output::Output;
 use crate::process::{Proxy, free_port};
 use crate::report::{self, Form};
 use crate::results::{Missing, Performance, Results, Turn};
 use crate::shim;
-use crate::stage::{QUIET, SETTLE, Stage, chosen, print, stay_awake, write_file};
+use crate::stage::{QUIET, SETTLE, Stage, begin_round, chosen, print, stay_awake};
 use crate::tools::{Given, Tools};
 
 /// Compare with Envoy, `HAProxy` and nginx.
@@ -44,15 +44,8 @@ pub struct PeersArgs {
     #[arg(long, default_value_t = SMALL_BODY, value_name = "BYTES",
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=8192))]
     small_body: usize,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the tables as Markdown
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Judge the bars; the exit status is 1 if one falls short
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// Leave proxies and load to the scheduler instead of giving each its core
     #[arg(long)]
     no_pin: bool,
@@ -98,33 +91,11 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<bool> {
         bench.run_case(case, &contenders, &mut results)?;
         print(&report::case_table(&results, case).render(Form::Terminal));
     }
-    finish(args, &results, start.elapsed())
-}
-
-/// Prints the rest, writes the files and judges.
-fn finish(args: &PeersArgs, results: &Results, took: Duration) -> anyhow::Result<bool> {
-    print(&report::rest_table(results).render(Form::Terminal));
-    print(&format!("{}; took {:.0} s\n", report::preamble(results), took.as_secs_f64()));
-    let verdicts = check::judge(results);
-    let short = verdicts.iter().filter(|verdict| !verdict.met).count();
-    if args.check {
-        let lines: Vec<String> = verdicts.iter().map(|v| format!("  {v}\n")).collect();
-        print(&format!("bars\n{}", lines.concat()));
-    }
-    if let Some(path) = &args.json {
-        write_file(path, &(serde_json::to_string_pretty(&results.to_json())? + "\n"))?;
-    }
-    if let Some(path) = &args.markdown {
-        let tables: Vec<String> =
-            report::tables(results).iter().map(|table| table.render(Form::Markdown)).collect();
-        let text = format!("{}\n\n{}", report::preamble(results), tables.join("\n"));
-        write_file(path, &text)?;
-    }
-    if args.check && short > 0 {
-        eprintln!("{short} of {} bars fall short", verdicts.len());
-        return Ok(false);
-    }
-    Ok(true)
+    print(&report::rest_table(&results).render(Form::Terminal));
+    let preamble = report::preamble(&results);
+    print(&format!("{preamble}; took {:.0} s\n", start.elapsed().as_secs_f64()));
+    let tables = report::tables(&results);
+    args.output.finish(&results.to_json(), &preamble, &tables, &check::judge(&results))
 }
 
 /// What all cases of a run share.
@@ -178,10 +149,7 @@ impl Bench {
             results.rest_mb.entry(entrant.contender).or_default().push(mb);
         }
         for round in 0..self.rounds {
-            eprintln!("{case}: round {} of {}", round + 1, self.rounds);
-            let count = entrants.len().max(1);
-            // Another one begins each round, so that no proxy always follows the same other.
-            entrants.rotate_left(usize::from(round > 0) % count);
+            begin_round(case, round, self.rounds, &mut entrants);
             for entrant in &entrants {
                 let Some(performance) = performances.get_mut(&entrant.contender) else { continue };
                 // One failure is enough to void the case; what follows could hang till its limit.

@@ -1,13 +1,16 @@
 //! Tables for people, on a terminal and for `BENCHMARKS.md`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::case::{Case, Kind};
 use crate::contender::Contender;
+use crate::machine::Machine;
 use crate::results::{
     BUSY, CPU_PER_GB, CPU_PER_REQUEST, CPU_PER_SECOND, Figure, Missing, P50, P99, Performance, RPS,
     RSS, Results, WAITED,
 };
+use crate::stats::Summary;
 
 /// A table of texts: the first column is aligned to the left, the others to the right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,27 +39,27 @@ pub fn tables(results: &Results) -> Vec<Table> {
     tables
 }
 
-/// The line that says where and how a run took place.
+/// The line that says where and how a comparison took place.
 #[must_use]
 pub fn preamble(results: &Results) -> String {
-    let versions: Vec<String> = results
-        .versions
-        .iter()
-        .map(|(contender, version)| format!("{contender} {version}"))
-        .collect();
-    format!(
-        "{}; {} rounds{}{}; small answers of {} bytes; {}",
-        results.machine.describe(),
-        results.rounds,
-        if results.pinned {
-            ", proxy and load pinned to cores of their own"
-        } else {
-            ", not pinned"
-        },
-        if results.sizes.quick { ", quick sizes" } else { "" },
-        results.sizes.small_body,
-        versions.join(", "),
-    )
+    let Results { machine, rounds, sizes, pinned, versions, .. } = results;
+    let what = format!("{rounds} rounds, small answers of {} bytes", sizes.small_body);
+    setting(machine, &[&what], *pinned, sizes.quick, versions)
+}
+
+/// Where and how a run took place.
+pub(crate) fn setting(
+    machine: &Machine,
+    what: &[&str],
+    pinned: bool,
+    quick: bool,
+    versions: &BTreeMap<Contender, String>,
+) -> String {
+    let pinned = if pinned { "proxy and load pinned to cores of their own" } else { "not pinned" };
+    let how = format!("{pinned}{}", if quick { ", quick sizes" } else { "" });
+    let versions: Vec<String> =
+        versions.iter().map(|(proxy, version)| format!("{proxy} {version}")).collect();
+    [&[&*machine.describe()], what, &[&how, &versions.join(", ")]].concat().join("; ")
 }
 
 /// The table of one case.
@@ -82,9 +85,7 @@ pub fn case_table(results: &Results, case: Case) -> Table {
         ],
         Kind::Idle => &[("peak MB", RSS, 1), ("CPU µs/s while idle", CPU_PER_SECOND, 0)],
     };
-    let mut header = vec!["proxy".to_owned()];
-    header.extend(columns.iter().map(|(name, ..)| (*name).to_owned()));
-    header.insert(2, "range".to_owned());
+    let mut header = header("proxy", columns.iter().map(|(name, ..)| *name));
     header.push("towpath ÷ it".to_owned());
     let mut table = Table { title: case.to_string(), header, rows: Vec::new(), notes: Vec::new() };
     for (contender, performance) in results.cases.get(&case).into_iter().flatten() {
@@ -115,19 +116,38 @@ fn row(
         Some(Missing::Failed(_)) => "failed",
         None => "–",
     };
-    let mut cells = vec![contender.to_string()];
-    for (position, (_, figure, digits)) in columns.iter().enumerate() {
-        let summary = performance.summary(*figure);
-        let digits = *digits;
-        cells.push(summary.map_or(absent.into(), |s| format!("{:.digits$}", s.median)));
-        if position == 0 {
+    let figures = columns.iter().map(|(_, figure, digits)| (performance.summary(*figure), *digits));
+    let mut cells = cells(&contender.to_string(), figures, absent);
+    let ratio = results.ratio(case, contender, case.main_figure());
+    let ratio = ratio.filter(|_| contender != Contender::Towpath);
+    cells.push(ratio.map_or_else(String::new, |r| format!("{:.2}", r.median)));
+    cells
+}
+
+/// The header of a table whose first figure has a column for its range.
+pub(crate) fn header(
+    first: &'static str,
+    columns: impl Iterator<Item = &'static str>,
+) -> Vec<String> {
+    let mut header: Vec<String> = [first].into_iter().chain(columns).map(str::to_owned).collect();
+    header.insert(2, "range".to_owned());
+    header
+}
+
+/// A row under it: medians with so many digits, or `absent`.
+pub(crate) fn cells(
+    first: &str,
+    figures: impl Iterator<Item = (Option<Summary>, usize)>,
+    absent: &str,
+) -> Vec<String> {
+    let mut cells = vec![first.to_owned()];
+    for (summary, digits) in figures {
+        cells.push(summary.map_or(absent.to_owned(), |s| format!("{:.digits$}", s.median)));
+        if cells.len() == 2 {
             let range = summary.map(|s| format!("{:.digits$}–{:.digits$}", s.min, s.max));
             cells.push(range.unwrap_or_default());
         }
     }
-    let ratio = results.ratio(case, contender, case.main_figure());
-    let ratio = ratio.filter(|_| contender != Contender::Towpath);
-    cells.push(ratio.map_or_else(String::new, |r| format!("{:.2}", r.median)));
     cells
 }
 

@@ -1,6 +1,7 @@
 //! What every command of the bench stands on: a core for the proxy and one for everything else,
 //! the one thread that is load and origin, and the limits of a turn.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::io::Write as _;
 use std::path::Path;
@@ -70,6 +71,13 @@ impl Stage {
             }
         })
     }
+}
+
+/// Tells which round begins. Another entrant is first in each, so that none always follows the same other.
+pub(crate) fn begin_round<T>(case: impl Display, round: u16, rounds: u16, entrants: &mut [T]) {
+    eprintln!("{case}: round {} of {rounds}", round + 1);
+    let count = entrants.len().max(1);
+    entrants.rotate_left(usize::from(round > 0) % count);
 }
 
 /// Keeps this thread polling its sockets instead of sleeping until the guard is dropped.

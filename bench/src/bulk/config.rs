@@ -7,10 +7,11 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::bail;
 use serde_json::{Value, json};
 
-use crate::contender::{CommandLine, Contender, write};
+pub(crate) use crate::contender::towpath::{POLICIES, POLICY_FILE};
+use crate::contender::{CommandLine, Contender, envoy, haproxy, towpath};
 use crate::tools::Tools;
 
 /// A proxy's whole configuration, whichever proxy it is.
@@ -72,11 +73,6 @@ impl Default for Terms {
     }
 }
 
-/// Where our policies are written, in a proxy's folder.
-pub const POLICIES: &str = "policies";
-/// Their file.
-pub const POLICY_FILE: &str = "bench.yaml";
-
 impl Plan {
     /// Writes a proxy's configuration into `folder` and returns its command line.
     ///
@@ -88,35 +84,18 @@ impl Plan {
         tools: &Tools,
         folder: &Path,
     ) -> anyhow::Result<CommandLine> {
-        let mut command: CommandLine;
         match contender {
             Contender::Towpath => {
-                let policies = folder.join(POLICIES);
-                std::fs::create_dir_all(&policies)?;
-                write(&policies, POLICY_FILE, &self.towpath())?;
-                command = vec![tools.towpath()?.into(), "--policies".into(), policies.into()];
-                command.extend(["--admin".into(), self.metrics.to_string().into()]);
+                let mut command = towpath::command(tools, folder, &self.towpath(), self.metrics)?;
                 command.extend(["--spool-dir".into(), self.spool.clone().into()]);
-                let rest = ["--workers", "1", "--access-log", "off", "--drain-timeout", "1s"];
-                command.extend(rest.map(Into::into));
+                Ok(command)
             }
-            Contender::Envoy => {
-                let file =
-                    write(folder, "envoy.json", &serde_json::to_string_pretty(&self.envoy())?)?;
-                command = vec![tools.envoy()?.into(), "-c".into(), file.into()];
-                let rest = ["--concurrency", "1", "--disable-hot-restart", "-l", "error"];
-                command.extend(rest.map(Into::into));
-            }
-            Contender::Haproxy => {
-                let file = write(folder, "haproxy.cfg", &self.haproxy())?;
-                command = vec![tools.haproxy()?.into(), "-db".into(), "-f".into(), file.into()];
-            }
+            Contender::Envoy => envoy::command(tools, folder, &self.envoy()),
+            Contender::Haproxy => haproxy::command(tools, folder, &self.haproxy()),
             Contender::Nginx | Contender::Hyper => {
-                return None
-                    .with_context(|| format!("{contender} takes no part in the bulk cases"));
+                bail!("{contender} takes no part in the bulk cases")
             }
         }
-        Ok(command)
     }
 
     fn http2(&self) -> bool {
@@ -169,36 +148,9 @@ spec:
                 json!({"match": {"prefix": pool.prefix}, "route": {"cluster": pool.name, "timeout": "0s"}})
             })
             .collect();
-        let manager = json!({
-            "name": "envoy.filters.network.http_connection_manager",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                "stat_prefix": "bench",
-                "codec_type": "AUTO",
-                "generate_request_id": false,
-                "route_config": {
-                    "name": "bench",
-                    "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
-                },
-                "http_filters": [{
-                    "name": "envoy.filters.http.router",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-                    },
-                }],
-            },
-        });
-        json!({
-            "admin": {"address": address(self.metrics)},
-            "static_resources": {
-                "listeners": [{
-                    "name": "bench",
-                    "address": address(self.listen),
-                    "filter_chains": [{"filters": [manager]}],
-                }],
-                "clusters": self.pools.iter().map(Pool::envoy).collect::<Value>(),
-            },
-        })
+        let clusters = self.pools.iter().map(Pool::envoy).collect();
+        let filter = envoy::connection_manager(routes.into());
+        envoy::bootstrap(self.listen, self.metrics, filter, clusters)
     }
 
     fn haproxy(&self) -> String {
@@ -290,46 +242,12 @@ impl Pool {
     }
 
     fn envoy(&self) -> Value {
-        let protocol = if self.http2 {
-            json!({"http2_protocol_options": {}})
-        } else {
-            json!({"http_protocol_options": {}})
-        };
-        let endpoints: Vec<Value> = self
-            .endpoints
-            .iter()
-            .map(|endpoint| json!({"endpoint": {"address": address(*endpoint)}}))
-            .collect();
-        let mut cluster = json!({
-            "name": self.name,
-            "type": "STATIC",
-            "connect_timeout": "5s",
-            // The default of 1024 requests and connections would refuse work, not speed it up.
-            "circuit_breakers": {"thresholds": [{
-                "max_connections": 1_000_000,
-                "max_pending_requests": 1_000_000,
-                "max_requests": 1_000_000,
-            }]},
-            "typed_extension_protocol_options": {
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": protocol,
-                },
-            },
-            "load_assignment": {
-                "cluster_name": self.name,
-                "endpoints": [{"lb_endpoints": endpoints}],
-            },
-        });
+        let mut cluster = envoy::cluster(self.name, self.http2, &self.endpoints);
         for (field, value) in self.terms.envoy.as_object().into_iter().flatten() {
             cluster[field] = value.clone();
         }
         cluster
     }
-}
-
-fn address(socket: SocketAddr) -> Value {
-    json!({"socket_address": {"address": socket.ip().to_string(), "port_value": socket.port()}})
 }
 
 #[cfg(test)]

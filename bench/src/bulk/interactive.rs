@@ -28,7 +28,7 @@ use crate::load::small_h1::{Connection, request};
 use crate::load::{histogram, micros};
 use crate::origin::{self, Origin};
 use crate::shim;
-use crate::stage::{SETTLE, stay_awake};
+use crate::stage::{SETTLE, begin_round, stay_awake};
 
 /// Small requests per second through the proxy.
 const RATE: u32 = 1000;
@@ -78,9 +78,7 @@ pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults>
     }
     thread::sleep(SETTLE);
     for round in 0..rounds {
-        eprintln!("interactive: round {} of {rounds}", round + 1);
-        let count = entrants.len().max(1);
-        entrants.rotate_left(usize::from(round > 0) % count);
+        begin_round(Case::Interactive, round, rounds, &mut entrants);
         for with_bulk in [false, true] {
             for (proxy, running) in &entrants {
                 let name = name(*proxy, with_bulk);

@@ -21,7 +21,7 @@ use super::results::{CaseResults, Figures};
 use super::{Bench, Case, Running};
 use crate::contender::Contender;
 use crate::pattern::Verifier;
-use crate::stage::stay_awake;
+use crate::stage::{begin_round, stay_awake};
 use crate::wire::{ReadBuffer, h1, write_all};
 
 const WORKERS: usize = 8;
@@ -59,9 +59,7 @@ pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults>
         }
     }
     for round in 0..rounds {
-        eprintln!("makespan: round {} of {rounds}", round + 1);
-        let count = entrants.len().max(1);
-        entrants.rotate_left(usize::from(round > 0) % count);
+        begin_round(Case::Makespan, round, rounds, &mut entrants);
         // The same jobs for all, others each round.
         let jobs = jobs(JOBS, u64::from(round) + 1);
         for (name, running) in &entrants {

@@ -16,7 +16,7 @@ use crate::load::Session;
 use crate::origin::{self, Origin};
 use crate::peers::measure;
 use crate::results::Turn;
-use crate::stage::SETTLE;
+use crate::stage::{SETTLE, begin_round};
 
 /// What is kept of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +62,7 @@ pub(super) fn run(bench: &mut Bench, rounds: u16) -> anyhow::Result<CaseResults>
         }
     }
     for round in 0..rounds {
-        eprintln!("replay: round {} of {rounds}", round + 1);
-        let count = entrants.len().max(1);
-        entrants.rotate_left(usize::from(round > 0) % count);
+        begin_round(Case::Replay, round, rounds, &mut entrants);
         for entrant in &entrants {
             if found.has_failed(&entrant.name) {
                 continue;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Case;
 use crate::contender::Contender;
 use crate::machine::Machine;
-use crate::report::Table;
+use crate::report::{self, Table};
 use crate::stats::Summary;
 
 /// The figures of one turn, by their names in the JSON.
@@ -108,22 +108,13 @@ impl CaseResults {
     #[must_use]
     pub fn table(&self, case: Case) -> Table {
         let columns = columns(case);
-        let mut header = vec!["entry".to_owned()];
-        header.extend(columns.iter().map(|column| column.title.to_owned()));
-        header.insert(2, "range".to_owned());
         let rows = self.entries.iter().map(|entry| {
-            let mut cells = vec![entry.name.clone()];
-            for (position, Column { figure, digits, .. }) in columns.iter().enumerate() {
-                let summary = entry.summary(figure);
-                let absent = if entry.failed.is_some() { "failed" } else { "–" };
-                cells.push(summary.map_or(absent.into(), |s| format!("{:.digits$}", s.median)));
-                if position == 0 {
-                    let range = summary.map(|s| format!("{:.digits$}–{:.digits$}", s.min, s.max));
-                    cells.push(range.unwrap_or_default());
-                }
-            }
-            cells
+            let absent = if entry.failed.is_some() { "failed" } else { "–" };
+            let figures =
+                columns.iter().map(|column| (entry.summary(column.figure), column.digits));
+            report::cells(&entry.name, figures, absent)
         });
+        let header = report::header("entry", columns.iter().map(|column| column.title));
         let mut notes = self.notes.clone();
         let failed = self.entries.iter().filter_map(|e| Some((&e.name, e.failed.as_ref()?)));
         notes.extend(failed.map(|(name, why)| format!("{name} failed: {why}")));
@@ -170,19 +161,7 @@ impl BulkResults {
     /// The line that says where and how a run took place.
     #[must_use]
     pub fn preamble(&self) -> String {
-        let versions: Vec<String> =
-            self.versions.iter().map(|(proxy, version)| format!("{proxy} {version}")).collect();
-        format!(
-            "{}{}{}; {}",
-            self.machine.describe(),
-            if self.pinned {
-                "; proxy and load pinned to cores of their own"
-            } else {
-                "; not pinned"
-            },
-            if self.quick { ", quick sizes" } else { "" },
-            versions.join(", "),
-        )
+        report::setting(&self.machine, &[], self.pinned, self.quick, &self.versions)
     }
 
     /// The whole as JSON: `cases.<case>.<entry>.<figure>` and what is needed to judge it.

@@ -1,5 +1,6 @@
 //! Envoy's bootstrap.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -14,31 +15,50 @@ pub(super) fn prepare(
     tools: &Tools,
     folder: &Path,
 ) -> anyhow::Result<CommandLine> {
-    let text = serde_json::to_string_pretty(&bootstrap(setup, ports))?;
-    let file = write(folder, "envoy.json", &text)?;
+    // The default deadline of 15 s for a whole response is no limit for bulk data.
+    let all = json!([{"match": {"prefix": "/"}, "route": {"cluster": "origin", "timeout": "0s"}}]);
+    let filter = if setup == Setup::Tcp { tcp_proxy() } else { connection_manager(all) };
+    let http2 = matches!(setup, Setup::H2Small | Setup::H2Bulk | Setup::Grpc);
+    let cluster = cluster("origin", http2, &[ports.origin]);
+    command(tools, folder, &bootstrap(ports.listen, ports.metrics, filter, vec![cluster]))
+}
+
+/// Writes a bootstrap and gives the command line that obeys it.
+pub(crate) fn command(
+    tools: &Tools,
+    folder: &Path,
+    bootstrap: &Value,
+) -> anyhow::Result<CommandLine> {
+    let file = write(folder, "envoy.json", &serde_json::to_string_pretty(bootstrap)?)?;
     let mut command: CommandLine = vec![tools.envoy()?.into(), "-c".into(), file.into()];
     // One worker. Hot restart is about replacing a running Envoy, which would need a base id.
     command.extend(["--concurrency", "1", "--disable-hot-restart", "-l", "error"].map(Into::into));
     Ok(command)
 }
 
-fn bootstrap(setup: Setup, ports: Ports) -> Value {
-    let filter = if setup == Setup::Tcp { tcp_proxy() } else { connection_manager() };
+/// One listener with one filter, which knows the clusters by their names.
+pub(crate) fn bootstrap(
+    listen: SocketAddr,
+    metrics: SocketAddr,
+    filter: Value,
+    clusters: Vec<Value>,
+) -> Value {
     json!({
         // Statistics are always on; the admin port serves them.
-        "admin": {"address": address(ports.metrics)},
+        "admin": {"address": address(metrics)},
         "static_resources": {
             "listeners": [{
                 "name": "bench",
-                "address": address(ports.listen),
+                "address": address(listen),
                 "filter_chains": [{"filters": [filter]}],
             }],
-            "clusters": [cluster(setup, ports)],
+            "clusters": clusters,
         },
     })
 }
 
-fn connection_manager() -> Value {
+/// The filter for HTTP, with a list of routes for all hosts.
+pub(crate) fn connection_manager(routes: Value) -> Value {
     json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
@@ -50,12 +70,7 @@ fn connection_manager() -> Value {
             "generate_request_id": false,
             "route_config": {
                 "name": "bench",
-                "virtual_hosts": [{
-                    "name": "all",
-                    "domains": ["*"],
-                    // The default deadline of 15 s for a whole response is no limit for bulk data.
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "origin", "timeout": "0s"}}],
-                }],
+                "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
             },
             "http_filters": [{
                 "name": "envoy.filters.http.router",
@@ -78,11 +93,13 @@ fn tcp_proxy() -> Value {
     })
 }
 
-fn cluster(setup: Setup, ports: Ports) -> Value {
-    let protocol = match setup {
-        Setup::H2Small | Setup::H2Bulk | Setup::Grpc => json!({"http2_protocol_options": {}}),
-        Setup::H1Small | Setup::H1Bulk | Setup::Tcp => json!({"http_protocol_options": {}}),
-    };
+/// Endpoints that serve the same.
+pub(crate) fn cluster(name: &str, http2: bool, endpoints: &[SocketAddr]) -> Value {
+    let protocol = if http2 { "http2_protocol_options" } else { "http_protocol_options" };
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|endpoint| json!({"endpoint": {"address": address(*endpoint)}}))
+        .collect();
     // The default of 1024 requests and connections would refuse work, not speed it up.
     let threshold = json!({
         "max_connections": 1_000_000,
@@ -90,23 +107,23 @@ fn cluster(setup: Setup, ports: Ports) -> Value {
         "max_requests": 1_000_000,
     });
     json!({
-        "name": "origin",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
         "circuit_breakers": {"thresholds": [threshold]},
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": protocol,
+                "explicit_http_config": {protocol: {}},
             },
         },
         "load_assignment": {
-            "cluster_name": "origin",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(ports.origin)}}]}],
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": endpoints}],
         },
     })
 }
 
-fn address(socket: std::net::SocketAddr) -> Value {
+fn address(socket: SocketAddr) -> Value {
     json!({"socket_address": {"address": socket.ip().to_string(), "port_value": socket.port()}})
 }

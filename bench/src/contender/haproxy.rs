@@ -12,7 +12,16 @@ pub(super) fn prepare(
     tools: &Tools,
     folder: &Path,
 ) -> anyhow::Result<CommandLine> {
-    let file = write(folder, "haproxy.cfg", &configuration(setup, ports))?;
+    command(tools, folder, &configuration(setup, ports))
+}
+
+/// Writes a configuration and gives the command line that obeys it.
+pub(crate) fn command(
+    tools: &Tools,
+    folder: &Path,
+    configuration: &str,
+) -> anyhow::Result<CommandLine> {
+    let file = write(folder, "haproxy.cfg", configuration)?;
     // -db: stay in the foreground, one process.
     Ok(vec![tools.haproxy()?.into(), "-db".into(), "-f".into(), file.into()])
 }

@@ -1,10 +1,16 @@
 //! Towpath's policy files.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::{CommandLine, Ports, write};
 use crate::case::Setup;
 use crate::tools::Tools;
+
+/// Where the policies are written, in a proxy's folder.
+pub(crate) const POLICIES: &str = "policies";
+/// Their file.
+pub(crate) const POLICY_FILE: &str = "bench.yaml";
 
 pub(super) fn prepare(
     setup: Setup,
@@ -12,13 +18,23 @@ pub(super) fn prepare(
     tools: &Tools,
     folder: &Path,
 ) -> anyhow::Result<CommandLine> {
-    let policies = folder.join("policies");
+    command(tools, folder, &documents(setup, ports), ports.metrics)
+}
+
+/// Writes policies and gives the command line that obeys them.
+pub(crate) fn command(
+    tools: &Tools,
+    folder: &Path,
+    documents: &str,
+    metrics: SocketAddr,
+) -> anyhow::Result<CommandLine> {
+    let policies = folder.join(POLICIES);
     std::fs::create_dir_all(&policies)?;
-    write(&policies, "bench.yaml", &documents(setup, ports))?;
+    write(&policies, POLICY_FILE, documents)?;
     let mut command: CommandLine = vec![tools.towpath()?.into(), "--policies".into()];
     command.push(policies.into());
     // Metrics are always on; the admin port serves them.
-    command.extend(["--admin".into(), ports.metrics.to_string().into()]);
+    command.extend(["--admin".into(), metrics.to_string().into()]);
     command
         .extend(["--workers", "1", "--access-log", "off", "--drain-timeout", "1s"].map(Into::into));
     Ok(command)
