@@ -140,3 +140,33 @@ async fn add_connection(
     endpoint.live.sweep(worker, &mut pool, service.spec.pool_idle_timeout);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+    use towpath_policies::model::{Endpoint, EndpointSet, Protocol, Service};
+
+    use super::*;
+    use crate::upstream::reconcile;
+
+    #[tokio::test]
+    async fn a_worker_makes_a_bounded_number_of_connections_to_an_endpoint() {
+        let spec = Arc::new(Service::new("wide", Protocol::Http2));
+        // Nobody listens there.
+        let endpoints = vec![Endpoint::new(([127, 0, 0, 1], 1).into())];
+        let set = EndpointSet { service: "wide".into(), endpoints };
+        let service = reconcile(None, spec, &set, 1).unwrap();
+        let endpoint = &service.endpoints[0];
+        let one = || {
+            let (connection, client) = Connection::client(duplex(1).0, CONFIG);
+            (connection, Shared { client, until: None })
+        };
+        let (_stand, shared): (Vec<_>, Vec<_>) = (0..MOST_SHARED).map(|_| one()).unzip();
+        endpoint.live.pools.lock(0).shared = shared;
+        let refused = connect_shared(&service, endpoint, 0).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::Full(Limit::Connections)), "{refused}");
+        endpoint.live.pools.lock(0).shared.pop();
+        let tried = connect_shared(&service, endpoint, 0).await.unwrap_err();
+        assert!(matches!(tried, ConnectError::Handshake(_)), "{tried}");
+    }
+}
