@@ -205,6 +205,11 @@ impl Asked {
         }
     }
 
+    /// The time so far without a head.
+    pub(crate) fn waited(&self) -> Option<Duration> {
+        if let Self::At(asked) = self { Some(asked.elapsed()) } else { None }
+    }
+
     /// The head came. One that came before the request was all sent tells no time.
     pub(crate) fn answered(&mut self, meter: &Meter) -> Option<Duration> {
         let Self::At(asked) = std::mem::replace(self, Self::Answered) else { return None };

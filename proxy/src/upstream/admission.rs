@@ -398,6 +398,12 @@ impl Drop for Ticket {
         if !self.aside {
             self.leave();
         }
+        if self.awaits_head
+            && let (Some(waited), Some(concurrency)) =
+                (self.asked.waited(), self.endpoint.live.concurrency.get())
+        {
+            concurrency.given_up_after(waited);
+        }
         self.has_head();
         if self.bytes > 0 {
             self.service.live.bytes_in_flight.fetch_sub(self.bytes, Relaxed);

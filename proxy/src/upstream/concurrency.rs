@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -37,6 +37,10 @@ pub(crate) struct Concurrency {
     /// Somebody was turned away since the window began.
     reached: AtomicBool,
     times: Times,
+    /// Those without a head who waited for long, since the window began.
+    given_up: AtomicU32,
+    /// The typical time without a queue, in microseconds; 0 while it is not known.
+    unqueued_us: AtomicU64,
     /// So that not all endpoints are looked at in the same moment, but this one by all proxies.
     offset_us: u64,
     /// Only the control thread asks for it.
@@ -81,6 +85,8 @@ impl Concurrency {
             waiting: AtomicU32::new(0),
             peak: AtomicU32::new(0),
             reached: AtomicBool::new(false),
+            given_up: AtomicU32::new(0),
+            unqueued_us: AtomicU64::new(0),
             offset_us: offset_us(endpoint),
             times: Times([const { AtomicU32::new(0) }; BUCKETS]),
             control: Mutex::new(Control {
@@ -120,6 +126,13 @@ impl Concurrency {
         self.times.0[bucket(micros)].fetch_add(1, Relaxed);
     }
 
+    /// No head came in this time. Who leaves sooner than one comes without a queue tells nothing.
+    pub(crate) fn given_up_after(&self, time: Duration) {
+        if time.as_micros() > u128::from(self.unqueued_us.load(Relaxed)) {
+            self.given_up.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Looks at what came since the last decision. `shared_us` is the
     /// time by a clock that proxies share.
     pub(crate) fn tick(&self, terms: &AdaptiveConcurrency, now_us: u64, shared_us: u64) {
@@ -140,12 +153,16 @@ impl Concurrency {
             typical_us,
             deviation,
             seconds: now_us.saturating_sub(*from_us) as f64 / 1e6,
+            given_up: self.given_up.load(Relaxed).into(),
             peak: self.peak.load(Relaxed),
             reached: self.reached.load(Relaxed),
         };
         let decided = control.limiter.handle(terms, &window, shared_us + self.offset_us);
         self.limit.store(control.limiter.limit(), Relaxed);
         let Some(settle_us) = decided else { return };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a minute")]
+        let unqueued_us = control.limiter.base_us().unwrap_or(0.0) as u64;
+        self.unqueued_us.store(unqueued_us, Relaxed);
         control.typical_us = window.typical_us;
         control.window = None;
         control.begins_at_us = now_us + settle_us;
@@ -158,6 +175,7 @@ impl Concurrency {
     fn begin(&self, control: &mut Control, now_us: u64, counts: Counts) {
         self.peak.store(self.waiting.load(Relaxed), Relaxed);
         self.reached.store(false, Relaxed);
+        self.given_up.store(0, Relaxed);
         control.window = Some((now_us, Box::new(counts)));
     }
 
@@ -292,6 +310,20 @@ mod tests {
         assert!(concurrency.has_room());
         assert!(concurrency.reached.load(Relaxed));
         assert_eq!((concurrency.figures().limit, concurrency.figures().waiting), (2, 1));
+    }
+
+    #[test]
+    fn who_gives_up_after_long_is_counted_and_who_leaves_soon_is_not() {
+        let terms = AdaptiveConcurrency::default();
+        let concurrency = Concurrency::new(&terms, ([127, 0, 0, 1], 80).into());
+        let given_up = || concurrency.given_up.load(Relaxed);
+        concurrency.tick(&terms, 50_000, 0);
+        (0..20).for_each(|_| concurrency.answered_after(Duration::from_millis(10)));
+        concurrency.tick(&terms, 100_000, 0);
+        concurrency.given_up_after(Duration::from_millis(2));
+        assert_eq!(given_up(), 0);
+        concurrency.given_up_after(Duration::from_millis(400));
+        assert_eq!(given_up(), 1);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) struct Window {
     pub(crate) deviation: f64,
     /// The time in which they came.
     pub(crate) seconds: f64,
+    /// Requests whose head did not come, for longer than it takes without a queue.
+    pub(crate) given_up: u64,
     /// The most requests that waited at a time.
     pub(crate) peak: u32,
     /// The limit turned somebody away.
@@ -134,6 +136,14 @@ impl Limiter {
         shared_us: u64,
     ) -> Option<u64> {
         self.limit = bounded(self.limit, terms);
+        if window.given_up >= LEAST && window.given_up > window.samples {
+            // The times of those who were answered are not those of most, and what was given up may
+            // still be worked on.
+            self.limit = bounded(self.limit * DEEPEST, terms);
+            self.phase = Phase::Steady;
+            self.step = 1.0;
+            return Some(BEGUN_US);
+        }
         if window.samples < LEAST {
             return None;
         }

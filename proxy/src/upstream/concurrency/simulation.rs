@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BinaryHeap, HashSet, VecDeque},
 };
 
 use super::*;
@@ -27,6 +27,7 @@ const POLL: Kind = Kind::Head(10 * SECOND);
 enum Event {
     Arrives,
     Done { proxy: usize, sent: u64 },
+    GivesUp { proxy: usize, sent: u64 },
     Head { proxy: usize, sent: u64 },
     Tick,
 }
@@ -39,12 +40,14 @@ struct World<'a> {
     /// Requests a second, of all proxies.
     load: &'a dyn Fn(u64) -> f64,
     kind: &'a dyn Fn(u64, &mut fastrand::Rng) -> Kind,
+    /// Who has no head by then gives up. The endpoint does not hear of it.
+    patience_us: u64,
 }
 
 /// What came of one second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Second {
-    /// Requests that took a worker.
+    /// Requests that took a worker, and whose clients were still there.
     worked: u32,
     refused: u32,
     /// The sum of the proxies' limits at its end.
@@ -61,6 +64,7 @@ impl World<'_> {
         let mut events =
             BinaryHeap::from([Reverse((0, Event::Arrives)), Reverse((1, Event::Tick))]);
         let mut queue = VecDeque::new();
+        let mut waiting = HashSet::new();
         let mut busy = 0;
         let mut out = vec![Second::default(); seconds as usize];
         let mut times = Times([const { AtomicU32::new(0) }; BUCKETS]);
@@ -79,19 +83,31 @@ impl World<'_> {
                     }
                     limits[proxy].enter();
                     match kind {
-                        Kind::Work(time) => queue.push_back((proxy, now, time)),
+                        Kind::Work(time) => {
+                            queue.push_back((proxy, now, time));
+                            waiting.insert((proxy, now));
+                            let gives_up = now.saturating_add(self.patience_us);
+                            events.push(Reverse((gives_up, Event::GivesUp { proxy, sent: now })));
+                        }
                         Kind::Head(after) => {
                             events.push(Reverse((now + after, Event::Head { proxy, sent: now })));
                         }
                     }
                 }
+                Event::GivesUp { proxy, sent } => {
+                    if waiting.remove(&(proxy, sent)) {
+                        limits[proxy].given_up_after(Duration::from_micros(now - sent));
+                        limits[proxy].leave();
+                    }
+                }
                 Event::Done { proxy, sent } => {
                     busy -= 1;
-                    second.worked += 1;
-                    let took = Duration::from_micros(now - sent);
-                    times.0[bucket(now - sent)].fetch_add(1, Relaxed);
-                    limits[proxy].answered_after(took);
-                    limits[proxy].leave();
+                    if waiting.remove(&(proxy, sent)) {
+                        second.worked += 1;
+                        times.0[bucket(now - sent)].fetch_add(1, Relaxed);
+                        limits[proxy].answered_after(Duration::from_micros(now - sent));
+                        limits[proxy].leave();
+                    }
                 }
                 Event::Head { proxy, sent } => {
                     limits[proxy].answered_after(Duration::from_micros(now - sent));
@@ -181,7 +197,14 @@ fn mixed(kind: Kind) -> impl Fn(u64, &mut fastrand::Rng) -> Kind {
 
 /// Three times as much is asked as can be served.
 fn overload(seed: u64) -> World<'static> {
-    World { seed, proxies: 1, workers: &|_| WORKERS, load: &|_| CAPACITY * 3.0, kind: &work }
+    World {
+        seed,
+        proxies: 1,
+        workers: &|_| WORKERS,
+        load: &|_| CAPACITY * 3.0,
+        kind: &work,
+        patience_us: u64::MAX >> 1,
+    }
 }
 
 #[test]
@@ -314,6 +337,23 @@ fn endpoints_of_all_sizes_are_found() {
             println!("{workers} of {mean_us} {seed}: of {capacity:.0} {settled:.1?} {times:.1}");
             assert!(settled.throughput >= capacity * 0.9, "{settled:?}");
             assert!(times <= most, "{times} {settled:?}");
+        }
+    }
+}
+
+#[test]
+fn clients_that_give_up_do_not_keep_the_limit_high() {
+    for seed in SEEDS {
+        for workers in [1, 2, 4] {
+            let (count, load) = (|_: u64| workers, |_: u64| workers as f64 / MEAN_US * 5e6);
+            // No longer than the first limit takes to be worked off.
+            let patience_us = 500_000 / workers as u64;
+            let patient = overload(seed);
+            let world = World { workers: &count, load: &load, patience_us, ..patient };
+            let settled = sum(&world.run(&TERMS, 120)[30..]);
+            println!("give up {workers} {seed}: {settled:.1?}");
+            let capacity = workers as f64 / MEAN_US * 1e6;
+            assert!(settled.throughput >= capacity * 0.85, "{settled:?}");
         }
     }
 }
