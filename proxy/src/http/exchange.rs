@@ -29,7 +29,7 @@ use super::{
     resume::{self, Resume},
     retry,
     stall::Waits,
-    upload_resume::UploadResume,
+    upload_resume::{self, UploadResume},
 };
 use crate::{
     flow::Pace,
@@ -306,7 +306,10 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(via) = self.client.listener.via(head.received) {
             head.headers.append(header::VIA, via.clone());
         }
-        let mints = forward.retry.mint_idempotency_key && !head.method.is_idempotent();
+        // A part of an upload has no life of its own.
+        let mints = forward.retry.mint_idempotency_key
+            && !head.method.is_idempotent()
+            && !upload_resume::is_part(head);
         if mints
             && let Entry::Vacant(place) = head.headers.entry(IDEMPOTENCY_KEY)
             && let Some(key) = mint_key()

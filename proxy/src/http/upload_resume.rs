@@ -144,6 +144,11 @@ impl UploadResume {
     }
 }
 
+/// Whether this is appended to an upload by a client that sees to it itself.
+pub(super) fn is_part(request: &RequestHead) -> bool {
+    request.method == Method::PATCH && request.headers.contains_key(UPLOAD_OFFSET)
+}
+
 /// How much the server has, by its answer to [`UploadResume::question`].
 ///
 /// # Errors

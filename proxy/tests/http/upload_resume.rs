@@ -14,7 +14,7 @@ use tokio::{
 use towpath_policies::model::{Protocol, RetryPolicy};
 
 use crate::{
-    harness::{Input, Setup, origin, soon},
+    harness::{Input, Setup, answering, origin, soon},
     http2::{client, h2_origin},
 };
 
@@ -306,6 +306,21 @@ async fn the_digest_of_a_body_does_not_follow_a_part_of_it() {
         let server = shared.lock().unwrap();
         assert_eq!(server.asked, asked);
         assert_eq!((&*server.uploaded, &*server.proved), ("hello", &*proved));
+    }
+}
+
+/// As a gateway's to a sidecar: the upload has its key.
+#[tokio::test]
+async fn what_a_client_appends_itself_gets_no_key() {
+    for (field, keyed) in [("Upload-Offset: 3\r\n", false), ("", true)] {
+        let (addr, requests) = answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+        let minting = Setup::to(addr).with(|s| s.forward.retry.mint_idempotency_key = true);
+        let sent = format!(
+            "PATCH /uploads/1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{field}Content-Length: 2\r\n\r\nok"
+        );
+        let reply = soon(minting.start().await.talk(&sent)).await;
+        assert!(reply.starts_with("HTTP/1.1 204"), "{reply}");
+        assert_eq!(requests.only().contains("idempotency-key"), keyed, "{field}");
     }
 }
 
