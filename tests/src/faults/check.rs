@@ -7,7 +7,7 @@ mod counters;
 pub(super) use self::counters::{Counted, TALLIES};
 use super::{
     answer::{End, Outcome},
-    plan::{EventKind, Fault, Plan, Quirk, Request, Wire},
+    plan::{Direction, EventKind, Fault, Plan, Quirk, Request, Wire},
     scene::Attempt,
 };
 
@@ -290,7 +290,12 @@ fn is_idempotent(request: &Request) -> bool {
 
 /// Whether the client was told that an endpoint has taken it all.
 fn is_acknowledged(request: &Request, outcome: &Outcome) -> bool {
-    let early = request.tries.iter().any(|fault| matches!(fault, Fault::Early { .. }));
+    // An echo that is told shorter than the request is whole before that is.
+    let early = request.tries.iter().any(|fault| match fault {
+        Fault::Early { .. } => true,
+        Fault::WrongLength(by) => *by < 0 && request.direction == Direction::Echo,
+        _ => false,
+    });
     !early && outcome.status == Some(200) && outcome.end == End::Whole && outcome.attempt.is_some()
 }
 
