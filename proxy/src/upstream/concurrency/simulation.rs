@@ -55,22 +55,32 @@ struct Second {
     median_us: f64,
 }
 
+impl Second {
+    fn close(&mut self, limits: &[Concurrency], times: &mut Times) {
+        self.limit = limits.iter().map(|l| l.figures().limit).sum();
+        self.median_us = median_us(times);
+        *times = no_times();
+    }
+}
+
+fn no_times() -> Times {
+    Times([const { AtomicU32::new(0) }; BUCKETS])
+}
+
 impl World<'_> {
     fn run(&self, terms: &AdaptiveConcurrency, seconds: u64) -> Vec<Second> {
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let limits: Vec<_> = (0..self.proxies)
-            .map(|_| Concurrency::new(terms, ([10, 0, 0, 1], 80).into()))
-            .collect();
+        let limit = |_| Concurrency::new(terms, ([10, 0, 0, 1], 80).into());
+        let limits: Vec<_> = (0..self.proxies).map(limit).collect();
         let mut events =
             BinaryHeap::from([Reverse((0, Event::Arrives)), Reverse((1, Event::Tick))]);
         let mut queue = VecDeque::new();
         let mut waiting = HashSet::new();
         let mut busy = 0;
         let mut out = vec![Second::default(); seconds as usize];
-        let mut times = Times([const { AtomicU32::new(0) }; BUCKETS]);
+        let mut times = no_times();
         while let Some(Reverse((now, event))) = events.pop() {
-            let at = (now / SECOND) as usize;
-            let Some(second) = out.get_mut(at) else { break };
+            let Some(second) = out.get_mut((now / SECOND) as usize) else { break };
             match event {
                 Event::Arrives => {
                     let gap = exponential(1e6 / (self.load)(now), &mut random);
@@ -114,14 +124,10 @@ impl World<'_> {
                     limits[proxy].leave();
                 }
                 Event::Tick => {
-                    for limit in &limits {
-                        limit.tick(terms, now, now + self.seed * SECOND);
-                    }
+                    limits.iter().for_each(|l| l.tick(terms, now, now + self.seed * SECOND));
                     events.push(Reverse((now + TICK, Event::Tick)));
                     if (now + TICK) / SECOND > now / SECOND {
-                        second.limit = limits.iter().map(|l| l.figures().limit).sum();
-                        second.median_us = median_us(&times);
-                        times = Times([const { AtomicU32::new(0) }; BUCKETS]);
+                        second.close(&limits, &mut times);
                     }
                 }
             }
