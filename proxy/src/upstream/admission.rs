@@ -107,7 +107,7 @@ impl ServiceState {
     ///
     /// A single transfer larger than the whole byte limit is let through when
     /// nothing else is in flight, else it could never pass. Beside it others pass as far as
-    /// what counts of it ([`Belief`]) leaves room.
+    /// what counts of it (`Belief`) leaves room.
     ///
     /// # Errors
     /// The limit that is reached; already counted.
