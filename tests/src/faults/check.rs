@@ -56,8 +56,10 @@ fn answer(plan: &Plan, request: &Request, outcome: &Outcome, complain: &mut impl
     }
     let fine = outcome.end == End::Whole && outcome.status == Some(200) && from_endpoint;
     let refused = outcome.reason.as_deref().is_some_and(|why| plan.policy.may_refuse(why));
-    let asked =
-        !matches!(plan.event, Some(e) if e.kind == EventKind::Drain) || outcome.status.is_some();
+    // What a client sends on a connection that drains, or is of age, may not be looked at
+    // (RFC 9113 §6.8).
+    let drains = matches!(plan.event, Some(e) if e.kind == EventKind::Drain);
+    let asked = !(drains || plan.policy.age.is_some()) || outcome.status.is_some();
     if !fine && !refused && asked && !plan.policy.cuts() && is_undisturbed(plan, request) {
         complain(format!("nothing disturbed it, and yet: {outcome:?}"));
     }
