@@ -17,11 +17,21 @@ pub(super) const FAREWELL: [u8; 8] = *b"towpath!";
 /// Time for a peer to take the last that is left for it.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// How the streams ended that a client opened.
-#[derive(Debug, Default)]
+/// How streams ended of late.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Endings {
     well: u32,
     reset: u32,
+}
+
+impl Endings {
+    /// Forgets: what went well for days excuses no cancels of today.
+    fn of_late(&mut self) -> Self {
+        if self.well + self.reset >= 5 * MOST_RESET {
+            *self = Self { well: self.well / 2, reset: self.reset / 2 };
+        }
+        *self
+    }
 }
 
 /// A client that resets more streams than it finishes leaves the connection after so many, before
@@ -38,8 +48,8 @@ impl Core {
         self.streams.note_reset(id);
         self.notify_driver();
         self.fail(key, failure);
-        self.endings.reset = self.endings.reset.saturating_add(1);
-        let Endings { well, reset } = self.endings;
+        self.endings.reset += 1;
+        let Endings { well, reset } = self.endings.of_late();
         if self.role == Role::Client && reset >= MOST_RESET && reset >= well {
             self.leave();
         }
@@ -131,7 +141,8 @@ impl Core {
     fn free(&mut self, key: Key) {
         let Some(stream) = self.streams.remove(key) else { return };
         if stream.failed.is_none() {
-            self.endings.well = self.endings.well.saturating_add(1);
+            self.endings.well += 1;
+            self.endings.of_late();
             self.budget.earn();
         }
         if stream.queued {

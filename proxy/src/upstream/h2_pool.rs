@@ -21,7 +21,24 @@ use super::{
 use crate::h2::{Config, Connection, RequestRef, Stream, Unopened};
 
 /// A connection being made; those who wait for it see how it went.
-pub(super) type Connecting = watch::Receiver<Option<Result<(), Arc<str>>>>;
+pub(super) type Connecting = watch::Receiver<Option<Result<(), Failed>>>;
+
+/// Why no connection was made, for all who wait for it.
+#[derive(Clone, Debug)]
+pub(super) enum Failed {
+    /// A limit of ours, which says nothing of the endpoint.
+    Full(Limit),
+    Other(Arc<str>),
+}
+
+impl From<ConnectError> for Failed {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Full(limit) => Self::Full(limit),
+            error => Self::Other(error.to_string().into()),
+        }
+    }
+}
 
 /// Receive window of a connection, in bytes: so wide that clients who read slowly do not hold
 /// up others on it.
@@ -100,7 +117,7 @@ pub(crate) async fn connect_shared(
                 tokio::spawn(async move {
                     let outcome = add_connection(&service, &endpoint, worker).await;
                     endpoint.live.pools.lock(worker).connecting = None;
-                    done.send_replace(Some(outcome.map_err(|e| e.to_string().into())));
+                    done.send_replace(Some(outcome.map_err(Failed::from)));
                 });
                 connecting
             }
@@ -109,7 +126,8 @@ pub(crate) async fn connect_shared(
     let outcome = connecting.wait_for(Option::is_some).await.map(|o| o.clone());
     match outcome {
         Ok(Some(Ok(()))) => Ok(()),
-        Ok(Some(Err(reason))) => Err(ConnectError::Handshake(reason.to_string())),
+        Ok(Some(Err(Failed::Full(limit)))) => Err(ConnectError::Full(limit)),
+        Ok(Some(Err(Failed::Other(reason)))) => Err(ConnectError::Handshake(reason.to_string())),
         Ok(None) | Err(_) => Err(ConnectError::Handshake("the attempt was dropped".into())),
     }
 }

@@ -295,9 +295,9 @@ async fn an_endpoint_that_serialises_is_protected_over_http2_too() {
         let setup = Setup::to(at).speaking(Protocol::Http2);
         let setup = setup.with(|s| s.service.admission.adaptive_concurrency = terms);
         let clients = async |proxy: Arc<Proxy>, good: Arc<AtomicU32>| {
-            let client = client(&proxy).await;
+            // A connection each: all their cancels on one would be a flood.
             for _ in 0..CLIENTS {
-                tokio::spawn(asks_http2(client.clone(), good.clone()));
+                tokio::spawn(asks_http2(client(&proxy).await, good.clone()));
             }
         };
         goodputs.push(goodput(setup, clients).await);

@@ -1,6 +1,6 @@
 //! HTTP/2 on either side, and between the versions.
 
-use std::{future::poll_fn, net::SocketAddr};
+use std::{future::poll_fn, net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest, server::SendResponse};
@@ -392,6 +392,32 @@ async fn clients_that_read_nothing_hold_up_no_others_on_a_shared_connection() {
             client(&proxy).await.send_request(post("http://a/large"), true).unwrap();
         let mut body = soon(response).await.unwrap().into_body();
         assert_eq!(soon(collect(&mut body)).await.unwrap().0.len(), 3 << 20);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_connections_is_an_overflow_and_no_failure_of_the_endpoint() {
+    let (at, _) = origin(|io, _| async move {
+        let mut server = h2::server::Builder::new();
+        let mut connection =
+            server.max_concurrent_streams(1).handshake::<_, Bytes>(io).await.unwrap();
+        let mut unanswered = Vec::new();
+        while let Some(Ok(request)) = connection.accept().await {
+            unanswered.push(request);
+        }
+    })
+    .await;
+    let setup = Setup::to(at).speaking(Protocol::Http2);
+    let proxy = setup.with(|s| s.service.breaker.service.max_connections = Some(1)).start().await;
+    let mut client = client(&proxy).await;
+    let (_first, _) = client.send_request(post("http://a/"), true).unwrap();
+    eventually("the one stream", || proxy.service.live.requests.load(Relaxed) == 1).await;
+    // More than it takes in a row for a failing endpoint to be ejected.
+    for _ in 0..8 {
+        let (refused, _) = client.send_request(post("http://a/"), true).unwrap();
+        let refused = soon(refused).await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()["x-towpath-reason"], "overflow");
     }
 }
 

@@ -146,6 +146,22 @@ async fn a_connection_on_which_most_is_cancelled_is_left_before_its_server_ends_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_went_well_long_ago_excuses_no_cancels() {
+    let config = Config { streams: 1000, ..CONFIG };
+    let (mut raw, client, _driving) = client_with(config, &[(3, 1000)]).await;
+    for nth in 0..3000 {
+        let mut stream = open(&client, true);
+        let end = frame::END_HEADERS | frame::END_STREAM;
+        raw.send(frame::HEADERS, end, 2 * nth + 1, OK).await;
+        poll_fn(|cx| stream.poll_head(cx)).await.unwrap();
+        raw.next_of(frame::HEADERS).await;
+    }
+    let cancels = (0..3000)
+        .take_while(|_| client.open(&request(&Method::GET, &HeaderMap::new()), true).is_ok());
+    assert!(cancels.count() < 1000, "a server would have ended it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancels_of_some_do_not_end_the_streams_of_others() {
     let (mut raw, mut streams, _driving) = server_with(Config { streams: 100, ..CONFIG }).await;
     let cancel = (ErrorCode::CANCEL.0).to_be_bytes();
