@@ -9,6 +9,7 @@ mod limits;
 mod matches;
 mod origin;
 mod outlier;
+mod place;
 mod policies;
 mod queue;
 mod routes;

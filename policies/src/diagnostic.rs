@@ -44,11 +44,13 @@ pub enum Rule {
     Conflict,
     /// Written down, but without effect.
     NoEffect,
+    /// A place that the built-in gazetteer does not know.
+    UnknownPlace,
 }
 
 impl Rule {
     /// Every rule, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Yaml,
         Self::Limit,
         Self::UnknownKind,
@@ -61,6 +63,7 @@ impl Rule {
         Self::Duplicate,
         Self::Conflict,
         Self::NoEffect,
+        Self::UnknownPlace,
     ];
 
     /// The stable name, e.g. `unknown-field`.
@@ -78,6 +81,7 @@ impl Rule {
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",
             Self::NoEffect => "no-effect",
+            Self::UnknownPlace => "unknown-place",
         }
     }
 
@@ -96,6 +100,7 @@ impl Rule {
             Self::Duplicate => "A name or a target is used twice.",
             Self::Conflict => "Two documents claim the same thing.",
             Self::NoEffect => "Something is written down but has no effect.",
+            Self::UnknownPlace => "The built-in gazetteer does not know a place.",
         }
     }
 }
@@ -225,7 +230,7 @@ pub(crate) fn nearest<'a>(
 
 /// Optimal string alignment distance: insertions, deletions, replacements and
 /// swaps of neighbours each count one. Bounded by the first 64 characters.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     const LONGEST: usize = 64;
     let a: Vec<char> = a.chars().take(LONGEST).collect();
     let b: Vec<char> = b.chars().take(LONGEST).collect();

@@ -243,8 +243,15 @@ impl Page<'_> {
         if !locality.is_empty() {
             let _ = write!(text, ", {locality}");
         }
-        if let Some(place) = endpoint.coordinates {
-            let _ = write!(text, " ({}, {})", place.latitude, place.longitude);
+        if let Some(place) = &endpoint.place {
+            let _ = write!(text, ", in {place}");
+        }
+        match endpoint.coordinates {
+            Some(at) => {
+                let _ = write!(text, " ({}, {})", at.latitude, at.longitude);
+            }
+            None if endpoint.place.is_some() => text += " (coordinates not known here)",
+            None => {}
         }
         let _ = write!(text, ", weight {}, priority {}", endpoint.weight, endpoint.priority);
         if let Some(gpu) = &endpoint.gpu {

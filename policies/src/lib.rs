@@ -17,6 +17,7 @@ mod document;
 mod explain;
 pub mod folder;
 pub mod model;
+pub mod places;
 mod problem;
 pub mod schema;
 mod words;

@@ -6,7 +6,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use towpath_policies::{
-    Checked, check, folder,
+    Checked, Diagnostic, check, folder,
     model::{
         Action, Bind, ChainKind, DirectResponse, Forward, Mesh, NodeSelector, Protocol,
         RetryCondition, RetryPolicy, Route,
@@ -384,4 +384,53 @@ spec: {parentRefs: [{name: edge}], hostnames: [one.db.example], rules: [{backend
     {
         assert_eq!(mesh.routes[table].virtual_hosts[0].domains, [host]);
     }
+}
+
+#[test]
+fn a_place_stands_for_its_coordinates_and_one_that_is_not_known_harms_nothing() {
+    let text = "
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {name: etl}
+spec:
+  endpoints:
+  - {address: \"10.0.0.1:80\", place: Frankfurt}
+  - {address: \"10.0.0.2:80\", place: eu-central-1}
+  - {address: \"10.0.0.3:80\", place: Frankfrt}
+  - {address: \"10.0.0.4:80\"}
+";
+    let checked = check([("a.yaml".into(), text.to_owned())], "v".to_owned());
+    let [warning] = &checked.report.diagnostics[..] else { panic!("{}", checked.report) };
+    assert_eq!((warning.rule.id(), warning.line), ("unknown-place", 9));
+    assert!(warning.help.as_ref().is_some_and(|help| help.contains("`Frankfurt am Main, DE`")));
+    let mesh = checked.mesh.unwrap();
+    let endpoints = &mesh.endpoints["etl"].endpoints;
+    let degrees = endpoints.iter().map(|e| e.coordinates.map(|c| (c.latitude, c.longitude)));
+    let frankfurt = Some((50.116, 8.684));
+    assert_eq!(degrees.collect::<Vec<_>>(), [frankfurt, frankfurt, None, None]);
+    let places: Vec<_> = endpoints.iter().map(|e| e.place.as_deref()).collect();
+    assert_eq!(places, [Some("Frankfurt"), Some("eu-central-1"), Some("Frankfrt"), None]);
+}
+
+#[test]
+fn of_many_wrong_places_all_are_told_and_others_are_offered_for_a_few() {
+    let mut text = "
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {name: etl}
+spec:
+  endpoints:
+"
+    .to_owned();
+    for n in 0..600_u32 {
+        let wrong = |n: u32| char::from(b'a' + u8::try_from(n % 26).unwrap());
+        let place = format!("Frank{}{}rt", wrong(n / 26), wrong(n));
+        text += &format!("  - {{address: \"10.0.{}.{}:80\", place: {place}}}\n", n / 250, n % 250);
+    }
+    let checked = check([("a.yaml".into(), text)], "v".to_owned());
+    assert!(checked.mesh.is_some());
+    assert!(checked.report.warnings() > 590);
+    let offers = |d: &&Diagnostic| d.help.as_ref().is_some_and(|h| h.starts_with("did you mean"));
+    // Each look through all names takes milliseconds.
+    assert_eq!(checked.report.diagnostics.iter().filter(offers).count(), 20);
 }

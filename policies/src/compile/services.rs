@@ -14,10 +14,9 @@ use crate::{
         value::{Positive, PositiveTime},
     },
     model::{
-        Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Coordinates, Discovery, Endpoint,
-        EndpointSet, Gpu, Health, HealthCheck, HealthProbe, HttpOptions, Listener, Locality,
-        NodeSelector, Protocol, RateLimits, Service, TcpForward, Thresholds, UpstreamTls,
-        WeightedBackend,
+        Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet,
+        Gpu, HealthCheck, HealthProbe, HttpOptions, Listener, Locality, NodeSelector, Protocol,
+        RateLimits, Service, TcpForward, Thresholds, UpstreamTls, WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
@@ -28,6 +27,7 @@ use super::{
     limits,
     origin::{Origin, Origins},
     outlier,
+    place::Places,
     policies::Policies,
     queue,
     rules::PreparedRule,
@@ -44,10 +44,11 @@ pub(crate) fn compile(
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
+    let mut places = Places::default();
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
-        let (set, span) = endpoints(object, problems);
+        let (set, span) = endpoints(object, &mut places, problems);
         output.endpoints(set, span, problems);
         for (endpoint, name) in listed(object) {
             if let Some(sidecar) = &endpoint.sidecar {
@@ -257,7 +258,11 @@ fn listed(object: &Object<ServiceSpec>) -> impl Iterator<Item = (&EndpointSpec, 
     })
 }
 
-fn endpoints(object: &Object<ServiceSpec>, problems: &mut Problems) -> (EndpointSet, Span) {
+fn endpoints(
+    object: &Object<ServiceSpec>,
+    places: &mut Places,
+    problems: &mut Problems,
+) -> (EndpointSet, Span) {
     let span = object.spec.endpoints.as_ref().map_or(object.span, |list| list.span);
     let mut names: HashMap<String, Span> = HashMap::new();
     let mut addresses: HashMap<SocketAddr, Span> = HashMap::new();
@@ -273,7 +278,8 @@ fn endpoints(object: &Object<ServiceSpec>, problems: &mut Problems) -> (Endpoint
                 .error(Rule::Duplicate, at, "two endpoints have this name")
                 .related(first, "first here");
         }
-        endpoints.push(endpoint(written, name));
+        let coordinates = places.coordinates(written, problems);
+        endpoints.push(Endpoint { coordinates, ..endpoint(written, name) });
     }
     if endpoints.is_empty() && object.spec.endpoints.is_some() {
         problems.warning(
@@ -290,19 +296,14 @@ fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
         |text: &Option<At<String>>| text.as_ref().map(|t| t.value.clone()).unwrap_or_default();
     Endpoint {
         name,
-        address: written.address.value,
         locality: written.locality.as_ref().map_or_else(Locality::default, |l| Locality {
             region: text(&l.region),
             zone: text(&l.zone),
             sub_zone: text(&l.sub_zone),
         }),
-        coordinates: written
-            .coordinates
-            .as_ref()
-            .map(|c| Coordinates { latitude: c.latitude.0, longitude: c.longitude.0 }),
+        place: written.place.as_ref().map(|p| p.to_string()),
         weight: written.weight.as_ref().map_or(100, |w| ***w),
         priority: written.priority.as_ref().map_or(0, |p| ***p),
-        health: Health::Unknown,
         slots: written.slots.as_ref().map(|s| ***s),
         gpu: written.gpu.as_ref().map(|gpu| Gpu {
             vendor: match gpu.vendor.value {
@@ -312,6 +313,7 @@ fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
             model: gpu.model.value.clone(),
             count: gpu.count.as_ref().map_or(1, |c| ***c),
         }),
+        ..Endpoint::new(written.address.value)
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use super::{
     read::{AtLeastOne, choice, object},
     value::{
-        Bytes, Count, Degrees, FilePath, HeaderName, Name, Percent, Port, Positive, PositiveTime,
-        PreciseHostname, Time, UrlPath, Whole,
+        Bytes, Count, Degrees, FilePath, HeaderName, Name, Percent, PlaceName, Port, Positive,
+        PositiveTime, PreciseHostname, Time, UrlPath, Whole,
     },
 };
 use crate::problem::At;
@@ -124,7 +124,10 @@ object! {
         "address" => address: At<SocketAddr>,
         /// Where it stands.
         "locality" => locality: Option<LocalitySpec>,
-        /// Geographic place.
+        /// Name of the place where it stands, instead of `coordinates`: a city (`Frankfurt`,
+        /// `Portland, OR`, `London, CA`) or a cloud's region (`eu-central-1`).
+        "place" => place: Option<At<PlaceName>>,
+        /// Where that is, if `place` is not given.
         "coordinates" => coordinates: Option<CoordinatesSpec>,
         /// Relative capacity, 1 to 1000000; default 100.
         "weight" => weight: Option<At<Whole<1, 1_000_000>>>,

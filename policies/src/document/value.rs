@@ -404,6 +404,13 @@ text!(
     "a lower-case DNS name without a wildcard or a port"
 );
 text!(
+    /// Name of a place on earth.
+    PlaceName,
+    "^\\S(.{0,98}\\S)?$",
+    check_place,
+    "1 to 100 characters, e.g. Frankfurt, or Portland, OR, or eu-central-1"
+);
+text!(
     /// RFC 9110 field name.
     HeaderName,
     "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$",
@@ -438,6 +445,16 @@ pub(crate) fn is_label(text: &str) -> bool {
         && text.bytes().all(inner)
         && !text.starts_with('-')
         && !text.ends_with('-')
+}
+
+fn check_place(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() || text.chars().count() > crate::places::MAX_NAME {
+        Err("is not the name of a place")
+    } else if text.trim() != text || text.chars().any(char::is_control) {
+        Err("has blanks around it, or control characters")
+    } else {
+        Ok(())
+    }
 }
 
 fn check_hostname(text: &str, wildcard: bool) -> Result<(), &'static str> {

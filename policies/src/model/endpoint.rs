@@ -22,7 +22,10 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Where it stands.
     pub locality: Locality,
-    /// Geographic place.
+    /// The name of the place where it stands, as it was written.
+    #[serde(default)]
+    pub place: Option<String>,
+    /// Where that is; `None` = not known (yet).
     pub coordinates: Option<Coordinates>,
     /// Relative capacity, 1 to 1,000,000. Default 100.
     pub weight: u32,
@@ -90,6 +93,7 @@ impl Endpoint {
             name: address.to_string(),
             address,
             locality: Locality::default(),
+            place: None,
             coordinates: None,
             weight: 100,
             priority: 0,

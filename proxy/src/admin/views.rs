@@ -121,6 +121,7 @@ fn endpoint(endpoint: &EndpointState, service: &ServiceState, now: u64) -> Value
         "name": spec.name,
         "address": spec.address.to_string(),
         "locality": spec.locality,
+        "place": spec.place,
         "coordinates": spec.coordinates,
         "gpu": spec.gpu,
         "weight": spec.weight,

@@ -73,6 +73,7 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
 fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEndpoint {
     let mut extra = Extra::default();
     extra.keep("name", &endpoint.name, &endpoint.address.to_string());
+    extra.keep("place", &endpoint.place, &None);
     extra.keep("coordinates", &endpoint.coordinates, &None);
     extra.keep("gpu", &endpoint.gpu, &None);
     extra.keep("slots", &endpoint.slots, &None);
@@ -163,6 +164,7 @@ impl Reader {
         }
         let mut index = self.endpoints.len();
         extra.restore("name", &mut endpoint.name)?;
+        extra.restore("place", &mut endpoint.place)?;
         extra.restore("coordinates", &mut endpoint.coordinates)?;
         extra.restore("gpu", &mut endpoint.gpu)?;
         extra.restore("slots", &mut endpoint.slots)?;

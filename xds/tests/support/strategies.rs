@@ -507,11 +507,14 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         1u32..=1_000_000,
         0u32..4,
         health,
-        (option::of(gpu), option::of(1u32..100)),
+        (option::of(gpu), option::of(1u32..100), option::of(token())),
     );
     (name(), vec((address(), endpoint), 0..8)).prop_map(|(service, list)| {
         let mut endpoints: Vec<Endpoint> = Vec::new();
-        for (address, (name, locality, coordinates, weight, priority, health, (gpu, slots))) in list
+        for (
+            address,
+            (name, locality, coordinates, weight, priority, health, (gpu, slots, place)),
+        ) in list
         {
             if endpoints.iter().any(|e| e.address == address) {
                 continue;
@@ -522,6 +525,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
                 name,
                 address,
                 locality,
+                place,
                 coordinates,
                 weight,
                 priority,
