@@ -2,6 +2,7 @@
 //! policies merged, routes sorted.
 
 mod adaptive;
+mod balancer;
 mod filters;
 mod gateways;
 mod index;

@@ -1,6 +1,7 @@
 //! Policy documents as they are written: typed, each value with its place,
 //! references not yet followed.
 
+pub(crate) mod balancer;
 pub(crate) mod gateway;
 pub(crate) mod own;
 pub(crate) mod read;
@@ -12,8 +13,9 @@ use std::collections::HashSet;
 use serde_json::Value as Json;
 
 use self::{
+    balancer::BalancerPolicySpec,
     gateway::{GatewaySpec, Metadata},
-    own::{BalancerPolicySpec, BreakerPolicySpec, ServiceSpec, TransferPolicySpec},
+    own::{BreakerPolicySpec, ServiceSpec, TransferPolicySpec},
     read::{Anything, Definitions, Field, Read, Shape, ticked},
     route::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec},
 };

@@ -7,6 +7,7 @@
 //! endpoint set = EDS), so that `towpath-xds` can encode it and decode it
 //! again without loss.
 
+mod balancing;
 mod endpoint;
 mod listener;
 mod mesh;
@@ -17,6 +18,7 @@ mod snapshot;
 mod transfer;
 mod tries;
 
+pub use balancing::{Balancer, OriginSource, Prediction, Terms};
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
 pub use listener::{
     Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
@@ -30,9 +32,9 @@ pub use route::{
     VirtualHost, WeightedBackend,
 };
 pub use service::{
-    AdaptiveConcurrency, Admission, Balancer, Breaker, BudgetShare, ClassWeights, Discovery,
-    Goodput, HealthCheck, HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service,
-    StreamAge, SuccessRate, Thresholds, UpstreamTls,
+    AdaptiveConcurrency, Admission, Breaker, BudgetShare, ClassWeights, Discovery, Goodput,
+    HealthCheck, HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, StreamAge,
+    SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

@@ -1,12 +1,12 @@
 //! The domain types in a person's words, for `explain` and `diff`.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge,
-    HedgeAfter, Locality, NodeSelector, Outlier, PathMatch, PathRewrite, Protocol, Queue, Rate,
-    RateLimits, Recovery, RetryCondition, RouteMatch, Stall, StreamAge, TenantKey, Thresholds,
-    ValueMatch, WeightedBackend,
+    HedgeAfter, Locality, NodeSelector, OriginSource, Outlier, PathMatch, PathRewrite, Prediction,
+    Protocol, Queue, Rate, RateLimits, Recovery, RetryCondition, RouteMatch, Stall, StreamAge,
+    TenantKey, Thresholds, ValueMatch, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -161,13 +161,29 @@ pub(crate) fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-pub(crate) fn balancer(balancer: Balancer) -> &'static str {
+pub(crate) fn balancer(balancer: Balancer, prediction: &Prediction) -> String {
     match balancer {
-        Balancer::BytesInFlight => "fewest bytes in flight",
-        Balancer::LeastRequest => "fewest requests in flight",
-        Balancer::RoundRobin => "in turn",
-        Balancer::Random => "at random",
+        Balancer::BytesInFlight => "fewest bytes in flight".to_owned(),
+        Balancer::CompletionTime => completion_time(prediction),
+        Balancer::LeastRequest => "fewest requests in flight".to_owned(),
+        Balancer::RoundRobin => "in turn".to_owned(),
+        Balancer::Random => "at random".to_owned(),
     }
+}
+
+fn completion_time(prediction: &Prediction) -> String {
+    let mut text = "least predicted time to completion".to_owned();
+    if let Some(OriginSource::Header(name)) = &prediction.origin {
+        let _ = write!(text, ", data from where `{name}` says");
+    }
+    for (name, factor) in prediction.terms.named() {
+        if factor == 0.0 {
+            let _ = write!(text, ", without {name}");
+        } else if factor != 1.0 {
+            let _ = write!(text, ", {name} × {factor}");
+        }
+    }
+    text
 }
 
 pub(crate) fn thresholds(limits: &Thresholds) -> String {

@@ -54,6 +54,7 @@ fn app(admin: Admin) -> Router {
         .route("/config_dump", get(config_dump))
         .route("/listeners", get(listeners))
         .route("/endpoints", get(endpoints))
+        .route("/explain", get(explain))
         .route("/metrics", get(metrics))
         .route("/log_level", post(log_level))
         .route("/drain", get(under_way).post(drain))
@@ -69,6 +70,8 @@ towpath proxy, admin endpoint
   GET  /config_dump               the configuration in force, its version and where it comes from (JSON)
   GET  /listeners                 listeners, their addresses and open connections (JSON)
   GET  /endpoints                 endpoints and their state (JSON)
+  GET  /explain?service=S         when each endpoint would complete a request, and why (JSON);
+                                  optional: &origin=LATITUDE,LONGITUDE or a region, &size=BYTES
   GET  /metrics                   Prometheus text
   POST /log_level?level=LEVEL     error, warn, info, debug, trace, or per module: info,h2=debug
   GET  /drain                     whether the proxy drains, and what is under way (JSON)
@@ -156,6 +159,28 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     views::measure(&admin.control);
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, registry().render()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Question {
+    service: String,
+    origin: Option<String>,
+    #[serde(default)]
+    size: u64,
+}
+
+async fn explain(State(admin): State<Admin>, Query(question): Query<Question>) -> Response {
+    let Question { service: name, origin, size } = question;
+    let view = admin.control.view();
+    let Some(service) = view.services.get(&name) else {
+        let known = view.services.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let text = format!("there is no service {name}; there are: {known}\n");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    };
+    match service.explain(origin.as_deref(), size) {
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{name}: {error}\n")).into_response(),
+    }
 }
 
 #[derive(Deserialize)]

@@ -30,6 +30,7 @@ pub(crate) mod hedge;
 mod integrity;
 mod message;
 mod mirror;
+mod orca;
 mod record;
 mod relay;
 mod replay;

@@ -138,6 +138,7 @@ pub fn report(service: &ServiceState, endpoint: &EndpointState, outcome: Outcome
     let live = &endpoint.live;
     let failure = match outcome {
         Outcome::Success => {
+            live.learned.succeeded();
             if live.consecutive_failures.load(Relaxed) != 0 {
                 live.consecutive_failures.store(0, Relaxed);
             }
@@ -146,6 +147,7 @@ pub fn report(service: &ServiceState, endpoint: &EndpointState, outcome: Outcome
         Outcome::Failure(failure) => failure,
     };
     live.meter.fail();
+    live.learned.failed();
     // What was under way when it was ejected says nothing of it when it comes back.
     if live.ejected(now_ms()) {
         return;

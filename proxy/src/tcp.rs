@@ -34,7 +34,7 @@ use crate::{
         connect::{ConnectError, Connector},
         io::UpstreamIo,
         now_ms,
-        pick::{self, NoPick, Tried},
+        pick::{self, Ask, NoPick, Tried},
     },
 };
 
@@ -169,7 +169,7 @@ async fn connect(
     let overflow = |_: Limit| "overflow";
     service.has_room(0).map_err(overflow)?;
     for attempt in 1..=CONNECT_ATTEMPTS {
-        let endpoint = match pick::pick(service, &tried, now_ms(), 0) {
+        let endpoint = match pick::pick(service, &tried, now_ms(), Ask::default()) {
             Ok(endpoint) => endpoint.clone(),
             Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),
             Err(NoPick::Full(_)) => return Err("overflow"),

@@ -23,6 +23,7 @@ use towpath_policies::model::{Endpoint, EndpointSet, Health, Protocol, Queue, Re
 
 pub mod admission;
 pub(crate) mod age;
+pub(crate) mod completion;
 pub(crate) mod concurrency;
 pub mod connect;
 pub(crate) mod h2_pool;
@@ -39,6 +40,7 @@ use crate::{
     metrics,
     outlier::{Ejection, meter::Meter},
 };
+use completion::{Completion, Experience, learn::Learned};
 use concurrency::Concurrency;
 use pool::Pools;
 
@@ -58,6 +60,8 @@ pub struct ServiceState {
     pub connector: connect::Connector,
     /// How far what a request declares counts.
     pub(crate) belief: admission::Belief,
+    /// What completion times are predicted by, where they are.
+    pub(crate) completion: Option<Box<Completion>>,
 }
 
 /// The endpoints of one priority.
@@ -65,7 +69,7 @@ pub struct ServiceState {
 pub struct Level {
     /// As in the policy.
     pub priority: u32,
-    /// Indexes into [`ServiceState::endpoints`].
+    /// Indexes into [`ServiceState::endpoints`]; without those that the control plane does not let be used.
     pub members: Box<[u32]>,
     /// Sum of the members' weights.
     pub weight: u64,
@@ -113,6 +117,8 @@ pub struct EndpointLive {
     pub warm_from_ms: AtomicU64,
     /// What it is compared with its peers by.
     pub meter: Meter,
+    /// What completion times are predicted from.
+    pub(crate) learned: Learned,
     /// Bytes per second of active transfer, of late; 0 = unknown.
     pub goodput: AtomicU64,
     /// Set when the endpoint left the set: pools close, no new use.
@@ -159,6 +165,8 @@ pub struct ServiceLive {
     pub(crate) turn: AtomicU64,
     /// Those who wait for a slot; made when the service first has a queue.
     pub(crate) queue: OnceLock<queue::Queue>,
+    /// What completion times are predicted from, once a policy wants them.
+    pub(crate) experience: OnceLock<Arc<Experience>>,
     /// Where its bandwidth is shared, once a policy has bounded it.
     pub(crate) gate: OnceLock<ArcSwapOption<Gate>>,
     /// Handles for `/metrics`.
@@ -264,7 +272,7 @@ pub fn reconcile(
     if !same_wire {
         endpoints.iter().for_each(|e| e.live.pools.clear());
     }
-    let levels = levels(&endpoints);
+    let mut levels = levels(&endpoints);
     if spec.admission.queue.is_some() {
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
@@ -280,8 +288,16 @@ pub fn reconcile(
         }
     }
     let belief = admission::Belief::under(&spec.breaker);
-    let state =
-        Arc::new(ServiceState { spec, endpoints, levels, live: live.clone(), connector, belief });
+    let completion = Completion::new(&spec, &live, &endpoints, &mut levels);
+    let state = Arc::new(ServiceState {
+        spec,
+        endpoints,
+        levels,
+        live: live.clone(),
+        connector,
+        belief,
+        completion,
+    });
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
     live.kick();
@@ -304,7 +320,7 @@ fn bound(live: &ServiceLive, spec: &Service) {
 
 fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
     let mut by_priority = std::collections::BTreeMap::<u32, Vec<u32>>::new();
-    for (index, endpoint) in (0u32..).zip(endpoints) {
+    for (index, endpoint) in (0u32..).zip(endpoints).filter(|(_, e)| e.allowed()) {
         by_priority.entry(endpoint.spec.priority).or_default().push(index);
     }
     by_priority
@@ -368,6 +384,7 @@ impl EndpointLive {
             last_ejection: ArcSwapOption::empty(),
             warm_from_ms: AtomicU64::new(0),
             meter: Meter::default(),
+            learned: Learned::default(),
             goodput: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
@@ -442,6 +459,7 @@ impl ServiceLive {
             recovering: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             queue: OnceLock::new(),
+            experience: OnceLock::new(),
             gate: OnceLock::new(),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

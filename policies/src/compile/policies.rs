@@ -6,9 +6,10 @@ use crate::{
     diagnostic::Rule,
     document::{
         Documents, Kind, Object,
+        balancer::BalancerPolicySpec,
         own::{
-            BalancerPolicySpec, BreakerPolicySpec, ClassName, RetryOn, TargetRef, TenantSpec,
-            TransferPolicySpec, TransferRetry,
+            BreakerPolicySpec, ClassName, RetryOn, TargetRef, TenantSpec, TransferPolicySpec,
+            TransferRetry,
         },
         read::invalid,
     },

@@ -7,22 +7,22 @@ use crate::{
     document::{
         Documents, Kind, Object,
         own::{
-            BalancerKind, BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
+            BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
             ServiceProtocol, ServiceSpec, SidecarSpec,
         },
         read::{invalid, ticked},
         value::{Positive, PositiveTime},
     },
     model::{
-        Balancer, Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet,
-        Gpu, HealthCheck, HealthProbe, HttpOptions, Listener, Locality, NodeSelector, Protocol,
+        Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet, Gpu,
+        HealthCheck, HealthProbe, HttpOptions, Listener, Locality, NodeSelector, Protocol,
         RateLimits, Service, TcpForward, Thresholds, UpstreamTls, WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
 
 use super::{
-    Output, adaptive,
+    Output, adaptive, balancer,
     index::Index,
     limits,
     origin::{Origin, Origins},
@@ -88,12 +88,7 @@ fn service(
     origins.push(("health check", or_default(spec.health_check.as_ref().map(|h| h.span))));
 
     let balancer = policies.balancer(&id);
-    service.balancer = balancer.map_or(Balancer::default(), |p| match p.spec.policy.value {
-        BalancerKind::BytesInFlight => Balancer::BytesInFlight,
-        BalancerKind::LeastRequest => Balancer::LeastRequest,
-        BalancerKind::RoundRobin => Balancer::RoundRobin,
-        BalancerKind::Random => Balancer::Random,
-    });
+    balancer::compile(balancer, &mut service, problems);
     origins.push((
         "balancer",
         balancer.map_or(Origin::Default, |p| {

@@ -1,4 +1,4 @@
-//! `Service`, `TransferPolicy`, `BalancerPolicy`, `BreakerPolicy` (towpath.dev/v1alpha1).
+//! `Service`, `TransferPolicy`, `BreakerPolicy` (towpath.dev/v1alpha1).
 
 use std::net::SocketAddr;
 
@@ -458,30 +458,6 @@ object! {
         "percent" => percent: Option<At<Percent>>,
         /// Always allowed; default 3.
         "minConcurrent" => min_concurrent: Option<At<Count>>,
-    }
-}
-
-object! {
-    /// How an endpoint is picked.
-    struct BalancerPolicySpec {
-        /// The Services it is attached to.
-        "targetRefs" => target_refs: AtLeastOne<TargetRef>,
-        /// Default `BytesInFlight`.
-        "policy" => policy: At<BalancerKind>,
-    }
-}
-
-choice! {
-    /// Ways to pick an endpoint.
-    enum BalancerKind {
-        /// Fewest bytes in flight in proportion to weight.
-        "BytesInFlight" => BytesInFlight,
-        /// Fewest requests in flight.
-        "LeastRequest" => LeastRequest,
-        /// In turn, by weight.
-        "RoundRobin" => RoundRobin,
-        /// At random, by weight.
-        "Random" => Random,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    ops::Deref,
+    ops::{Deref, RangeInclusive},
     time::Duration,
 };
 
@@ -139,31 +139,55 @@ pub(crate) struct Degrees<const MAX: u32>(pub(crate) f64);
 
 impl<const MAX: u32> Read for Degrees<MAX> {
     fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
-        let help = || format!("degrees from -{MAX} to {MAX}");
-        let number = match &node.value {
-            Value::Scalar { text, plain } => match scalar_kind(text, *plain) {
-                ScalarKind::Integer | ScalarKind::Float => text.parse::<f64>().unwrap_or(f64::NAN),
-                _ => {
-                    wrong_type(node, "a number", problems).help(help());
-                    return None;
-                }
-            },
-            _ => {
-                wrong_type(node, "a number", problems).help(help());
-                return None;
-            }
-        };
-        // Also false for what is not a number.
-        if number.abs() <= f64::from(MAX) {
-            return Some(Self(number));
-        }
-        invalid(node.span, format!("{} is out of range", node.describe()), help(), problems);
-        None
+        let most = f64::from(MAX);
+        number(node, -most..=most, format!("degrees from -{MAX} to {MAX}"), problems).map(Self)
     }
 
     fn schema(_: &mut Definitions) -> Json {
         json!({ "type": "number", "minimum": -f64::from(MAX), "maximum": f64::from(MAX) })
     }
+}
+
+/// A factor from 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Factor(pub(crate) f64);
+
+impl Read for Factor {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        number(node, 0.0..=100.0, "a number from 0 to 100".to_owned(), problems).map(Self)
+    }
+
+    fn schema(_: &mut Definitions) -> Json {
+        json!({ "type": "number", "minimum": 0, "maximum": 100 })
+    }
+}
+
+/// A number that may have decimals.
+fn number(
+    node: &Node,
+    range: RangeInclusive<f64>,
+    help: String,
+    problems: &mut Problems,
+) -> Option<f64> {
+    let number = match &node.value {
+        Value::Scalar { text, plain } => match scalar_kind(text, *plain) {
+            ScalarKind::Integer | ScalarKind::Float => text.parse::<f64>().unwrap_or(f64::NAN),
+            _ => {
+                wrong_type(node, "a number", problems).help(help);
+                return None;
+            }
+        },
+        _ => {
+            wrong_type(node, "a number", problems).help(help);
+            return None;
+        }
+    };
+    // What is not a number is in no range.
+    if range.contains(&number) {
+        return Some(number);
+    }
+    invalid(node.span, format!("{} is out of range", node.describe()), help, problems);
+    None
 }
 
 /// A length of time as Gateway API writes it (GEP-2257): `1h30m`, `250ms`.

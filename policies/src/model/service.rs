@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bandwidth, Class};
+use super::{Balancer, Bandwidth, Class, Prediction};
 
 /// A named set of endpoints and the terms under which they are used (CDS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct Service {
     pub tls: Option<UpstreamTls>,
     /// How one is picked.
     pub balancer: Balancer,
+    /// With [`Balancer::CompletionTime`]: what the time is predicted from.
+    #[serde(default)]
+    pub prediction: Prediction,
     /// Limits.
     pub breaker: Breaker,
     /// Passive ejection; `None` = off.
@@ -76,21 +79,6 @@ pub struct UpstreamTls {
     pub server_name: String,
     /// PEM roots on the proxy's machine; `None` = the system's.
     pub ca_file: Option<std::path::PathBuf>,
-}
-
-/// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Balancer {
-    /// Fewest bytes in flight in proportion to weight, among two drawn at random
-    /// (all, when there are four or fewer); ties go to fewer requests in flight.
-    #[default]
-    BytesInFlight,
-    /// Fewest requests in flight, among two drawn at random.
-    LeastRequest,
-    /// In turn, by weight.
-    RoundRobin,
-    /// Uniformly at random, by weight.
-    Random,
 }
 
 /// Circuit breaker: what goes beyond is refused at once (503, `x-towpath-reason: overflow`).
@@ -410,6 +398,7 @@ impl Service {
             discovery: Discovery::Listed,
             tls: None,
             balancer: Balancer::default(),
+            prediction: Prediction::default(),
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
             recovery: Recovery::default(),

@@ -39,7 +39,7 @@ use crate::{
         admission::Ticket,
         connect::{ConnectError, Connector, Wire},
         h2_pool,
-        pick::{self, NoPick, Tried},
+        pick::{self, Ask, NoPick, Tried},
         pool,
     },
 };
@@ -229,6 +229,11 @@ impl<D: Downstream> Exchange<'_, D> {
         Some(ticket)
     }
 
+    /// What a try of so many bytes asks for.
+    fn ask(&self, service: &ServiceState, bytes: u64) -> Ask {
+        Ask { bytes, origin: service.origin(&self.head.headers) }
+    }
+
     fn admit(
         &self,
         service: &Arc<ServiceState>,
@@ -236,7 +241,8 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Arc<EndpointState>, Stop> {
         let declared = self.head.length.declared();
         service.has_room(declared).map_err(|limit| Stop::Reply(Reply::overflow(limit)))?;
-        pick::pick(service, tried, upstream::now_ms(), declared).cloned().map_err(|none| {
+        let ask = self.ask(service, declared);
+        pick::pick(service, tried, upstream::now_ms(), ask).cloned().map_err(|none| {
             Stop::Reply(match none {
                 NoPick::NoneHealthy => Reply::NO_ENDPOINT,
                 NoPick::Full(limit) => Reply::overflow(limit),
@@ -261,6 +267,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+        ticket.comes_from(service.origin(&self.head.headers));
         ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
         self.ticket = Some(ticket);
         self.limits.begin_try();

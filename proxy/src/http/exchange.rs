@@ -21,7 +21,7 @@ use super::{
     headers::with_path,
     keeps_claims,
     message::{Broken, Client, Length, RequestHead, ResponseHead},
-    mirror,
+    mirror, orca,
     record::{Recorder, grpc_status},
     relay::{Cut, Downstream, Side, Upload, Upstream},
     replay::{Replay, Terms},
@@ -349,6 +349,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_length = answer.length;
         if let Some(ticket) = &mut self.ticket {
             ticket.answered(answer.length.declared(), self.record.was_turned_away());
+            orca::heed(&mut answer.headers, ticket);
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;

@@ -29,7 +29,7 @@ use crate::{
         admission::Ticket,
         connect::{Connector, Wire},
         h2_pool,
-        pick::{self, Tried},
+        pick::{self, Ask, Tried},
         pool, queue,
     },
 };
@@ -117,18 +117,20 @@ async fn exchange(
     let service = live.current.load_full()?;
     let declared = head.length.declared();
     service.has_room(declared).ok()?;
+    let ask = Ask { bytes: declared, origin: service.origin(&head.headers) };
     let (endpoint, slot) = if service.spec.admission.queue.is_none() {
-        let picked = pick::pick(&service, &Tried::default(), upstream::now_ms(), declared).ok()?;
+        let picked = pick::pick(&service, &Tried::default(), upstream::now_ms(), ask).ok()?;
         (picked.clone(), None)
     } else {
         // A copy takes nobody's place: without an idle slot it is not sent.
-        let Some(slot) = queue::idle_slot(&service, declared) else {
+        let Some(slot) = queue::idle_slot(&service, ask) else {
             live.metrics.mirrors_dropped.inc();
             return None;
         };
         (slot.endpoint.clone(), Some(slot))
     };
     let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
+    ticket.comes_from(ask.origin);
     ticket.slot = slot;
     let mut up = match Wire::towards(service.spec.protocol, head.received) {
         Wire::Http1 => {

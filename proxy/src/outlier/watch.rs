@@ -82,6 +82,7 @@ impl Watch {
                 recover(service, now_ms);
             }
             service.adapt(now_ms);
+            service.forget(now_ms);
             // An endpoint may have come back by itself.
             service.live.kick();
             let Some(terms) = &service.spec.outlier else {

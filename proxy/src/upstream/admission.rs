@@ -10,6 +10,7 @@ use towpath_policies::model::{Breaker, Thresholds};
 
 use super::{
     EndpointLive, EndpointState, ServiceLive, ServiceState,
+    completion::{learn::Stopwatch, places::Cell},
     concurrency::{BULK, Concurrency},
     queue::Slot,
     wall_us,
@@ -47,6 +48,8 @@ pub struct Ticket {
     request: Transfer,
     response: Transfer,
     asked: Asked,
+    /// Where completion times are predicted.
+    watch: Option<Stopwatch>,
     /// It is counted as one that waits for its response head.
     awaits_head: bool,
     /// Where there is a queue: what it has of the endpoint. Given back after all else.
@@ -247,8 +250,9 @@ impl Ticket {
         declared_bytes: u64,
     ) -> Self {
         service.live.requests.fetch_add(1, Relaxed);
-        endpoint.live.requests.fetch_add(1, Relaxed);
+        let load = endpoint.live.requests.fetch_add(1, Relaxed) + 1;
         endpoint.live.metrics.picks.inc();
+        let watch = service.completion.as_ref().map(|_| Stopwatch::start(load));
         let mut ticket = Self {
             service,
             endpoint,
@@ -258,6 +262,7 @@ impl Ticket {
             request: Transfer::default(),
             response: Transfer::default(),
             asked: Asked::default(),
+            watch,
             awaits_head: false,
             slot: None,
             aside: false,
@@ -273,6 +278,13 @@ impl Ticket {
         }
         ticket.believe();
         ticket
+    }
+
+    /// Where the data of its request comes from.
+    pub(crate) fn comes_from(&mut self, origin: Cell) {
+        if let Some(watch) = &mut self.watch {
+            watch.comes_from(origin);
+        }
     }
 
     /// Counts what is believed by now of what the request declares.
@@ -337,6 +349,9 @@ impl Ticket {
     /// The end of a poll of the upload: whether the endpoint takes no more now, or all was sent.
     pub(crate) fn upload_looked_at(&mut self, full: bool, over: bool) {
         let lane = &self.endpoint.live.meter.request;
+        if let Some(watch) = &mut self.watch {
+            watch.mark(full || over);
+        }
         if over {
             self.request.end(lane);
             self.all_sent();
@@ -366,6 +381,9 @@ impl Ticket {
         if let Some(slot) = &mut self.slot {
             slot.answered = true;
         }
+        if let Some(watch) = self.watch.as_mut().filter(|_| !failed) {
+            watch.answered();
+        }
         if declared_bytes >= SMALLEST_JUDGED {
             self.response.judge(&meter.response);
         }
@@ -374,6 +392,9 @@ impl Ticket {
 
     /// The end of a poll of the response: whether the client has everything and waits for more.
     pub(crate) fn download_looked_at(&mut self, waits: bool) {
+        if let Some(watch) = &mut self.watch {
+            watch.mark(waits);
+        }
         self.response.look(&self.endpoint.live.meter.response, waits);
     }
 
@@ -395,6 +416,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.request.end(&self.endpoint.live.meter.request);
         self.response.end(&self.endpoint.live.meter.response);
+        if let Some(watch) = self.watch.take() {
+            let (sent, received) = (self.request.total(), self.response.total());
+            self.service.learn(watch, &self.endpoint.live, sent, received);
+        }
         if !self.aside {
             self.leave();
         }

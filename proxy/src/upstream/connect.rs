@@ -12,7 +12,10 @@ use std::{
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::TlsConnector;
 use towpath_policies::model::{Protocol, Service, UpstreamTls};
 
@@ -127,17 +130,19 @@ impl Connector {
     ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
         let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint.spec.address, wire);
+        let standing = service.connector.connect_now(endpoint, wire);
         let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
         Ok((io, guard))
     }
 
     async fn connect_now(
         &self,
-        address: std::net::SocketAddr,
+        endpoint: &EndpointState,
         wire: Option<Wire>,
     ) -> Result<UpstreamIo, ConnectError> {
-        let tcp = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+        let start = Instant::now();
+        let tcp = TcpStream::connect(endpoint.spec.address).await.map_err(ConnectError::Tcp)?;
+        endpoint.live.learned.connected(start.elapsed().as_secs_f32());
         tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
         let Some(tls) = &self.tls else { return Ok(UpstreamIo::Tcp(tcp)) };
         let connector = match wire {

@@ -4,7 +4,12 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use towpath_policies::model::{Balancer, Queue};
 
-use super::{EndpointState, Level, ServiceState, admission::Limit, concurrency::BULK};
+use super::{
+    EndpointState, Level, ServiceState,
+    admission::Limit,
+    completion::{Completion, places::Cell},
+    concurrency::BULK,
+};
 
 /// Why none was picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +41,20 @@ impl Tried {
     }
 }
 
+/// What a try asks of an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask {
+    /// That the request declares.
+    pub bytes: u64,
+    /// Where its data comes from.
+    pub origin: Cell,
+}
+
 fn key(endpoint: &Arc<EndpointState>) -> usize {
     Arc::as_ptr(&endpoint.live).addr()
 }
 
-/// Picks an endpoint for a try of `declared_bytes`.
+/// Picks an endpoint for a try.
 ///
 /// The lowest priority with a usable endpoint that has room is used, and there
 /// an endpoint not yet tried before one that was. When probes and ejections
@@ -57,9 +71,9 @@ pub fn pick<'a>(
     service: &'a ServiceState,
     tried: &Tried,
     now_ms: u64,
-    declared_bytes: u64,
+    ask: Ask,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
-    let mut round = Round::new(service, tried, now_ms, declared_bytes);
+    let mut round = Round::new(service, tried, now_ms, ask);
     round.any_endpoint().ok_or_else(|| {
         round.full.map_or(NoPick::NoneHealthy, |limit| {
             service.overflow(limit);
@@ -77,15 +91,15 @@ pub(crate) fn seat<'a>(
     service: &'a ServiceState,
     tried: &Tried,
     now_ms: u64,
-    declared_bytes: u64,
+    ask: Ask,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
-    let mut round = Round::seats(service, tried, now_ms, declared_bytes);
+    let mut round = Round::seats(service, tried, now_ms, ask);
     round.any_endpoint().ok_or_else(|| round.full.map_or(NoPick::NoneHealthy, NoPick::Full))
 }
 
 /// Whether [`seat`] has one for anybody.
 pub(crate) fn any_seat(service: &ServiceState, now_ms: u64) -> bool {
-    let mut round = Round::seats(service, &NOTHING_TRIED, now_ms, 0);
+    let mut round = Round::seats(service, &NOTHING_TRIED, now_ms, Ask::default());
     let free = |round: &mut Round<'_, '_>| {
         service.levels.iter().any(|level| round.search(level, 0).is_some())
     };
@@ -95,6 +109,10 @@ pub(crate) fn any_seat(service: &ServiceState, now_ms: u64) -> bool {
 static NOTHING_TRIED: Tried = Tried { seen: [0; 8], count: 0 };
 /// With this many endpoints or fewer, all are weighed; with more, two that are drawn.
 const WEIGH_ALL: usize = 4;
+/// With this many endpoints or fewer, the completion time of all is predicted.
+const PREDICT_ALL: usize = 32;
+/// With more, of so many that are likely to be the soonest, and of one from elsewhere.
+const LIKELY: usize = 3;
 /// Draws before the level is searched from end to end.
 const DRAWS: usize = 8;
 
@@ -102,7 +120,7 @@ struct Round<'a, 't> {
     service: &'a ServiceState,
     tried: &'t Tried,
     now_ms: u64,
-    declared_bytes: u64,
+    ask: Ask,
     panic: bool,
     /// Nearly always false, and then nobody's warmth is looked at.
     recovering: bool,
@@ -124,13 +142,13 @@ enum Warm {
 }
 
 impl<'a, 't> Round<'a, 't> {
-    fn new(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, declared_bytes: u64) -> Self {
+    fn new(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, ask: Ask) -> Self {
         let heeds = service.spec.recovery.panic_percent == 0;
         Self {
             service,
             tried,
             now_ms,
-            declared_bytes,
+            ask,
             panic: !heeds && service.live.panics.load(Relaxed),
             recovering: service.live.recovering.load(Relaxed),
             warm: Warm::All,
@@ -140,9 +158,9 @@ impl<'a, 't> Round<'a, 't> {
     }
 
     /// Among the endpoints with a free slot.
-    fn seats(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, bytes: u64) -> Self {
+    fn seats(service: &'a ServiceState, tried: &'t Tried, now_ms: u64, ask: Ask) -> Self {
         let slots = service.spec.admission.queue.as_ref();
-        Self { slots, ..Self::new(service, tried, now_ms, bytes) }
+        Self { slots, ..Self::new(service, tried, now_ms, ask) }
     }
 
     fn any_endpoint(&mut self) -> Option<&'a Arc<EndpointState>> {
@@ -169,11 +187,17 @@ impl<'a, 't> Round<'a, 't> {
 
     fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
-        service.levels.iter().find_map(|level| self.level(level))
+        (0..service.levels.len()).find_map(|nth| self.level(nth))
     }
 
-    fn level(&mut self, level: &Level) -> Option<&'a Arc<EndpointState>> {
+    fn level(&mut self, nth: usize) -> Option<&'a Arc<EndpointState>> {
+        let level = &self.service.levels[nth];
+        if let Some(completion) = &self.service.completion {
+            return self.soonest(completion, nth, level);
+        }
         match self.service.spec.balancer {
+            // Predicted above.
+            Balancer::CompletionTime => None,
             Balancer::BytesInFlight | Balancer::LeastRequest => self.least(level),
             Balancer::RoundRobin => {
                 let turn = self.service.live.turn.fetch_add(1, Relaxed);
@@ -244,6 +268,48 @@ impl<'a, 't> Round<'a, 't> {
         best.or_else(|| self.search(level, start))
     }
 
+    /// The one that completes it soonest, as far as that can be foretold.
+    fn soonest(
+        &mut self,
+        completion: &Completion,
+        nth: usize,
+        level: &Level,
+    ) -> Option<&'a Arc<EndpointState>> {
+        let count = level.members.len();
+        let bytes = completion.expected(self.ask.bytes);
+        let mut best: Option<(f32, &Arc<EndpointState>)> = None;
+        let mut look = |round: &mut Self, member: usize| {
+            let Some(candidate) = round.eligible(level, member) else { return };
+            let warmth = if round.recovering { round.warmth(candidate) } else { 1000 };
+            #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
+            let warmth = warmth.max(1) as f32 / 1000.0;
+            let index = level.members[member] as usize;
+            let origin = round.ask.origin;
+            let seconds = completion.predict((index, candidate), origin, bytes, warmth).total();
+            if best.is_none_or(|(least, _)| seconds < least) {
+                best = Some((seconds, candidate));
+            }
+        };
+        if count <= PREDICT_ALL {
+            // Not always the first of those that are even.
+            let start = if count > 1 { fastrand::usize(..count) } else { 0 };
+            (0..count).for_each(|step| look(self, wrap(start + step, count)));
+            return best.map(|(_, endpoint)| endpoint);
+        }
+        let draw = completion.draw(nth);
+        let mut group = 0;
+        for _ in 0..LIKELY {
+            let (member, of) = draw.likely(self.ask.origin);
+            group = of;
+            look(self, member);
+        }
+        look(self, draw.beside(group));
+        match best {
+            Some((_, endpoint)) => Some(endpoint),
+            None => self.search(level, fastrand::usize(..count)),
+        }
+    }
+
     fn better(
         &self,
         a: Option<&'a Arc<EndpointState>>,
@@ -266,7 +332,7 @@ impl<'a, 't> Round<'a, 't> {
             return by_requests();
         }
         let bytes = |e: &EndpointState| {
-            u128::from(e.live.bytes_in_flight.load(Relaxed)) + u128::from(self.declared_bytes)
+            u128::from(e.live.bytes_in_flight.load(Relaxed)) + u128::from(self.ask.bytes)
         };
         let (cost_a, cost_b) = (bytes(a) * wb, bytes(b) * wa);
         cost_a < cost_b || (cost_a == cost_b && by_requests())
@@ -290,7 +356,8 @@ impl<'a, 't> Round<'a, 't> {
     fn eligible(&mut self, level: &Level, member: usize) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
         let endpoint = &service.endpoints[level.members[member] as usize];
-        let usable = if self.panic { endpoint.allowed() } else { endpoint.usable(self.now_ms) };
+        // Levels hold none that the control plane does not let be used.
+        let usable = self.panic || endpoint.live.usable(self.now_ms);
         if !usable || self.tried.has(endpoint) {
             return None;
         }
@@ -301,13 +368,13 @@ impl<'a, 't> Round<'a, 't> {
             self.full = Some(Limit::Slots);
             return None;
         }
-        if self.declared_bytes <= BULK
+        if self.ask.bytes <= BULK
             && service.concurrency(endpoint).is_some_and(|concurrency| !concurrency.has_room())
         {
             self.full = Some(Limit::Concurrency);
             return None;
         }
-        match endpoint.live.has_room(&service.spec.breaker.endpoint, self.declared_bytes) {
+        match endpoint.live.has_room(&service.spec.breaker.endpoint, self.ask.bytes) {
             Ok(()) => Some(endpoint),
             Err(limit) => {
                 self.full = Some(limit);

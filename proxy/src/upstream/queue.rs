@@ -20,8 +20,10 @@ use towpath_policies::model::{Class, Queue as Terms};
 pub(crate) mod line;
 
 use super::{
-    EndpointState, ServiceLive, ServiceState, now_ms, now_us,
-    pick::{self, NoPick, Tried},
+    EndpointState, ServiceLive, ServiceState,
+    completion::places::Cell,
+    now_ms, now_us,
+    pick::{self, Ask, NoPick, Tried},
 };
 use crate::{
     lock::lock,
@@ -48,6 +50,7 @@ struct State {
 #[derive(Debug)]
 struct Place {
     tried: Tried,
+    origin: Cell,
     estimate: Arc<Estimate>,
     waker: Option<Waker>,
     turn: Option<Turn>,
@@ -115,7 +118,7 @@ pub(crate) fn join(
     service: &ServiceState,
     terms: &Terms,
     want: Want,
-    tried: Tried,
+    (tried, origin): (Tried, Cell),
     estimate: Arc<Estimate>,
 ) -> Result<Waiting, Duration> {
     let live = &service.live;
@@ -135,7 +138,7 @@ pub(crate) fn join(
             place.turn = Some(Turn::Displaced(advice));
             wakers.extend(place.waker.take());
         }
-        places.insert(joined.id, Place { tried, estimate, waker: None, turn: None });
+        places.insert(joined.id, Place { tried, origin, estimate, waker: None, turn: None });
         queue.note_length(&state);
         joined.id
     };
@@ -147,17 +150,17 @@ pub(crate) fn join(
 }
 
 /// A slot that is free while nobody waits for one, on nobody's account.
-pub(crate) fn idle_slot(service: &Arc<ServiceState>, declared_bytes: u64) -> Option<Box<Slot>> {
+pub(crate) fn idle_slot(service: &Arc<ServiceState>, ask: Ask) -> Option<Box<Slot>> {
     let queue = service.live.queue.get()?;
     let state = queue.lock();
-    if state.line.length() > 0 || service.room(declared_bytes).is_err() {
+    if state.line.length() > 0 || service.room(ask.bytes).is_err() {
         return None;
     }
-    let endpoint = pick::seat(service, &Tried::default(), now_ms(), declared_bytes).ok()?;
+    let endpoint = pick::seat(service, &Tried::default(), now_ms(), ask).ok()?;
     let want = Want {
         class: Class::Background,
         tenant: 0,
-        bytes: declared_bytes,
+        bytes: ask.bytes,
         length_us: 0,
         start_by_us: 0,
         again: false,
@@ -216,7 +219,8 @@ impl Queue {
                     // The first in order, or large requests would never get through.
                     return Fit::Nobody;
                 }
-                match pick::seat(service, &place.tried, now_ms, want.bytes) {
+                let ask = Ask { bytes: want.bytes, origin: place.origin };
+                match pick::seat(service, &place.tried, now_ms, ask) {
                     Ok(endpoint) => Fit::Yes(endpoint),
                     Err(NoPick::Full(_)) => Fit::No,
                     Err(NoPick::NoneHealthy) => Fit::Nobody,

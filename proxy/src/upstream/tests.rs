@@ -11,9 +11,13 @@ use super::{
     ServiceState,
     admission::{Limit, Ticket},
     now_ms,
-    pick::{NoPick, Tried, pick},
+    pick::{Ask, NoPick, Tried, pick},
     reconcile, warmth,
 };
+
+fn ask(bytes: u64) -> Ask {
+    Ask { bytes, ..Ask::default() }
+}
 
 fn endpoints(count: u16) -> Vec<Endpoint> {
     (1..=count).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect()
@@ -33,7 +37,7 @@ fn state(endpoints: Vec<Endpoint>, change: impl FnOnce(&mut Service)) -> Arc<Ser
 fn tally(state: &ServiceState, times: usize) -> Vec<usize> {
     let mut picked = vec![0; state.endpoints.len()];
     for _ in 0..times {
-        let port = pick(state, &Tried::default(), now_ms(), 0).unwrap().spec.address.port();
+        let port = pick(state, &Tried::default(), now_ms(), ask(0)).unwrap().spec.address.port();
         picked[usize::from(port) - 1] += 1;
     }
     picked
@@ -127,7 +131,7 @@ fn what_the_control_plane_calls_unhealthy_or_draining_is_never_picked() {
     assert_eq!(tally(&state(list.clone(), |_| {}), 20), [0, 0, 20]);
     list.truncate(2);
     let state = state(list, |_| {});
-    let none = pick(&state, &Tried::default(), now_ms(), 0).unwrap_err();
+    let none = pick(&state, &Tried::default(), now_ms(), ask(0)).unwrap_err();
     assert_eq!(none, NoPick::NoneHealthy);
 }
 
@@ -137,13 +141,13 @@ fn an_endpoint_that_was_tried_comes_last() {
     let mut tried = Tried::default();
     let mut ports = Vec::new();
     for _ in 0..3 {
-        let picked = pick(&state, &tried, now_ms(), 0).unwrap();
+        let picked = pick(&state, &tried, now_ms(), ask(0)).unwrap();
         ports.push(picked.spec.address.port());
         tried.add(picked);
     }
     ports.sort_unstable();
     assert_eq!(ports, [1, 2, 3]);
-    assert!(pick(&state, &tried, now_ms(), 0).is_ok(), "when all were tried, any will do");
+    assert!(pick(&state, &tried, now_ms(), ask(0)).is_ok(), "when all were tried, any will do");
 }
 
 #[test]
@@ -155,11 +159,11 @@ fn a_full_endpoint_is_passed_over_and_all_full_is_an_overflow() {
     let first = Ticket::new(state.clone(), state.endpoints[0].clone(), 0);
     assert_eq!(tally(&state, 10), [0, 10]);
     let mut second = Ticket::new(state.clone(), state.endpoints[1].clone(), 0);
-    let full = pick(&state, &Tried::default(), now_ms(), 0).unwrap_err();
+    let full = pick(&state, &Tried::default(), now_ms(), ask(0)).unwrap_err();
     assert_eq!(full, NoPick::Full(Limit::Requests));
     drop(first);
     // A transfer larger than the limit may pass alone, and nothing beside it.
-    assert!(pick(&state, &Tried::default(), now_ms(), 500).is_ok());
+    assert!(pick(&state, &Tried::default(), now_ms(), ask(500)).is_ok());
     second.add_bytes(7);
     drop(second);
     assert_eq!(state.live.bytes_in_flight.load(Relaxed), 0);
@@ -273,7 +277,7 @@ fn one_that_came_back_is_picked_less_often_at_first() {
             let times: u32 = 3000;
             endpoint.live.warm_from_ms.store(now, Relaxed);
             for _ in 0..times {
-                let picked = pick(&state, &Tried::default(), now + back_for_ms, 1000).unwrap();
+                let picked = pick(&state, &Tried::default(), now + back_for_ms, ask(1000)).unwrap();
                 tickets.push(Ticket::new(state.clone(), picked.clone(), 1000));
             }
             endpoint.live.requests.load(Relaxed) * 100 / times
@@ -308,7 +312,7 @@ fn in_panic_ejections_and_probes_are_ignored_unless_they_always_count() {
         assert_eq!(picked, expected, "{percent} %");
         state.live.panics.store(false, Relaxed);
         state.endpoints[2].live.probe_healthy.store(false, Relaxed);
-        let last = pick(&state, &Tried::default(), now_ms(), 0);
+        let last = pick(&state, &Tried::default(), now_ms(), ask(0));
         assert_eq!(last.is_ok(), percent > 0, "none is left: {percent} %");
     }
 }

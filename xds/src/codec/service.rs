@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::{
     },
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
-use towpath_policies::model::{Admission, Discovery, EndpointSet, Service};
+use towpath_policies::model::{Admission, Discovery, EndpointSet, Prediction, Service};
 
 use super::{
     DecodedService, EndpointSource,
@@ -65,6 +65,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("discovery", &service.discovery, &carried.discovery);
     extra.keep("tls", &service.tls, &carried.tls);
     extra.keep("balancer", &service.balancer, &carried.balancer);
+    extra.keep("prediction", &service.prediction, &carried.prediction);
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
     extra.keep("recovery", &service.recovery, &carried.recovery);
@@ -91,6 +92,10 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("discovery", &mut service.discovery)?;
     extra.restore("tls", &mut service.tls)?;
     extra.restore("balancer", &mut service.balancer)?;
+    extra.restore("prediction", &mut service.prediction)?;
+    let mut factors = service.prediction.terms.named().into_iter();
+    let odd = factors.find(|(_, factor)| !(0.0..=100.0).contains(factor));
+    refuse_if(odd.is_some(), "prediction.terms", "factors are from 0 to 100")?;
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
     extra.restore("recovery", &mut service.recovery)?;
@@ -118,6 +123,7 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         discovery,
         tls: tls::decode_client(pb.transport_socket.as_ref()).at("transport_socket")?,
         balancer: upstream::decode_balancer(pb)?,
+        prediction: Prediction::default(),
         breaker,
         outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
         recovery: outlier::decode_recovery(pb)?,

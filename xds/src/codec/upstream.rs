@@ -251,7 +251,7 @@ pub(super) fn decode_health_check(checks: &[core::HealthCheck]) -> Result<Option
 /// a client takes the first it knows.
 pub(super) fn encode_balancer(balancer: Balancer, recovery: &Recovery) -> LoadBalancingPolicy {
     let slow_start_config = encode_slow_start(recovery);
-    let ours = || policy("towpath.bytes_in_flight", typed_struct(BYTES_IN_FLIGHT));
+    let ours = |name: &str, url: &str| policy(name, typed_struct(url));
     let least = || {
         let config =
             LeastRequest { slow_start_config: slow_start_config.clone(), ..Default::default() };
@@ -261,7 +261,8 @@ pub(super) fn encode_balancer(balancer: Balancer, recovery: &Recovery) -> LoadBa
     let config = RoundRobin { slow_start_config: slow_start_config.clone(), ..Default::default() };
     let round = policy("envoy.load_balancing_policies.round_robin", pack(&config));
     let mut policies = match balancer {
-        Balancer::BytesInFlight => vec![ours(), least()],
+        Balancer::BytesInFlight => vec![ours("towpath.bytes_in_flight", BYTES_IN_FLIGHT), least()],
+        Balancer::CompletionTime => vec![ours("towpath.completion_time", COMPLETION_TIME), least()],
         Balancer::LeastRequest => vec![least()],
         Balancer::Random => vec![random()],
         Balancer::RoundRobin => vec![],
@@ -288,8 +289,10 @@ pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<Balancer> {
 }
 
 fn known_balancer(any: &Any) -> Option<Balancer> {
-    if typed_struct_url(any).as_deref() == Some(BYTES_IN_FLIGHT) {
-        return Some(Balancer::BytesInFlight);
+    match typed_struct_url(any).as_deref() {
+        Some(BYTES_IN_FLIGHT) => return Some(Balancer::BytesInFlight),
+        Some(COMPLETION_TIME) => return Some(Balancer::CompletionTime),
+        _ => {}
     }
     let known = [
         (LeastRequest::type_url(), Balancer::LeastRequest),
@@ -309,5 +312,6 @@ fn policy(name: &str, config: Any) -> Policy {
 }
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const COMPLETION_TIME: &str = "type.googleapis.com/towpath.v1.CompletionTime";
 const BYTES_IN_FLIGHT: &str = "type.googleapis.com/towpath.v1.BytesInFlight";
 const DEFAULT_POOL_IDLE: Duration = Duration::from_secs(60);

@@ -423,6 +423,21 @@ fn admission() -> impl Strategy<Value = Admission> {
         })
 }
 
+fn prediction() -> impl Strategy<Value = Prediction> {
+    let factor = || select(vec![0.0, 0.25, 1.0, 100.0]);
+    let terms = (factor(), factor(), factor(), factor(), factor()).prop_map(
+        |(network, transfer, queue, health, failures)| Terms {
+            network,
+            transfer,
+            queue,
+            health,
+            failures,
+        },
+    );
+    (option::of(token().prop_map(OriginSource::Header)), terms)
+        .prop_map(|(origin, terms)| Prediction { origin, terms })
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -437,6 +452,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         .prop_map(|(server_name, ca_file)| UpstreamTls { server_name, ca_file });
     let balancer = select(vec![
         Balancer::BytesInFlight,
+        Balancer::CompletionTime,
         Balancer::LeastRequest,
         Balancer::RoundRobin,
         Balancer::Random,
@@ -446,7 +462,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let breaker =
         (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint });
     (
-        (name(), protocol, discovery, option::of(tls), balancer, breaker),
+        (name(), protocol, discovery, option::of(tls), (balancer, prediction()), breaker),
         (
             option::of(outlier()),
             recovery(),
@@ -459,7 +475,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     )
         .prop_map(
             |(
-                (name, protocol, discovery, tls, balancer, breaker),
+                (name, protocol, discovery, tls, (balancer, prediction), breaker),
                 (
                     outlier,
                     recovery,
@@ -475,6 +491,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 discovery,
                 tls,
                 balancer,
+                prediction,
                 breaker,
                 outlier,
                 recovery,

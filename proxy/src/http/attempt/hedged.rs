@@ -308,7 +308,8 @@ impl Lane {
         wire: Wire,
         worker: usize,
     ) -> Result<Self, Reply> {
-        let ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        ticket.comes_from(service.origin(&head.headers));
         let state = match wire {
             Wire::Http1 => match endpoint.live.pools.take(worker) {
                 Some(connection) => sent_http1(connection, true, head),

@@ -72,7 +72,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let mut tried = Tried::default();
         tried.add(here);
-        let there = pick::seat(&service, &tried, now_ms(), left).ok()?.clone();
+        let there = pick::seat(&service, &tried, now_ms(), self.ask(&service, left)).ok()?.clone();
         if Arc::ptr_eq(&there.live, &here.live) {
             return None;
         }

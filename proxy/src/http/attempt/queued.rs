@@ -95,12 +95,14 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(Some((slot.service.clone(), slot.endpoint.clone())));
         }
         let want = self.want(backend);
-        if let Err(NoPick::NoneHealthy) = pick::seat(service, tried, now_ms(), want.bytes) {
+        let ask = self.ask(service, want.bytes);
+        if let Err(NoPick::NoneHealthy) = pick::seat(service, tried, now_ms(), ask) {
             return Err(Stop::Reply(Reply::NO_ENDPOINT));
         }
         let want = Want { start_by_us: self.start_by_us(terms.max_wait), ..want };
-        let mut waiting = queue::join(service, terms, want, *tried, backend.estimate.clone())
-            .map_err(|wait| Stop::Reply(Reply::QUEUE_FULL.again_after(wait)))?;
+        let mut waiting =
+            queue::join(service, terms, want, (*tried, ask.origin), backend.estimate.clone())
+                .map_err(|wait| Stop::Reply(Reply::QUEUE_FULL.again_after(wait)))?;
         self.limits.of_try = Instant::now().checked_add(terms.max_wait);
         self.waits = Waits::Elsewhere;
         let turn = poll_fn(|cx| {

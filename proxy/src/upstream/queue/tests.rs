@@ -12,8 +12,10 @@ use towpath_policies::model::{Class, Endpoint, EndpointSet, Protocol, Queue as T
 
 use super::{Estimate, LONGEST_US, Turn, UNKNOWN_US, Waiting, Want, idle_slot, join};
 use crate::upstream::{
-    ServiceState, now_ms, now_us,
-    pick::{self, Tried},
+    ServiceState,
+    completion::places::Cell,
+    now_ms, now_us,
+    pick::{self, Ask, Tried},
     reconcile, retire,
 };
 
@@ -33,7 +35,7 @@ fn ask(state: &Arc<ServiceState>, class: Class, tried: Tried) -> Result<Waiting,
     let start_by_us = now_us() + 60_000_000;
     let want = Want { class, tenant: 0, bytes: 1, length_us: 1000, start_by_us, again: false };
     let terms = state.spec.admission.queue.unwrap_or_default();
-    join(state, &terms, want, tried, Arc::default())
+    join(state, &terms, want, (tried, Cell::HERE), Arc::default())
 }
 
 fn wait(state: &Arc<ServiceState>) -> Waiting {
@@ -211,11 +213,11 @@ fn requests_sent_without_a_queue_count_when_there_is_one() {
     let new = reconcile(Some(&old), spec, &set, 1).unwrap();
     let mut first = wait(&new);
     assert!(look(&mut first).is_pending());
-    assert!(idle_slot(&new, 0).is_none(), "and a copy takes nobody's place");
+    assert!(idle_slot(&new, Ask::default()).is_none(), "and a copy takes nobody's place");
     new.endpoints[0].live.requests.fetch_sub(1, Relaxed);
     new.live.kick();
     drop(slot(&mut first));
-    assert!(idle_slot(&new, 0).is_some());
+    assert!(idle_slot(&new, Ask::default()).is_some());
     assert_eq!(new.endpoints[0].live.slots_used.load(Relaxed), 0);
 }
 

@@ -1,0 +1,107 @@
+//! The same prediction, for a person.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use serde::Serialize;
+
+use super::{
+    super::{EndpointState, ServiceState, now_ms},
+    cost::Parts,
+    places::Cell,
+};
+
+/// What is predicted of the endpoints of a service for one request, the soonest first.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explanation {
+    /// The region that data comes from; empty = from beside the proxy.
+    origin: String,
+    /// Bytes that the request is taken to move, both ways.
+    bytes: f32,
+    endpoints: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    address: String,
+    region: String,
+    priority: u32,
+    /// Why it gets nothing new; `None` = it may.
+    out: Option<&'static str>,
+    requests_in_flight: u32,
+    bytes_in_flight: u64,
+    /// `None` = nothing was measured yet.
+    goodput_bytes_per_second: Option<f32>,
+    /// The share of its goodput that it has, by its reports.
+    health: f32,
+    seconds: f32,
+    terms: Parts,
+}
+
+/// Why there is no explanation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unexplained {
+    /// Another policy.
+    #[error("its endpoints are not picked by CompletionTime, so nothing is predicted for them")]
+    OtherPolicy,
+    /// Neither coordinates nor a region.
+    #[error("the origin is neither `latitude,longitude` in degrees nor the region of an endpoint")]
+    Origin,
+}
+
+impl ServiceState {
+    /// What a request of so many bytes from this origin would be sent by.
+    ///
+    /// # Errors
+    /// [`Unexplained`].
+    pub(crate) fn explain(
+        &self,
+        origin: Option<&str>,
+        declared: u64,
+    ) -> Result<Explanation, Unexplained> {
+        let completion = self.completion.as_ref().ok_or(Unexplained::OtherPolicy)?;
+        let cells = &completion.cells;
+        let origin = match origin {
+            Some(text) => cells.named(text.as_bytes()).ok_or(Unexplained::Origin)?,
+            None => Cell::HERE,
+        };
+        let bytes = completion.expected(declared);
+        let now = now_ms();
+        let row = |(index, endpoint): (usize, &Arc<EndpointState>)| {
+            let live = &endpoint.live;
+            #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
+            let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
+            let terms = completion.predict((index, endpoint), origin, bytes, warmth);
+            let path = &live.learned.paths[origin.index()];
+            Row {
+                name: endpoint.spec.name.clone(),
+                address: endpoint.spec.address.to_string(),
+                region: endpoint.spec.locality.region.clone(),
+                priority: endpoint.spec.priority,
+                out: out(endpoint, now),
+                requests_in_flight: live.requests.load(Relaxed),
+                bytes_in_flight: live.bytes_in_flight.load(Relaxed),
+                goodput_bytes_per_second: path.seconds_per_byte().map(f32::recip),
+                health: live.learned.strain().recip(),
+                seconds: terms.total(),
+                terms,
+            }
+        };
+        let mut endpoints: Vec<_> = self.endpoints.iter().enumerate().map(row).collect();
+        let rank = |row: &Row| (row.out.is_some(), row.priority);
+        endpoints.sort_by(|a, b| rank(a).cmp(&rank(b)).then(a.seconds.total_cmp(&b.seconds)));
+        Ok(Explanation { origin: cells.region(origin).to_owned(), bytes, endpoints })
+    }
+}
+
+fn out(endpoint: &EndpointState, now: u64) -> Option<&'static str> {
+    if !endpoint.allowed() {
+        Some("the control plane does not let it be used")
+    } else if !endpoint.live.probe_healthy.load(Relaxed) {
+        Some("its probes fail")
+    } else if endpoint.live.ejected(now) {
+        Some("it is ejected")
+    } else {
+        None
+    }
+}

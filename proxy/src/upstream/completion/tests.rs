@@ -1,0 +1,216 @@
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use http::{HeaderMap, HeaderValue};
+use towpath_policies::model::{
+    Balancer, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service, Terms,
+};
+
+use super::{learn::Sample, places::Cell};
+use crate::upstream::{
+    ServiceState, now_ms,
+    pick::{Ask, Tried, pick},
+    reconcile,
+};
+
+const MIB: u64 = 1 << 20;
+const ORIGIN: &str = "x-origin";
+/// Region, latitude, longitude.
+const EU: (&str, f64, f64) = ("eu", 50.1, 8.7);
+const US: (&str, f64, f64) = ("us", 39.0, -77.5);
+
+/// So many endpoints in each of these regions.
+fn state_with(terms: Terms, regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
+    let mut service = Service::new("predicted", Protocol::Http1);
+    service.balancer = Balancer::CompletionTime;
+    service.prediction.origin = Some(OriginSource::Header(ORIGIN.to_owned()));
+    service.prediction.terms = terms;
+    let places = regions.iter().flat_map(|(place, count)| std::iter::repeat_n(*place, *count));
+    let endpoint = |(n, (region, latitude, longitude)): (u32, (&str, f64, f64))| {
+        let [_, a, b, c] = (n + 1).to_be_bytes();
+        let mut endpoint = Endpoint::new(([10, a, b, c], 80).into());
+        region.clone_into(&mut endpoint.locality.region);
+        endpoint.coordinates = Some(Coordinates { latitude, longitude });
+        endpoint
+    };
+    let endpoints = (0..).zip(places).map(endpoint).collect();
+    let set = EndpointSet { service: "predicted".into(), endpoints };
+    reconcile(None, Arc::new(service), &set, 1).unwrap()
+}
+
+fn state(regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
+    state_with(Terms::default(), regions)
+}
+
+fn origin(state: &ServiceState, value: &'static str) -> Cell {
+    let headers = [(ORIGIN.parse().unwrap(), HeaderValue::from_static(value))];
+    state.origin(&HeaderMap::from_iter(headers))
+}
+
+/// How often each endpoint is picked for so many bytes.
+fn shares(state: &ServiceState, origin: Cell, bytes: u64, picks: u32) -> Vec<f64> {
+    let mut counts = vec![0; state.endpoints.len()];
+    for _ in 0..picks {
+        let picked = pick(state, &Tried::default(), now_ms(), Ask { bytes, origin }).unwrap();
+        let at = state.endpoints.iter().position(|e| Arc::ptr_eq(e, picked)).unwrap();
+        counts[at] += 1;
+    }
+    counts.into_iter().map(|count| f64::from(count) / f64::from(picks)).collect()
+}
+
+/// So many transfers of this size took so long, one after the other.
+fn served(state: &ServiceState, at: usize, origin: Cell, bytes: u64, seconds: f32, times: usize) {
+    let experience = &state.completion.as_ref().unwrap().experience;
+    let learned = &state.endpoints[at].live.learned;
+    let pair = &experience.pairs[learned.cell().index()][origin.index()];
+    let sample = Sample { origin, seconds, bytes, load: 1.0 };
+    (0..times).for_each(|_| learned.served(&sample, pair, 1.0));
+}
+
+#[test]
+fn before_anything_is_measured_work_goes_near_its_data() {
+    let state = state(&[(EU, 1), (US, 1)]);
+    assert_eq!(shares(&state, origin(&state, "48.1,11.6"), MIB, 100), [1.0, 0.0]);
+    assert_eq!(shares(&state, origin(&state, "us"), MIB, 100), [0.0, 1.0]);
+    let blind = shares(&state, origin(&state, "the moon"), MIB, 1000);
+    assert!((0.4..0.6).contains(&blind[0]), "{blind:?}");
+}
+
+#[test]
+fn what_is_measured_counts_and_not_the_distance() {
+    let state = state(&[(EU, 1), (US, 1)]);
+    let munich = origin(&state, "48.1,11.6");
+    served(&state, 0, munich, MIB, 4.0, 20);
+    served(&state, 1, munich, MIB, 1.0, 20);
+    assert_eq!(shares(&state, munich, MIB, 100), [0.0, 1.0]);
+    // Nothing is known of data from elsewhere.
+    assert_eq!(shares(&state, origin(&state, "us"), MIB, 100), [0.0, 1.0]);
+    // What is small waits for no goodput.
+    assert_eq!(shares(&state, munich, 1000, 100), [1.0, 0.0]);
+}
+
+#[test]
+fn an_endpoint_is_as_busy_as_its_bytes_take() {
+    let state = state(&[(EU, 2)]);
+    // 1 MiB/s and 4 MiB/s.
+    served(&state, 0, Cell::HERE, MIB, 1.0, 20);
+    served(&state, 1, Cell::HERE, MIB, 0.25, 20);
+    for (in_flight, soonest) in [(0, 1), (2 * MIB, 1), (4 * MIB, 0)] {
+        state.endpoints[1].live.bytes_in_flight.store(in_flight, Relaxed);
+        assert_eq!(shares(&state, Cell::HERE, MIB, 10)[soonest], 1.0, "{in_flight}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_new_is_taken_for_one_of_its_region() {
+    let known = state(&[(EU, 1), (US, 1)]);
+    served(&known, 0, Cell::HERE, MIB, 1.0, 50);
+    served(&known, 1, Cell::HERE, MIB, 0.1, 50);
+    let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+    set.endpoints.extend(known.endpoints.iter().map(|e| e.spec.clone()));
+    let mut new = set.endpoints[0].clone();
+    new.address = ([10, 9, 9, 9], 80).into();
+    set.endpoints.push(new);
+    let state = reconcile(Some(&known), known.spec.clone(), &set, 1).unwrap();
+    assert_eq!(shares(&state, Cell::HERE, MIB, 100), [0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn a_bad_report_takes_the_traffic_away_at_once_and_is_forgotten() {
+    let state = state(&[(EU, 2)]);
+    let now = now_ms();
+    served(&state, 0, Cell::HERE, MIB, 1.0, 20);
+    served(&state, 1, Cell::HERE, MIB, 1.0, 20);
+    let learned = &state.endpoints[0].live.learned;
+    learned.reported(0.1, now);
+    assert_eq!(shares(&state, Cell::HERE, MIB, 100), [0.0, 1.0]);
+    // Nine others are worth waiting for, ten are not.
+    state.endpoints[1].live.bytes_in_flight.store(10 * MIB, Relaxed);
+    assert_eq!(shares(&state, Cell::HERE, MIB, 100), [1.0, 0.0]);
+    state.endpoints[1].live.bytes_in_flight.store(0, Relaxed);
+    (1..=10).for_each(|second| state.forget(now + second * 1000));
+    assert_eq!(shares(&state, Cell::HERE, MIB, 100), [0.0, 1.0], "it holds for 10 s");
+    (11..=60).for_each(|second| state.forget(now + second * 1000));
+    let even = shares(&state, Cell::HERE, MIB, 1000);
+    assert!((0.4..0.6).contains(&even[0]), "{even:?}");
+}
+
+#[test]
+fn what_is_slow_in_sickness_is_not_taken_for_slow_in_health() {
+    let state = state(&[(EU, 2)]);
+    let learned = &state.endpoints[0].live.learned;
+    served(&state, 1, Cell::HERE, MIB, 1.0, 20);
+    learned.reported(0.25, now_ms());
+    served(&state, 0, Cell::HERE, MIB, 4.0, 20);
+    learned.reported(1.0, now_ms());
+    let even = shares(&state, Cell::HERE, MIB, 1000);
+    assert!((0.4..0.6).contains(&even[0]), "{even:?}");
+}
+
+#[test]
+fn reports_that_cannot_be_are_ignored() {
+    let state = state(&[(EU, 2)]);
+    let learned = &state.endpoints[0].live.learned;
+    for odd in [f64::NAN, -1.0, 1.01, f64::INFINITY, f64::NEG_INFINITY] {
+        learned.reported(odd, now_ms());
+        assert_eq!(learned.strain(), 1.0, "{odd}");
+    }
+    learned.reported(0.0, now_ms());
+    assert!(learned.strain().is_finite());
+    assert_eq!(shares(&state, Cell::HERE, MIB, 10), [0.0, 1.0]);
+    state.endpoints[1].live.learned.reported(0.0, now_ms());
+    assert!((shares(&state, Cell::HERE, MIB, 100)[0]) > 0.0, "one of them has to");
+}
+
+#[test]
+fn fast_errors_attract_nothing() {
+    let state = state(&[(EU, 3)]);
+    (0..3).for_each(|at| served(&state, at, Cell::HERE, 1000, 0.02, 10));
+    let mut errors = 0;
+    for _ in 0..1000 {
+        let ask = Ask { bytes: 1000, origin: Cell::HERE };
+        let picked = pick(&state, &Tried::default(), now_ms(), ask).unwrap();
+        if Arc::ptr_eq(picked, &state.endpoints[0]) {
+            errors += 1;
+            picked.live.learned.failed();
+        } else {
+            picked.live.learned.succeeded();
+        }
+    }
+    assert!(errors < 50, "{errors} of 1000");
+}
+
+#[test]
+fn any_sample_leaves_predictions_finite() {
+    let state = state(&[(EU, 2)]);
+    for seconds in [0.0, 1e-9, 1e9, f32::MAX, f32::INFINITY] {
+        for bytes in [0, 1, 65_536, u64::MAX] {
+            served(&state, 0, Cell::HERE, bytes, seconds, 3);
+            let completion = state.completion.as_ref().unwrap();
+            let endpoint = (0, &*state.endpoints[0]);
+            let parts = completion.predict(endpoint, Cell::HERE, 1e13, 0.01);
+            assert!(
+                parts.total().is_finite() && parts.total() > 0.0,
+                "{seconds} {bytes} {parts:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn among_many_the_near_are_likely_and_the_far_take_what_is_too_much() {
+    let state = state(&[(EU, 500), (US, 500)]);
+    let munich = origin(&state, "48.1,11.6");
+    let near = |state| shares(state, munich, MIB, 4000)[..500].iter().sum::<f64>();
+    assert!(near(&state) > 0.95, "{}", near(&state));
+    for endpoint in &state.endpoints[..500] {
+        endpoint.live.bytes_in_flight.store(1000 * MIB, Relaxed);
+    }
+    assert!(near(&state) < 0.1, "{}", near(&state));
+}
+
+#[test]
+fn a_term_that_is_off_does_not_count() {
+    let state = state_with(Terms { network: 0.0, ..Terms::default() }, &[(EU, 1), (US, 1)]);
+    let even = shares(&state, origin(&state, "us"), 1000, 1000);
+    assert!((0.4..0.6).contains(&even[0]), "{even:?}");
+}
