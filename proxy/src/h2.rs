@@ -19,6 +19,7 @@ mod head;
 pub(crate) mod hpack;
 mod lending;
 mod lifecycle;
+mod memory;
 mod out;
 mod receive;
 mod send;
@@ -34,6 +35,7 @@ pub(crate) use self::{
     core::Config,
     error::{ErrorCode, StreamError},
     head::{Request, RequestRef, Response},
+    memory::MEMORY,
     receive::ENDED_SHORT,
     stream::{Part, Stream},
 };

@@ -18,6 +18,7 @@ use super::{
     hpack,
     lending::Lending,
     lifecycle::Endings,
+    memory::Memory,
     out::Out,
     settings::{self, Peer},
     streams::{Key, Streams},
@@ -44,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) header_list: u32,
     /// Most fields of a head.
     pub(crate) fields: usize,
+    /// What it may take together with other connections.
+    pub(crate) memory: &'static Memory,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +153,8 @@ pub(super) struct StreamState {
     pub(super) wide: bool,
     /// Some were credited since it was last looked who holds up the others.
     pub(super) moves: bool,
+    /// Its owner would read on, but for a limit of ours.
+    pub(super) held_back: bool,
 
     // what goes out
     pub(super) pending: VecDeque<Bytes>,
@@ -193,8 +198,8 @@ impl Core {
             next: 1,
             receive_window: config.connection_window,
             owed: 0,
-            lending: Lending::default(),
-            estimate: Estimate::default(),
+            lending: Lending::new(config.memory),
+            estimate: Estimate::new(config.memory),
             accepted: Accepted::default(),
             send_window: i64::from(settings::DEFAULT_WINDOW),
             send_blocked: None,

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    core::{Core, Role},
+    core::{Core, Role, StreamState},
     error::{ErrorCode, StreamError},
+    memory::{Memory, Taken},
     streams::Key,
-    window::Taken,
 };
 
 /// What is lent to one connection, in bytes.
@@ -25,13 +25,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BLOCKED: Duration = Duration::from_secs(1);
 
 /// What streams hold of the connection's window, and what was lent for it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lending {
     /// Bytes of bodies that nobody has credited yet; at least what is lent.
     held: u64,
     lent: Taken,
     /// When those are given up that hold up the others.
     until: Option<Instant>,
+}
+
+impl Lending {
+    pub(super) fn new(memory: &'static Memory) -> Self {
+        Self { held: 0, lent: Taken::of(&memory.loans), until: None }
+    }
 }
 
 impl Core {
@@ -104,7 +110,8 @@ impl Core {
             return;
         }
         for key in self.streams.keys() {
-            if self.streams.get(key).is_some_and(|s| s.uncredited > 0 && !s.moves) {
+            let stands = |s: &StreamState| s.uncredited > 0 && !s.moves && !s.held_back;
+            if self.streams.get(key).is_some_and(stands) {
                 self.give_up(key);
             }
         }
@@ -120,7 +127,8 @@ impl Core {
         stream.joined.clear();
         stream.end = None;
         let held = std::mem::take(&mut stream.uncredited);
-        let done = stream.remote_closed;
+        // The peer may still wait for the rest of a request.
+        let done = stream.remote_closed && stream.local_closed;
         self.passed_on(held);
         match done {
             true => self.fail(key, StreamError::Unread),

@@ -127,6 +127,8 @@ impl Core {
             return self.misused(key, ErrorCode::FLOW_CONTROL_ERROR, "its window is exceeded");
         }
         stream.receive_window -= flow;
+        // With nothing of it here, it held up nobody until now.
+        stream.moves |= stream.uncredited == 0;
         stream.uncredited += flow;
         self.hold(flow);
         self.accepted.heard();

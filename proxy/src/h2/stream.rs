@@ -116,6 +116,11 @@ impl Stream {
         self.shared.lock().credit(self.key, bytes);
     }
 
+    /// Says whether it is a limit of ours for which its bytes lie here, and not its reader.
+    pub(crate) fn hold_back(&self, held: bool) {
+        self.with(|stream| stream.held_back = held);
+    }
+
     /// Answers a request: an interim head, or the final one, with which the stream may end.
     pub(crate) fn answer(&self, status: StatusCode, headers: &HeaderMap, end: bool) {
         let mut core = self.shared.lock();

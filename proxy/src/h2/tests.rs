@@ -74,6 +74,7 @@ fn config(rng: &mut Rng) -> Config {
         streams: 100,
         header_list: 64 * 1024,
         fields: 100,
+        memory: &MEMORY,
     }
 }
 

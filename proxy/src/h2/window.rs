@@ -6,30 +6,26 @@
 //! reader that is slow, a short road, or small messages never fill a window in a round trip
 //! and leave it as it is; they are never even measured.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{core::Core, frame, streams::Key};
+use super::{
+    core::Core,
+    frame,
+    memory::{Memory, Taken},
+    streams::Key,
+};
 
 /// The PING that measures a round trip.
 pub(super) const PROBE: [u8; 8] = *b"bytes/rt";
 /// The widest window of a stream, in bytes: 1.3 Gbit/s over 100 ms.
 const MOST_STREAM: u32 = 16 << 20;
-/// What all connections of the process may have taken together beyond their first windows, in
-/// bytes: to carry more, or to hold what readers leave lying.
-const MOST_TAKEN: u64 = 256 << 20;
-
 /// Time between two probes.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-static TAKEN: AtomicU64 = AtomicU64::new(0);
-
 /// What is being measured on a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Estimate {
     /// Body bytes since the probe was sent, or since measuring ended.
     seen: u64,
@@ -41,39 +37,10 @@ pub(super) struct Estimate {
     grown: Taken,
 }
 
-/// A connection's part of [`MOST_TAKEN`], given back with it.
-#[derive(Debug, Default)]
-pub(super) struct Taken(u64);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        TAKEN.fetch_sub(self.0, Relaxed);
-    }
-}
-
-impl Taken {
-    pub(super) fn bytes(&self) -> u64 {
-        self.0
-    }
-
-    /// Takes all of it or nothing.
-    fn take(&mut self, bytes: u64) -> bool {
-        let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= MOST_TAKEN);
-        let taken = TAKEN.fetch_update(Relaxed, Relaxed, fits).is_ok();
-        self.0 += if taken { bytes } else { 0 };
-        taken
-    }
-
-    /// Takes what there is of it. How much that was.
-    pub(super) fn take_some(&mut self, bytes: u64) -> u64 {
-        let some = bytes.min(MOST_TAKEN.saturating_sub(TAKEN.load(Relaxed)));
-        if some > 0 && self.take(some) { some } else { 0 }
-    }
-
-    pub(super) fn give_back(&mut self, bytes: u64) {
-        let bytes = bytes.min(self.0);
-        self.0 -= bytes;
-        TAKEN.fetch_sub(bytes, Relaxed);
+impl Estimate {
+    pub(super) fn new(memory: &'static Memory) -> Self {
+        let grown = Taken::of(&memory.growth);
+        Self { seen: 0, bulk: false, probing: false, next: None, grown }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use towpath_policies::model::{HealthCheck, HealthProbe, Protocol};
 
 use crate::{
-    h2::{Config, Connection, Part, RequestRef, Response, StreamError},
+    h2::{Config, Connection, MEMORY, Part, RequestRef, Response, StreamError},
     upstream::{
         EndpointState, ServiceState,
         connect::{ConnectError, Connector, Wire},
@@ -167,6 +167,7 @@ async fn exchange(
         streams: 1,
         header_list: 64 * 1024,
         fields: 100,
+        memory: &MEMORY,
     };
     let (mut connection, client) = Connection::client(io, config);
     let say = |error: StreamError| error.to_string();

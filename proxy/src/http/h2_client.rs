@@ -94,6 +94,10 @@ impl Http2 {
     pub(super) fn credit(&mut self, bytes: usize) {
         self.stream.credit(bytes);
     }
+
+    pub(super) fn hold_back(&mut self, held: bool) {
+        self.stream.hold_back(held);
+    }
 }
 
 pub(super) fn poll_part(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<Piece, Broken>> {

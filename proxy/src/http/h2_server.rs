@@ -20,7 +20,7 @@ use super::{
     reply::Reply,
 };
 use crate::{
-    h2::{Config, Connection, ErrorCode, Incoming, Stream},
+    h2::{Config, Connection, ErrorCode, Incoming, MEMORY, Stream},
     timer::Timer,
     upstream::h2_pool::STREAM_WINDOW,
 };
@@ -52,6 +52,7 @@ pub(super) async fn serve<I: ClientIo>(io: I, client: Client) {
         streams: options.max_concurrent_streams,
         header_list: options.max_head_bytes,
         fields: options.max_headers as usize,
+        memory: &MEMORY,
     };
     let mut connection = Connection::server(io, config);
     drive(&mut connection, &client).await;

@@ -174,6 +174,13 @@ impl Upstream {
         }
     }
 
+    /// Says whether we hold back what the client would take.
+    fn hold_back(&mut self, held: bool) {
+        if let Self::Http2(h2) = self {
+            h2.hold_back(held);
+        }
+    }
+
     /// Tells the endpoint why it is cut off; a closed connection says it for HTTP/1.1.
     fn abort(&mut self, cause: &Broken) {
         if let (Self::Http2(h2), Broken::Reset(reason)) = (self, cause) {
@@ -360,6 +367,9 @@ impl<D: Downstream> Exchange<'_, D> {
             let mut turn = Turn::of(self.class);
             if !self.answered {
                 self.answered = self.poll_download(up, &mut turn, cx)?.is_ready();
+            }
+            if self.held || turn.held {
+                up.hold_back(turn.held);
             }
             self.held = turn.held;
             let flushed = self.down.poll_flush(cx).map_err(Cut::Client)?.is_ready();

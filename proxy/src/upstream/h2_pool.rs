@@ -18,7 +18,7 @@ use super::{
     connect::{ConnectError, Connector, Wire},
     pool::Shared,
 };
-use crate::h2::{Config, Connection, RequestRef, Stream, Unopened};
+use crate::h2::{Config, Connection, MEMORY, RequestRef, Stream, Unopened};
 
 /// A connection being made; those who wait for it see how it went.
 pub(super) type Connecting = watch::Receiver<Option<Result<(), Failed>>>;
@@ -55,6 +55,7 @@ const CONFIG: Config = Config {
     streams: 1024,
     header_list: 256 * 1024,
     fields: 1024,
+    memory: &MEMORY,
 };
 
 /// Most connections to an endpoint that a worker has at a time: enough for one that takes a

@@ -2,14 +2,23 @@
 
 use std::{
     io::{Read, Write},
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_policies::model::{Class, Rate, RateLimit, RateLimits, TenantKey};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Barrier,
+};
+use towpath_policies::model::{Class, Protocol, Rate, RateLimit, RateLimits, TenantKey};
 
-use crate::harness::{Input, Proxy, Setup, answering, eventually, origin, soon};
+use crate::{
+    harness::{Input, Proxy, Setup, answering, eventually, origin, soon},
+    http2::{client, collect, h2_origin, push_all},
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -149,6 +158,38 @@ async fn while_a_limit_holds_a_transfer_its_endpoint_is_not_waited_for() {
         (reading.elsewhere, reading.ahead, reading.waiting) == (1, 0, 0)
     })
     .await;
+}
+
+/// With more on its way than a connection holds, and most of it waiting for our limit.
+#[tokio::test(start_paused = true)]
+async fn what_a_limit_slows_is_not_given_up_for_others_on_its_connection() {
+    let all = Arc::new(Barrier::new(120));
+    let script = move |_, mut respond: h2::server::SendResponse<bytes::Bytes>| {
+        let all = all.clone();
+        async move {
+            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            // Else those that come late would get another connection.
+            all.wait().await;
+            push_all(&mut send, vec![7; 1 << 20].into()).await;
+        }
+    };
+    let proxy =
+        limited(Setup::to(h2_origin(script).await), bytes(100_000, 1), RateLimit::default())
+            .speaking(Protocol::Http2)
+            .start()
+            .await;
+    let mut client = client(&proxy).await;
+    let mut downloads = Vec::new();
+    for _ in 0..120 {
+        let request = http::Request::get("http://a/").body(()).unwrap();
+        let (response, _) = client.send_request(request, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        downloads.push(tokio::spawn(async move { collect(&mut body).await }));
+    }
+    // Enough for a frame of 64 KiB of each of them every 80 s, and for a quarter of all.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let ended = downloads.iter().filter(|download| download.is_finished()).count();
+    assert_eq!(ended, 0, "cut off");
 }
 
 /// Whatever the sockets hold, others have their turn after a bounded part of it.

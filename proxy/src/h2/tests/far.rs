@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::request;
-use crate::h2::{Config, Connection, Incoming, Part};
+use crate::h2::{Config, Connection, Incoming, MEMORY, Part};
 
 const CONFIG: Config = Config {
     first_window: 1 << 20,
@@ -21,6 +21,7 @@ const CONFIG: Config = Config {
     streams: 100,
     header_list: 65_536,
     fields: 100,
+    memory: &MEMORY,
 };
 const ONE_WAY: Duration = Duration::from_millis(50);
 

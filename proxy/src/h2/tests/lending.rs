@@ -6,11 +6,15 @@ use http::{HeaderMap, Method};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    super::{frame, stream::Part},
+    super::{
+        frame,
+        memory::{Memory, Taken},
+        stream::Part,
+    },
     raw::{CONFIG, GET, OK, POST, Raw, client_with, open, server_with},
     request,
 };
-use crate::h2::{Config, ErrorCode, StreamError, Unopened};
+use crate::h2::{Client, Config, ErrorCode, Stream, StreamError, Unopened};
 
 /// So many bytes of a body, in frames that a peer of the least settings takes.
 async fn send_body(raw: &mut Raw, stream: u32, mut bytes: usize) {
@@ -67,20 +71,22 @@ async fn what_a_reader_leaves_lying_is_lent_and_paid_back() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn streams_that_nobody_reads_are_given_up_for_the_others_and_slow_ones_are_not() {
+/// A connection whose window is all but taken by four streams that nobody reads, and of which
+/// nothing more is lent: the peer may send 100,000 bytes, and has sent none on a fifth. With `end`,
+/// the requests are whole.
+async fn starved(memory: &'static Memory, end: bool) -> (Raw, Client, Vec<Stream>) {
     const WINDOW: u32 = 12 << 20;
     let config = Config {
         first_window: WINDOW,
         stream_window: WINDOW,
         connection_window: 1 << 20,
+        memory,
         ..CONFIG
     };
-    let (mut raw, client, _driving) = client_with(config, &[]).await;
-    let mut streams: Vec<_> = (0..4).map(|_| open(&client, true)).collect();
+    let (mut raw, client, _) = client_with(config, &[]).await;
+    let streams = (0..5).map(|_| open(&client, end)).collect();
     let mut credit = 1 << 20;
-    for (nth, _) in streams.iter().enumerate() {
-        let id = 2 * nth as u32 + 1;
+    for id in [1, 3, 5, 7] {
         raw.send(frame::HEADERS, frame::END_HEADERS, id, OK).await;
         // As much as is lent to one connection, 32 MiB, and its window besides.
         for _ in 0..22 {
@@ -92,8 +98,19 @@ async fn streams_that_nobody_reads_are_given_up_for_the_others_and_slow_ones_are
         }
     }
     send_body(&mut raw, 7, credit - 100_000).await;
-    let credit = 100_000 + heard(&mut raw).await.0;
-    assert_eq!(credit, 100_000, "all is lent");
+    assert_eq!(heard(&mut raw).await.0, 0, "all is lent");
+    (raw, client, streams)
+}
+
+/// What a test has for itself.
+const fn memory() -> Memory {
+    Memory::new(1 << 30, 1 << 30)
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_nobody_reads_are_given_up_for_the_others_and_slow_ones_are_not() {
+    static MEMORY: Memory = memory();
+    let (mut raw, client, mut streams) = starved(&MEMORY, true).await;
     let another = client.open(&request(&Method::GET, &HeaderMap::new()), true);
     assert!(matches!(another, Err(Unopened::Full)), "it would wait for others");
     // One of them is slow, but moves.
@@ -105,10 +122,61 @@ async fn streams_that_nobody_reads_are_given_up_for_the_others_and_slow_ones_are
     }
     let (back, reset) = heard(&mut raw).await;
     assert!(!reset.contains(&1) && reset.contains(&3), "{reset:?}");
-    assert!(credit + back >= 1 << 19, "the others go on: {back}");
+    assert!(back >= 1 << 19, "the others go on: {back}");
     let unread = poll_fn(|cx| streams[1].poll_part(cx)).await;
     assert!(matches!(unread, Err(StreamError::Unread)), "{unread:?}");
     client.open(&request(&Method::GET, &HeaderMap::new()), true).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_limit_of_ours_holds_back_is_not_given_up() {
+    static MEMORY: Memory = memory();
+    let (mut raw, _client, streams) = starved(&MEMORY, true).await;
+    streams[2].hold_back(true);
+    sleep(Duration::from_secs(60)).await;
+    let (_, reset) = heard(&mut raw).await;
+    assert!(reset.contains(&3) && !reset.contains(&5), "{reset:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_first_bytes_have_just_come_has_its_time_too() {
+    static MEMORY: Memory = memory();
+    let (mut raw, _client, _streams) = starved(&MEMORY, true).await;
+    sleep(Duration::from_secs(9)).await;
+    raw.send(frame::HEADERS, frame::END_HEADERS, 9, OK).await;
+    send_body(&mut raw, 9, 1000).await;
+    sleep(Duration::from_secs(2)).await;
+    let (_, reset) = heard(&mut raw).await;
+    assert!(reset.contains(&3) && !reset.contains(&9), "{reset:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_hears_that_a_request_is_given_up_of_which_it_waits_for_the_rest() {
+    static MEMORY: Memory = memory();
+    for whole in [false, true] {
+        let (mut raw, _client, _streams) = starved(&MEMORY, whole).await;
+        raw.send(frame::DATA, frame::END_STREAM, 3, &[]).await;
+        sleep(Duration::from_secs(11)).await;
+        let (_, reset) = heard(&mut raw).await;
+        assert!(reset.contains(&5), "{reset:?}");
+        assert_eq!(reset.contains(&3), !whole, "both sides have ended it: {whole}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_much_others_carry_or_owe_a_connection_is_lent_some() {
+    static MEMORY: Memory = memory();
+    let (mut grown, mut owed) = (Taken::of(&MEMORY.growth), Taken::of(&MEMORY.loans));
+    assert!(grown.take(1 << 30));
+    for nothing_left in [false, true] {
+        assert!(!nothing_left || owed.take(1 << 30));
+        let (mut raw, client, _) = client_with(Config { memory: &MEMORY, ..CONFIG }, &[]).await;
+        let _lazy = open(&client, true);
+        raw.send(frame::HEADERS, frame::END_HEADERS, 1, OK).await;
+        send_body(&mut raw, 1, 60_000).await;
+        let lent = heard(&mut raw).await.0;
+        assert!(lent > 30_000, "{lent}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

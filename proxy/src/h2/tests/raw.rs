@@ -12,7 +12,9 @@ use tokio::{
 };
 
 use super::{super::frame, request};
-use crate::h2::{Client, Config, Connection, ErrorCode, Incoming, Stream, StreamError, Unopened};
+use crate::h2::{
+    Client, Config, Connection, ErrorCode, Incoming, MEMORY, Stream, StreamError, Unopened,
+};
 
 pub(super) const CONFIG: Config = Config {
     first_window: 65_535,
@@ -22,6 +24,7 @@ pub(super) const CONFIG: Config = Config {
     streams: 10,
     header_list: 16_384,
     fields: 100,
+    memory: &MEMORY,
 };
 
 /// GET / of `a`, and POST, as HPACK.
