@@ -31,7 +31,7 @@ pub(super) struct Accepted {
     below: u32,
     /// The same for the PING under way.
     asked: Option<u32>,
-    /// PINGs since the server last sent HEADERS or DATA.
+    /// PINGs that the server got, or may get, since it last sent HEADERS or DATA.
     in_a_row: u8,
     /// Those of the period that began then.
     lately: u8,
@@ -58,7 +58,7 @@ impl Accepted {
             return None;
         }
         self.asked = Some(next);
-        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.pinged();
         self.lately = self.lately.saturating_add(1);
         Some(payload(next))
     }
@@ -75,9 +75,14 @@ impl Accepted {
         }
     }
 
-    /// The server has sent HEADERS or DATA.
-    pub(super) fn heard(&mut self) {
-        self.in_a_row = 0;
+    /// A PING is sent. Servers count them all, whatever they are for.
+    pub(super) fn pinged(&mut self) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+    }
+
+    /// The server has sent HEADERS or DATA: perhaps before it got the PINGs under way.
+    pub(super) fn heard(&mut self, probing: bool) {
+        self.in_a_row = u8::from(self.asked.is_some()) + u8::from(probing);
     }
 }
 
@@ -137,7 +142,9 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::VecDeque;
+
+    use super::{super::window::PROBE, *};
 
     #[test]
     fn a_server_is_not_asked_more_often_than_any_would_mind() {
@@ -151,6 +158,62 @@ mod tests {
                 asked += 1;
             }
             assert_eq!(asked, asks, "after {ms} ms");
+        }
+    }
+
+    /// What gRPC's own server in Go makes of PINGs (`handlePing`).
+    #[derive(Debug, Default)]
+    struct Strict {
+        sent: bool,
+        strikes: u32,
+    }
+
+    impl Strict {
+        fn ping(&mut self) {
+            self.strikes = if std::mem::take(&mut self.sent) { 0 } else { self.strikes + 1 };
+        }
+    }
+
+    /// Whatever crosses what, and though bulk has its own PINGs.
+    #[test]
+    fn a_server_of_grpc_never_has_too_many() {
+        for seed in 0..2000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let (mut accepted, mut probing) = (Accepted::default(), false);
+            let mut server = Strict { sent: true, strikes: 0 };
+            let mut now = Instant::now();
+            // PINGs to the server; what comes from it: acknowledgements, and DATA as `None`.
+            let (mut to, mut from) = (VecDeque::new(), VecDeque::new());
+            for _ in 0..100 {
+                now += PERIOD;
+                match rng.u8(..8) {
+                    0 => {
+                        server.sent = true;
+                        from.push_back(None);
+                    }
+                    1 | 2 if accepted.asked.is_none() && !accepted.is_much(true, now) => {
+                        to.extend(accepted.ask(1));
+                    }
+                    3..6 => {
+                        let Some(ping) = to.pop_front() else { continue };
+                        server.ping();
+                        from.push_back(Some(ping));
+                    }
+                    _ => match from.pop_front() {
+                        None => {}
+                        Some(None) => {
+                            accepted.heard(probing);
+                            if !std::mem::replace(&mut probing, true) {
+                                accepted.pinged();
+                                to.push_back(PROBE);
+                            }
+                        }
+                        Some(Some(PROBE)) => probing = false,
+                        Some(Some(ping)) => assert!(accepted.acknowledged(ping)),
+                    },
+                }
+                assert!(server.strikes <= 2, "seed {seed}: {accepted:?}");
+            }
         }
     }
 

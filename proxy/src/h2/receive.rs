@@ -131,7 +131,7 @@ impl Core {
         stream.moves |= stream.uncredited == 0;
         stream.uncredited += flow;
         self.hold(flow);
-        self.accepted.heard();
+        self.accepted.heard(self.estimate.probing);
         self.measure(flow);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let ends = head.has(frame::END_STREAM);
@@ -340,7 +340,7 @@ impl Core {
             Ok(response) => response,
             Err(why) => return self.misused(key, ErrorCode::PROTOCOL_ERROR, why),
         };
-        self.accepted.heard();
+        self.accepted.heard(self.estimate.probing);
         self.accept(key);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         if response.status.is_informational() {

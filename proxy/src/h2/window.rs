@@ -31,7 +31,8 @@ pub(super) struct Estimate {
     seen: u64,
     /// Bulk is coming in.
     bulk: bool,
-    probing: bool,
+    /// A probe is under way.
+    pub(super) probing: bool,
     /// No probe before this: peers count them.
     next: Option<Instant>,
     grown: Taken,
@@ -64,6 +65,7 @@ impl Core {
         estimate.next = now.checked_add(INTERVAL);
         estimate.probing = true;
         estimate.seen = bytes.into();
+        self.accepted.pinged();
         frame::put_ping(&mut self.out.tail, false, PROBE);
     }
 

@@ -72,6 +72,33 @@ async fn what_a_server_sends_for_a_stream_says_that_it_accepted_it() {
     }
 }
 
+/// Servers count PINGs, whatever they are for.
+#[tokio::test(start_paused = true)]
+async fn a_server_of_grpc_is_asked_less_where_bulk_is_measured() {
+    for (bulk, asks) in [(false, 2), (true, 1)] {
+        let (mut raw, client, _driving) = client(&[]).await;
+        let _download = open(&client, true);
+        raw.send(frame::HEADERS, frame::END_HEADERS, 1, OK).await;
+        for _ in 0..if bulk { 3 } else { 1 } {
+            raw.send(frame::DATA, 0, 1, &[7; 12_000]).await;
+        }
+        if bulk {
+            let probe = raw.next_of(frame::PING).await;
+            raw.send(frame::PING, frame::ACK, 0, &probe.payload).await;
+        }
+        let mut asked = 0;
+        while !accepted(&mut open(&client, false), true) {
+            let ping = raw.next_of(frame::PING).await;
+            raw.send(frame::PING, frame::ACK, 0, &ping.payload).await;
+            // All of it is dealt with once this is answered.
+            raw.send(frame::PING, 0, 0, &[0; 8]).await;
+            while raw.next_of(frame::PING).await.flags != frame::ACK {}
+            asked += 1;
+        }
+        assert_eq!(asked, asks, "bulk: {bulk}");
+    }
+}
+
 /// An acknowledgement may be sent ahead of what else there is to say.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_on_the_heels_of_the_acknowledgement_is_heard() {
