@@ -91,6 +91,8 @@ pub(super) struct Core {
     /// The highest stream the peer opened, or the next we open.
     pub(super) highest: u32,
     pub(super) next: u32,
+    /// The last stream that we said we look at, at most.
+    pub(super) announced: u32,
     /// What the peer may still send on all streams, and what it may send again but was not told.
     pub(super) receive_window: u32,
     pub(super) owed: u32,
@@ -196,6 +198,7 @@ impl Core {
             block: None,
             highest: 0,
             next: 1,
+            announced: frame::MOST,
             receive_window: config.connection_window,
             owed: 0,
             lending: Lending::new(config.memory),

@@ -178,26 +178,32 @@ impl Core {
         if self.ending != Ending::No {
             return;
         }
-        let tail = &mut self.out.tail;
         match self.role {
             Role::Server => {
                 self.ending = Ending::Announced;
-                frame::put_goaway(tail, frame::MOST, ErrorCode::NO_ERROR, "");
-                frame::put_ping(tail, false, FAREWELL);
+                self.announce(frame::MOST, ErrorCode::NO_ERROR, "");
+                frame::put_ping(&mut self.out.tail, false, FAREWELL);
             }
             Role::Client => {
                 self.ending = Ending::Final;
-                frame::put_goaway(tail, 0, ErrorCode::NO_ERROR, "");
+                self.announce(0, ErrorCode::NO_ERROR, "");
             }
         }
         self.notify_driver();
+    }
+
+    /// Says that streams beyond `last` are not looked at. What crossed such a word is not, whatever
+    /// is said later (RFC 9113 §6.8).
+    fn announce(&mut self, last: u32, code: ErrorCode, why: &str) {
+        self.announced = self.announced.min(last);
+        frame::put_goaway(&mut self.out.tail, self.announced, code, why);
     }
 
     /// Takes no more streams of a peer that goes too far, and lets those under way finish.
     pub(super) fn refuse_more(&mut self, Fatal(code, why): Fatal) {
         if matches!(self.ending, Ending::No | Ending::Announced) {
             self.ending = Ending::Final;
-            frame::put_goaway(&mut self.out.tail, self.highest, code, why);
+            self.announce(self.highest, code, why);
             self.notify_driver();
         }
     }
@@ -206,7 +212,7 @@ impl Core {
     pub(super) fn left(&mut self) {
         if self.ending == Ending::Announced {
             self.ending = Ending::Final;
-            frame::put_goaway(&mut self.out.tail, self.highest, ErrorCode::NO_ERROR, "");
+            self.announce(self.highest, ErrorCode::NO_ERROR, "");
             self.notify_driver();
         }
     }
@@ -239,7 +245,7 @@ impl Core {
             return;
         }
         if let Some(Fatal(code, why)) = fatal {
-            frame::put_goaway(&mut self.out.tail, self.highest, code, why);
+            self.announce(self.highest, code, why);
         }
         self.ending = Ending::Over;
         // What nobody has taken up yet has no owner to release it.

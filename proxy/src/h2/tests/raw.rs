@@ -255,6 +255,23 @@ async fn a_stream_that_crosses_the_last_goaway_harms_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_was_said_not_to_be_looked_at_is_not_said_to_be_looked_at_later() {
+    let (mut raw, mut streams, _driving) = server().await;
+    raw.send(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, GET).await;
+    let _stream = streams.recv().await.unwrap();
+    drop(streams);
+    raw.send(frame::PING, 0, 0, &[0; 8]).await;
+    for last in [frame::MOST, 1] {
+        assert_eq!(raw.next_of(frame::GOAWAY).await.payload[..4], last.to_be_bytes());
+    }
+    raw.send(frame::HEADERS, frame::END_HEADERS, 3, POST).await;
+    raw.send(frame::PING, 0, 0, &[0; 7]).await;
+    let fatal = raw.next_of(frame::GOAWAY).await;
+    assert_eq!(code(&fatal), ErrorCode::FRAME_SIZE_ERROR);
+    assert_eq!(fatal.payload[..4], 1_u32.to_be_bytes(), "it may be sent elsewhere");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_came_before_the_socket_broke_can_be_read() {
     let (mut raw, client, _driving) = client(&[]).await;
     let mut stream = open(&client, false);
