@@ -144,6 +144,15 @@ impl Limiter {
             self.step = 1.0;
             return Some(BEGUN_US);
         }
+        if let Phase::Dip { was } = self.phase
+            && window.seconds >= 2.0 * LONGEST_SECONDS
+        {
+            // Hardly anybody asks any more: there is nothing to see, and nobody to hold back.
+            self.phase = Phase::Steady;
+            self.limit = bounded(was.limit, terms);
+            self.round = (shared_us / ROUND_US + 1).next_multiple_of(COMMON);
+            return Some(0);
+        }
         if window.samples < LEAST {
             return None;
         }
@@ -367,4 +376,61 @@ impl<'a> Look<'a> {
 fn bounded(limit: f64, terms: &AdaptiveConcurrency) -> f64 {
     let least = f64::from(terms.min_requests.max(1));
     limit.clamp(least, f64::from(terms.max_requests).max(least))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    /// A limiter in time.
+    struct Life {
+        limiter: Limiter,
+        now_us: u64,
+        begun_us: u64,
+    }
+
+    impl Life {
+        /// One more second of a window, in which so many have been answered by now.
+        fn second(&mut self, samples: u64) {
+            self.now_us += SECOND;
+            let seconds = (self.now_us - self.begun_us) as f64 / 1e6;
+            let window = Window {
+                samples,
+                typical_us: 100_000.0,
+                deviation: 1.0,
+                seconds,
+                given_up: 0,
+                peak: self.limiter.limit(),
+                reached: true,
+            };
+            let terms = AdaptiveConcurrency { max_requests: 32, ..AdaptiveConcurrency::default() };
+            if let Some(after_us) = self.limiter.handle(&terms, &window, self.now_us) {
+                self.now_us += after_us;
+                self.begun_us = self.now_us;
+            }
+        }
+
+        /// Until the limit is lowered to look at the base, for so many seconds at most.
+        fn until_dip(&mut self, seconds: u64) -> bool {
+            (0..seconds).any(|_| {
+                self.second(256);
+                matches!(self.limiter.phase, Phase::Dip { .. })
+            })
+        }
+    }
+
+    #[test]
+    fn a_lull_while_the_limit_is_lowered_leaves_it_neither_low_nor_unlooked_at() {
+        for asked in [0, 1, LEAST] {
+            let limiter = Limiter::new(&AdaptiveConcurrency::default());
+            let mut life = Life { limiter, now_us: 0, begun_us: 0 };
+            assert!(life.until_dip(120), "it is looked at");
+            assert!(life.limiter.limit() < 32);
+            (0..3600).for_each(|_| life.second(asked));
+            assert_eq!(life.limiter.limit(), 32, "{asked}");
+            assert!(life.until_dip(120), "{asked}: it is looked at again");
+        }
+    }
 }
