@@ -218,13 +218,13 @@ impl ServiceState {
 }
 
 impl Belief {
-    /// With a limit on bytes in flight it is half of the least: two transfers that each declare
+    /// With a limit on bytes in flight it is half of the least, rounded up: two transfers that each declare
     /// more than that never pass at once, and no single one keeps all others out by its word.
     pub(crate) fn under(breaker: &Breaker) -> Self {
         let limits = [&breaker.service, &breaker.endpoint];
         let least = limits.into_iter().filter_map(|l| l.max_bytes_in_flight).min();
         least.map_or(Self { at_once: AT_ONCE, per_byte: PER_BYTE }, |most| Self {
-            at_once: most / 2,
+            at_once: most.div_ceil(2),
             per_byte: 1,
         })
     }

@@ -70,6 +70,20 @@ async fn a_length_that_is_only_declared_shuts_no_breaker() {
 }
 
 #[tokio::test]
+async fn of_two_that_declare_more_than_half_of_a_breakers_bytes_one_passes() {
+    let (addr, _) = answering(OK).await;
+    let proxy = Setup::to(addr)
+        .with(|s| s.service.breaker.service.max_bytes_in_flight = Some(5))
+        .start()
+        .await;
+    let _first = declare(&proxy, 3).await;
+    eventually("it is in", || proxy.service.live.requests.load(SeqCst) == 1).await;
+    let put = GET.replace("GET", "PUT").replace("Connection", "Content-Length: 3\r\nConnection");
+    let reply = soon(proxy.talk(&(put + "two"))).await;
+    assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
+}
+
+#[tokio::test]
 async fn an_endpoint_that_allows_no_streams_does_not_get_a_connection_for_each_request() {
     let (addr, connections) = origin(|io, _| async move {
         let mut connection = h2::server::Builder::new()
