@@ -3,11 +3,13 @@
 //!
 //! Knows every other crate's front door and nothing of their insides.
 
+mod admin;
 mod check;
 mod completions;
 pub mod demo;
 mod diff;
 pub mod etl;
+mod explain;
 mod schema;
 mod status;
 
@@ -44,6 +46,8 @@ enum Command {
     ControlPlane(towpath_control_plane::Args),
     /// Ask a control plane which proxies hold which version
     Status(status::Args),
+    /// Ask a proxy when each endpoint of a service would complete a request, and why
+    Explain(explain::Args),
     /// Print a shell completion script
     Completions(completions::Args),
     /// An ETL worker of the demonstration
@@ -64,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Proxy(args) => towpath_proxy::run(args),
         Command::ControlPlane(args) => towpath_control_plane::run(args),
         Command::Status(args) => status::run(args),
+        Command::Explain(args) => explain::run(&args),
         Command::Completions(args) => Ok(completions::run(&args, &mut Cli::command())),
         Command::EtlWorker(args) => etl::run_worker(args),
         Command::EtlLoad(args) => etl::run_load(args),

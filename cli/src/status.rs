@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::admin::{self, plain, print};
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
@@ -18,10 +19,6 @@ use towpath_control_plane::{
     status::{Applied, Proxy, Rejected, Status},
 };
 
-/// Time allowed for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest answer: some ten thousand proxies.
-const ANSWER_BYTES: usize = 64 << 20;
 /// Time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Findings shown of a rejected version.
@@ -73,20 +70,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Not `print!`: a closed pipe (`| head`) is an end, not a panic.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output is closed")
-}
-
 async fn show(args: &Args) -> anyhow::Result<String> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(args.admin)).await;
-    let body = match answer {
-        Ok(body) => body?,
-        Err(_) => {
-            bail!("http://{}/status: no answer within {} s", args.admin, ANSWER_TIMEOUT.as_secs())
-        }
-    };
+    let body = admin::ask(args.admin, "/status", "control plane").await?;
     if args.format == Format::Json {
         // Through a value, so that what is printed is JSON whatever came, and
         // fields of a newer control plane are kept.
@@ -98,43 +83,6 @@ async fn show(args: &Args) -> anyhow::Result<String> {
         format!("http://{}/status: not the status of a control plane (is this a proxy's admin address?)", args.admin)
     })?;
     Ok(text(&status, now_unix_ms()))
-}
-
-async fn ask(admin: SocketAddr) -> anyhow::Result<hyper::body::Bytes> {
-    let stream = match tokio::net::TcpStream::connect(admin).await {
-        Ok(stream) => stream,
-        Err(error) => bail!(
-            "no control plane at {admin}: {error}\n  next: start one (towpath control-plane --policies DIR), or give its --admin address"
-        ),
-    };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::get("/status")
-        .header(http::header::HOST, admin.to_string())
-        .body(Empty::<hyper::body::Bytes>::new())?;
-    let exchange = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES);
-        let body = body.collect().await.map_err(|e| anyhow::anyhow!(e))?.to_bytes();
-        anyhow::Ok((status, body))
-    };
-    // The connection drives the exchange; it ends with it or before it.
-    let (status, body) = tokio::select! {
-        outcome = exchange => outcome?,
-        ended = connection => {
-            ended?;
-            bail!("http://{admin}/status: the connection was closed");
-        }
-    };
-    if !status.is_success() {
-        let said = String::from_utf8_lossy(&body);
-        bail!(
-            "http://{admin}/status: {status}: {}",
-            plain(said.lines().next().unwrap_or_default())
-        );
-    }
-    Ok(body)
 }
 
 fn now_unix_ms() -> u64 {
@@ -329,11 +277,6 @@ fn ago(then: u64, now: u64) -> String {
         3_600..86_400 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
     }
-}
-
-/// Names and reasons come from strangers; what could play with a terminal is left out.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

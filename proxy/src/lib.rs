@@ -44,4 +44,5 @@ pub use args::{Args, Config, Readings};
 pub use drain::Leftovers;
 pub use run::{Running, run, start};
 pub use source::SourceConfig;
+pub use upstream::completion::explain;
 pub use world::Rejection;

@@ -393,6 +393,12 @@ impl EndpointLive {
         }
     }
 
+    /// A load report says what share of its goodput it has, by its accelerators' health. What is not
+    /// from 0 to 1 is ignored.
+    pub fn reported(&self, goodput_factor: f64, now_ms: u64) {
+        self.learned.reported(goodput_factor, now_ms);
+    }
+
     /// Whether probes and outlier detection leave it in use.
     pub fn usable(&self, now_ms: u64) -> bool {
         self.probe_healthy.load(Relaxed) && !self.ejected(now_ms)

@@ -24,7 +24,7 @@ pub(super) fn heed(headers: &mut HeaderMap, ticket: &Ticket) {
     if ticket.service.completion.is_some()
         && let Some(factor) = take(headers).and_then(|report| report.goodput_factor)
     {
-        ticket.endpoint.live.learned.reported(factor, now_ms());
+        ticket.endpoint.live.reported(factor, now_ms());
     }
 }
 

@@ -369,7 +369,7 @@ impl Ticket {
 
     /// The final head came. A response is judged only if it was said how long it will be. `failed`:
     /// its time is not that of a request that was served.
-    pub(crate) fn answered(&mut self, declared_bytes: u64, failed: bool) {
+    pub fn answered(&mut self, declared_bytes: u64, failed: bool) {
         let time = self.asked.answered(&self.endpoint.live.meter);
         if let Some(time) = time.filter(|_| self.awaits_head && !failed)
             && let Some(concurrency) = self.endpoint.live.concurrency.get()

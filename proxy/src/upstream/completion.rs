@@ -24,7 +24,7 @@ use towpath_policies::model::{Balancer, OriginSource, Service};
 
 pub(crate) mod cost;
 pub(crate) mod draw;
-mod explain;
+pub mod explain;
 pub(crate) mod learn;
 pub(crate) mod places;
 
@@ -134,7 +134,7 @@ impl Experience {
 
 impl ServiceState {
     /// Where the data of a request comes from, as far as it says so.
-    pub(crate) fn origin(&self, headers: &HeaderMap) -> Cell {
+    pub fn origin(&self, headers: &HeaderMap) -> Cell {
         let Some(completion) = &self.completion else { return Cell::HERE };
         let value = completion.origin.as_ref().and_then(|name| headers.get(name));
         value.and_then(|value| completion.cells.named(value.as_bytes())).unwrap_or(Cell::HERE)

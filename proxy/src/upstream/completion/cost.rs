@@ -32,15 +32,18 @@ pub(crate) struct Factors {
 }
 
 /// The parts of a prediction, in seconds, each as far as it counts.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Parts {
-    pub(crate) network: f32,
-    pub(crate) transfer: f32,
-    pub(crate) queue: f32,
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Parts {
+    /// The round trip between origin and endpoint.
+    pub network: f32,
+    /// Bytes in flight and those of the request.
+    pub transfer: f32,
+    /// Requests in flight and this one.
+    pub queue: f32,
     /// What `transfer` and `queue` take longer than in health.
-    pub(crate) health: f32,
+    pub health: f32,
     /// What tries that fail cost besides.
-    pub(crate) failures: f32,
+    pub failures: f32,
 }
 
 impl Facts {
@@ -60,8 +63,21 @@ impl Facts {
 impl Parts {
     /// Seconds to completion.
     #[inline]
-    pub(crate) fn total(&self) -> f32 {
+    pub fn total(&self) -> f32 {
         self.network + self.transfer + self.queue + self.health + self.failures
+    }
+}
+
+impl Parts {
+    /// The parts and their names, as in a policy.
+    pub const fn named(&self) -> [(&'static str, f32); 5] {
+        [
+            ("network", self.network),
+            ("transfer", self.transfer),
+            ("queue", self.queue),
+            ("health", self.health),
+            ("failures", self.failures),
+        ]
     }
 }
 

@@ -2,40 +2,50 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+pub use super::cost::Parts;
 use super::{
     super::{EndpointState, ServiceState, now_ms},
-    cost::Parts,
     places::Cell,
 };
 
 /// What is predicted of the endpoints of a service for one request, the soonest first.
-#[derive(Debug, Serialize)]
-pub(crate) struct Explanation {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
     /// The region that data comes from; empty = from beside the proxy.
-    origin: String,
+    pub origin: String,
     /// Bytes that the request is taken to move, both ways.
-    bytes: f32,
-    endpoints: Vec<Row>,
+    pub bytes: f32,
+    /// Those that may be used first, by priority, and the soonest of each priority first.
+    pub endpoints: Vec<Prediction>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    address: String,
-    region: String,
-    priority: u32,
+/// What is predicted of one endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Of the endpoint.
+    pub name: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Of its locality; may be empty.
+    pub region: String,
+    /// As in the policy.
+    pub priority: u32,
     /// Why it gets nothing new; `None` = it may.
-    out: Option<&'static str>,
-    requests_in_flight: u32,
-    bytes_in_flight: u64,
-    /// `None` = nothing was measured yet.
-    goodput_bytes_per_second: Option<f32>,
-    /// The share of its goodput that it has, by its reports.
-    health: f32,
-    seconds: f32,
-    terms: Parts,
+    pub out: Option<String>,
+    /// From this proxy.
+    pub requests_in_flight: u32,
+    /// From this proxy.
+    pub bytes_in_flight: u64,
+    /// For data from this origin; `None` = nothing was measured yet.
+    pub goodput_bytes_per_second: Option<f32>,
+    /// The share of its goodput that it has, by its reports, 0 to 1.
+    pub health: f32,
+    /// The sum of the terms.
+    pub seconds: f32,
+    /// What it is made of.
+    pub terms: Parts,
 }
 
 /// Why there is no explanation.
@@ -50,7 +60,7 @@ pub(crate) enum Unexplained {
 }
 
 impl ServiceState {
-    /// What a request of so many bytes from this origin would be sent by.
+    /// What a request of so many bytes from this origin is predicted to take with each endpoint.
     ///
     /// # Errors
     /// [`Unexplained`].
@@ -73,12 +83,12 @@ impl ServiceState {
             let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
             let terms = completion.predict((index, endpoint), origin, bytes, warmth);
             let path = &live.learned.paths[origin.index()];
-            Row {
+            Prediction {
                 name: endpoint.spec.name.clone(),
                 address: endpoint.spec.address.to_string(),
                 region: endpoint.spec.locality.region.clone(),
                 priority: endpoint.spec.priority,
-                out: out(endpoint, now),
+                out: out(endpoint, now).map(str::to_owned),
                 requests_in_flight: live.requests.load(Relaxed),
                 bytes_in_flight: live.bytes_in_flight.load(Relaxed),
                 goodput_bytes_per_second: path.seconds_per_byte().map(f32::recip),
@@ -88,7 +98,7 @@ impl ServiceState {
             }
         };
         let mut endpoints: Vec<_> = self.endpoints.iter().enumerate().map(row).collect();
-        let rank = |row: &Row| (row.out.is_some(), row.priority);
+        let rank = |row: &Prediction| (row.out.is_some(), row.priority);
         endpoints.sort_by(|a, b| rank(a).cmp(&rank(b)).then(a.seconds.total_cmp(&b.seconds)));
         Ok(Explanation { origin: cells.region(origin).to_owned(), bytes, endpoints })
     }

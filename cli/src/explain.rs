@@ -1,0 +1,243 @@
+//! `towpath explain`: when each endpoint of a service would complete a request, and why.
+
+use std::{fmt::Write as _, net::SocketAddr, process::ExitCode};
+
+use anyhow::Context as _;
+use towpath_proxy::explain::{Explanation, Prediction};
+
+use crate::admin::{self, plain, print};
+
+/// Options of `towpath explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  towpath explain --service transform --origin 48.1,11.6 --size 2GiB
+  towpath explain --service transform --origin us-east --format json")]
+pub(crate) struct Args {
+    /// The service a request is for
+    #[arg(long, value_name = "SERVICE")]
+    service: String,
+
+    /// Where its data comes from: LATITUDE,LONGITUDE in degrees, or the region of an endpoint [default: beside the proxy]
+    #[arg(long, value_name = "PLACE", allow_hyphen_values = true)]
+    origin: Option<String>,
+
+    /// Bytes that it brings: 65536, 64KiB, 2GiB
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
+    size: u64,
+
+    /// Admin address of the proxy
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    admin: SocketAddr,
+
+    /// text is a table, json is all there is
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    towpath_policies::parse_bytes(text).ok_or_else(|| "bytes like 65536, 64KiB or 2GiB".to_owned())
+}
+
+/// Asks a proxy, and shows what it says.
+///
+/// # Errors
+/// When it cannot be reached, does not know the service, or the service is balanced otherwise.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut path = format!("/explain?service={}&size={}", escaped(&args.service), args.size);
+    if let Some(origin) = &args.origin {
+        let _ = write!(path, "&origin={}", escaped(origin));
+    }
+    let body = runtime.block_on(admin::ask(args.admin, &path, "proxy"))?;
+    let explanation: Explanation = serde_json::from_slice(&body).with_context(|| {
+        format!(
+            "http://{}/explain: not an explanation (is this a proxy's admin address?)",
+            args.admin
+        )
+    })?;
+    print(&match args.format {
+        Format::Text => text(&explanation),
+        Format::Json => format!("{:#}\n", serde_json::to_value(&explanation)?),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// For the query of a URI (RFC 3986 §2.1).
+fn escaped(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut escaped, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte.into());
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+        escaped
+    })
+}
+
+fn text(explanation: &Explanation) -> String {
+    let Explanation { origin, bytes, endpoints } = explanation;
+    let from = match origin.as_str() {
+        "" => "beside the proxy".to_owned(),
+        region => format!("the part of the world of {}", plain(region)),
+    };
+    let mut page = format!("{} from {from}\n\n", amount(*bytes));
+    let head = [
+        "endpoint", "region", "network", "transfer", "queue", "health", "failures", "seconds",
+        "why",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(endpoints.iter().map(row));
+    let widths: [usize; 9] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+    });
+    for row in &rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let _ = match column {
+                0 | 1 | 8 => write!(line, "{cell:<width$}  "),
+                _ => write!(line, "{cell:>width$}  "),
+            };
+        }
+        page += line.trim_end();
+        page.push('\n');
+    }
+    if let Some(verdict) = verdict(endpoints) {
+        let _ = write!(page, "\n{verdict}\n");
+    }
+    page
+}
+
+fn row(endpoint: &Prediction) -> [String; 9] {
+    let terms = &endpoint.terms;
+    let mut why = Vec::new();
+    if let Some(out) = &endpoint.out {
+        why.push(plain(out));
+    }
+    match endpoint.goodput_bytes_per_second {
+        Some(goodput) => why.push(format!("{}/s", amount(goodput))),
+        None => why.push("not measured yet".to_owned()),
+    }
+    if endpoint.bytes_in_flight > 0 {
+        #[expect(clippy::cast_precision_loss, reason = "for a person")]
+        why.push(format!("{} in flight", amount(endpoint.bytes_in_flight as f32)));
+    }
+    if endpoint.requests_in_flight > 0 {
+        why.push(format!("{} requests", endpoint.requests_in_flight));
+    }
+    if endpoint.health < 1.0 {
+        why.push(format!("at {:.0} % of its goodput by its reports", endpoint.health * 100.0));
+    }
+    let [network, transfer, queue, health, failures] =
+        [terms.network, terms.transfer, terms.queue, terms.health, terms.failures].map(seconds);
+    let total = seconds(endpoint.seconds);
+    let (name, region) = (plain(&endpoint.name), plain(&endpoint.region));
+    [name, region, network, transfer, queue, health, failures, total, why.join(", ")]
+}
+
+/// Who wins, and what it wins by.
+fn verdict(endpoints: &[Prediction]) -> Option<String> {
+    let mut usable = endpoints.iter().filter(|endpoint| endpoint.out.is_none());
+    let Some(best) = usable.next() else {
+        return Some("none of them may be used".to_owned());
+    };
+    let next = usable.find(|next| next.priority == best.priority)?;
+    let (a, b) = (best.terms.named(), next.terms.named());
+    let gains = a.into_iter().zip(b).map(|((term, a), (_, b))| (term, b - a));
+    let (term, gain) = gains.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some(if gain > 0.0 {
+        format!(
+            "{} is sooner than {} by {} s, above all by {term} ({} s)",
+            plain(&best.name),
+            plain(&next.name),
+            seconds(next.seconds - best.seconds),
+            seconds(gain)
+        )
+    } else {
+        format!("{} and {} are even", plain(&best.name), plain(&next.name))
+    })
+}
+
+fn seconds(seconds: f32) -> String {
+    match seconds {
+        s if s >= 100.0 => format!("{s:.0}"),
+        s if s >= 1.0 => format!("{s:.2}"),
+        s => format!("{s:.4}"),
+    }
+}
+
+fn amount(bytes: f32) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut rest = bytes;
+    let mut unit = 0;
+    while rest >= 1000.0 && unit + 1 < units.len() {
+        rest /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 || rest >= 100.0 {
+        format!("{rest:.0} {}", units[unit])
+    } else {
+        format!("{rest:.1} {}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_proxy::explain::Parts;
+
+    use super::*;
+
+    fn endpoint(name: &str, network: f32, transfer: f32) -> Prediction {
+        let terms = Parts { network, transfer, queue: 0.0001, health: 0.0, failures: 0.0 };
+        Prediction {
+            name: name.to_owned(),
+            address: "10.0.0.1:80".to_owned(),
+            region: "eu".to_owned(),
+            priority: 0,
+            out: None,
+            requests_in_flight: 0,
+            bytes_in_flight: 0,
+            goodput_bytes_per_second: None,
+            health: 1.0,
+            seconds: terms.network + terms.transfer + terms.queue,
+            terms,
+        }
+    }
+
+    #[test]
+    fn the_table_says_who_wins_and_why() {
+        let mut busy = endpoint("iad\u{1b}[2J", 0.099, 25.4);
+        busy.goodput_bytes_per_second = Some(1.5e8);
+        busy.bytes_in_flight = 1_500_000_000;
+        busy.requests_in_flight = 3;
+        busy.health = 0.25;
+        let mut gone = endpoint("syd", 0.2, 1.0);
+        gone.out = Some("it is ejected".to_owned());
+        let endpoints = vec![endpoint("fra", 0.0005, 20.1), busy, gone];
+        let explanation =
+            Explanation { origin: "eu".to_owned(), bytes: 2_147_483_648.0, endpoints };
+        assert_eq!(
+            text(&explanation),
+            "\
+2.1 GB from the part of the world of eu
+
+endpoint  region  network  transfer   queue  health  failures  seconds  why
+fra       eu       0.0005     20.10  0.0001  0.0000    0.0000    20.10  not measured yet
+iad\u{fffd}[2J   eu       0.0990     25.40  0.0001  0.0000    0.0000    25.50  150 MB/s, 1.5 GB in flight, 3 requests, at 25 % of its goodput by its reports
+syd       eu       0.2000      1.00  0.0001  0.0000    0.0000     1.20  it is ejected, not measured yet
+
+fra is sooner than iad\u{fffd}[2J by 5.40 s, above all by transfer (5.30 s)
+"
+        );
+    }
+
+    #[test]
+    fn a_query_keeps_what_is_asked() {
+        assert_eq!(escaped("48.1,11.6&x=ü"), "48.1%2C11.6%26x%3D%C3%BC");
+    }
+}
