@@ -252,7 +252,8 @@ impl Ticket {
         service.live.requests.fetch_add(1, Relaxed);
         let load = endpoint.live.requests.fetch_add(1, Relaxed) + 1;
         endpoint.live.metrics.picks.inc();
-        let watch = service.completion.as_ref().map(|_| Stopwatch::start(load));
+        let ahead = endpoint.live.bytes_in_flight.load(Relaxed);
+        let watch = service.completion.as_ref().map(|_| Stopwatch::start(load, ahead));
         let mut ticket = Self {
             service,
             endpoint,
@@ -418,7 +419,7 @@ impl Drop for Ticket {
         self.response.end(&self.endpoint.live.meter.response);
         if let Some(watch) = self.watch.take() {
             let (sent, received) = (self.request.total(), self.response.total());
-            self.service.learn(watch, &self.endpoint.live, sent, received);
+            self.service.learn(watch, &self.endpoint, sent, received);
         }
         if !self.aside {
             self.leave();

@@ -4,8 +4,8 @@
 //! ```text
 //! network + (transfer + queue) × health, × failures
 //! network  = round trip between the data's origin and the endpoint
-//! transfer = (bytes in flight + bytes of this one) / goodput
-//! queue    = (requests in flight + 1) × time of a small one
+//! transfer = bytes of the request, on the way between these places and at the endpoint's goodput
+//! queue    = bytes in flight at the endpoint's goodput, + (requests in flight + 1) × time of a small one
 //! health   = how much slower it works than it could, by its load reports
 //! failures = tries it takes until one succeeds
 //! ```
@@ -29,13 +29,15 @@ pub(crate) mod learn;
 pub(crate) mod places;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
-use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState};
+use super::{EndpointState, Level, ServiceLive, ServiceState};
 use crate::lock::lock;
 use cost::{Factors, Facts, Parts};
 use draw::Draw;
-use learn::{Median, Path, Stopwatch, WINDOW_SECONDS};
+use learn::{Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
 use places::{CELLS, Cell, Cells};
 
 /// What a view of a service predicts by.
@@ -45,8 +47,6 @@ pub(crate) struct Completion {
     /// The header that says where data comes from.
     origin: Option<HeaderName>,
     cells: Cells,
-    /// By endpoint.
-    cell_of: Box<[Cell]>,
     /// By level.
     draws: Box<[Draw]>,
     experience: Arc<Experience>,
@@ -58,7 +58,9 @@ pub(crate) struct Experience {
     /// Cells keep their numbers while the process runs, since paths are told apart by them.
     cells: Mutex<Cells>,
     /// By the cell of the endpoint and that of the origin.
-    pairs: Box<[[Path; CELLS]; CELLS]>,
+    ways: Box<[[Way; CELLS]; CELLS]>,
+    /// Seconds per byte of the endpoints of a cell.
+    usual: [Usual; CELLS],
     /// Of a response, in bytes.
     usual_response: Median,
     seconds: AtomicU64,
@@ -86,11 +88,9 @@ impl Completion {
             cells.clone()
         };
         let cell_of: Box<[_]> = endpoints.iter().map(|e| e.live.learned.cell()).collect();
-        for (endpoint, cell) in endpoints.iter().zip(&cell_of) {
-            for origin in cells.all() {
-                let expected = experience.network(&cells, *cell, origin);
-                endpoint.live.learned.paths[origin.index()].expect(expected);
-            }
+        for (endpoint, origin) in cells.all().flat_map(|a| cells.all().map(move |b| (a, b))) {
+            let round_trip = cells.round_trip(endpoint, origin);
+            experience.ways[endpoint.index()][origin.index()].expect(round_trip);
         }
         let weight = |member: u32| endpoints[member as usize].spec.weight;
         let draw = |level: &mut Level| {
@@ -102,7 +102,7 @@ impl Completion {
         let origin = origin
             .and_then(|OriginSource::Header(name)| HeaderName::from_bytes(name.as_bytes()).ok());
         let factors = (&spec.prediction.terms).into();
-        let new = Self { factors, origin, cells, cell_of, draws, experience };
+        let new = Self { factors, origin, cells, draws, experience };
         new.weigh_cells();
         Some(Box::new(new))
     }
@@ -111,24 +111,25 @@ impl Completion {
         let bytes = self.experience.usual_response.value();
         for draw in &self.draws {
             draw.weigh(&self.cells, |cell, origin| {
-                let network = self.experience.network(&self.cells, cell, origin);
-                network + bytes * self.experience.seconds_per_byte(cell, origin)
+                let way = &self.experience.ways[cell.index()][origin.index()];
+                let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT);
+                self.network(cell, origin) + bytes * per_byte
             });
         }
+    }
+
+    /// Seconds there and back, as measured or as the distance lets expect.
+    fn network(&self, endpoint: Cell, origin: Cell) -> f32 {
+        let way = &self.experience.ways[endpoint.index()][origin.index()];
+        way.round_trip.seconds().unwrap_or_else(|| self.cells.round_trip(endpoint, origin))
     }
 }
 
 impl Experience {
-    /// Seconds between two cells, as measured or as the distance lets expect.
-    fn network(&self, cells: &Cells, endpoint: Cell, origin: Cell) -> f32 {
-        let known = self.pairs[endpoint.index()][origin.index()].network();
-        known.unwrap_or_else(|| cells.round_trip(endpoint, origin))
-    }
-
-    /// What endpoints of a cell take, of which nothing else is known.
-    fn seconds_per_byte(&self, endpoint: Cell, origin: Cell) -> f32 {
-        let known = self.pairs[endpoint.index()][origin.index()].seconds_per_byte();
-        known.unwrap_or(1.0 / UNKNOWN_BYTES_PER_SECOND)
+    /// Seconds per byte of an endpoint of this cell and weight of which nothing else is known.
+    fn usual(&self, cell: Cell, weight: f32) -> f32 {
+        let usual = self.usual[cell.index()].seconds_per_byte();
+        usual.unwrap_or(1.0 / UNKNOWN_BYTES_PER_SECOND) * USUAL_WEIGHT / weight
     }
 }
 
@@ -144,18 +145,15 @@ impl ServiceState {
     pub(crate) fn learn(
         &self,
         watch: Stopwatch,
-        endpoint: &EndpointLive,
+        endpoint: &EndpointState,
         sent: u64,
         received: u64,
     ) {
         let Some(completion) = &self.completion else { return };
-        let others = endpoint.requests.load(Relaxed);
+        let others = endpoint.live.requests.load(Relaxed);
         let Some(sample) = watch.end(others, sent.saturating_add(received)) else { return };
-        let experience = &completion.experience;
-        experience.usual_response.add(real(received));
-        let learned = &endpoint.learned;
-        let pair = &experience.pairs[learned.cell().index()][sample.origin.index()];
-        learned.served(&sample, pair, completion.factors.health);
+        completion.experience.usual_response.add(real(received));
+        completion.learn(endpoint, &sample);
     }
 
     /// Forgets what is not so any more. To be called many times a second.
@@ -169,7 +167,7 @@ impl ServiceState {
         let window_ends = before / WINDOW_SECONDS != second / WINDOW_SECONDS;
         self.endpoints.iter().for_each(|e| e.live.learned.second(now_ms, window_ends));
         if window_ends {
-            experience.pairs.as_flattened().iter().for_each(Path::end_window);
+            experience.ways.as_flattened().iter().for_each(|way| way.round_trip.end_window());
         }
         completion.weigh_cells();
     }
@@ -186,26 +184,43 @@ impl Completion {
         real(declared) + self.experience.usual_response.value()
     }
 
+    fn learn(&self, endpoint: &EndpointState, sample: &Sample) {
+        let (learned, experience) = (&endpoint.live.learned, &self.experience);
+        let (cell, weight) = (learned.cell(), real(endpoint.spec.weight.into()));
+        let way = &experience.ways[cell.index()][sample.origin.index()];
+        let network = self.round_trip(endpoint, sample.origin);
+        learned.served(sample, way, network, experience.usual(cell, weight), self.factors.health);
+        if let Some(per_byte) = learned.per_byte() {
+            experience.usual[cell.index()].saw(per_byte * weight / USUAL_WEIGHT);
+        }
+    }
+
+    fn round_trip(&self, endpoint: &EndpointState, origin: Cell) -> f32 {
+        let learned = &endpoint.live.learned;
+        let own = learned.round_trip.seconds().filter(|_| origin == Cell::HERE);
+        own.unwrap_or_else(|| self.network(learned.cell(), origin))
+    }
+
     /// Seconds in which an endpoint will complete a try of so many bytes, in parts. `warmth`: the share
     /// of its weight that an endpoint has which came back not long ago.
     #[inline]
     pub(crate) fn predict(
         &self,
-        (index, endpoint): (usize, &EndpointState),
+        endpoint: &EndpointState,
         origin: Cell,
         bytes: f32,
         warmth: f32,
     ) -> Parts {
-        let live = &endpoint.live;
-        let learned = &live.learned;
-        let path = &learned.paths[origin.index()];
-        let known = path.seconds_per_byte();
+        let (live, learned) = (&endpoint.live, &endpoint.live.learned);
+        let way = &self.experience.ways[learned.cell().index()][origin.index()];
         let facts = Facts {
-            network: path.network().unwrap_or(0.0),
-            seconds_per_byte: known.unwrap_or_else(|| self.unknown(index, endpoint, origin)),
-            bytes: real(live.bytes_in_flight.load(Relaxed)) + bytes,
-            seconds_per_request: learned.per_request(),
+            network: self.round_trip(endpoint, origin),
+            bytes,
+            seconds_per_byte_on_the_way: way.per_byte(),
+            bytes_ahead: real(live.bytes_in_flight.load(Relaxed)),
+            seconds_per_byte: learned.per_byte().unwrap_or_else(|| self.unknown(endpoint)),
             requests: real(u64::from(live.requests.load(Relaxed)) + 1),
+            seconds_per_request: learned.per_request(),
             strain: learned.strain() / warmth,
             tries: learned.tries(),
         };
@@ -213,13 +228,8 @@ impl Completion {
     }
 
     #[cold]
-    fn unknown(&self, index: usize, endpoint: &EndpointState, origin: Cell) -> f32 {
-        let usual = self.experience.seconds_per_byte(self.cell_of[index], origin);
-        usual * USUAL_WEIGHT / real(endpoint.spec.weight.into())
+    fn unknown(&self, endpoint: &EndpointState) -> f32 {
+        let cell = endpoint.live.learned.cell();
+        self.experience.usual(cell, real(endpoint.spec.weight.into()))
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a prediction")]
-fn real(number: u64) -> f32 {
-    number as f32
 }

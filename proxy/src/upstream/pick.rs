@@ -283,9 +283,8 @@ impl<'a, 't> Round<'a, 't> {
             let warmth = if round.recovering { round.warmth(candidate) } else { 1000 };
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
             let warmth = warmth.max(1) as f32 / 1000.0;
-            let index = level.members[member] as usize;
             let origin = round.ask.origin;
-            let seconds = completion.predict((index, candidate), origin, bytes, warmth).total();
+            let seconds = completion.predict(candidate, origin, bytes, warmth).total();
             if best.is_none_or(|(least, _)| seconds < least) {
                 best = Some((seconds, candidate));
             }

@@ -7,14 +7,18 @@ use towpath_policies::model::Terms;
 pub(crate) struct Facts {
     /// Seconds between the data's origin and the endpoint, there and back.
     pub(crate) network: f32,
-    /// At the endpoint's goodput.
-    pub(crate) seconds_per_byte: f32,
-    /// In flight, and those of the try.
+    /// Of the try, both ways.
     pub(crate) bytes: f32,
-    /// Seconds that a small request takes.
-    pub(crate) seconds_per_request: f32,
+    /// Between their origin and the endpoint.
+    pub(crate) seconds_per_byte_on_the_way: f32,
+    /// In flight at the endpoint.
+    pub(crate) bytes_ahead: f32,
+    /// In which the endpoint works off all of them.
+    pub(crate) seconds_per_byte: f32,
     /// In flight, and this one.
     pub(crate) requests: f32,
+    /// Seconds that a small request takes.
+    pub(crate) seconds_per_request: f32,
     /// So many times longer than in health; at least 1.
     pub(crate) strain: f32,
     /// Until one succeeds; at least 1.
@@ -36,11 +40,11 @@ pub(crate) struct Factors {
 pub struct Parts {
     /// The round trip between origin and endpoint.
     pub network: f32,
-    /// Bytes in flight and those of the request.
+    /// The bytes of the request.
     pub transfer: f32,
-    /// Requests in flight and this one.
+    /// Bytes and requests in flight, and this request.
     pub queue: f32,
-    /// What `transfer` and `queue` take longer than in health.
+    /// What takes longer at the endpoint than in health.
     pub health: f32,
     /// What tries that fail cost besides.
     pub failures: f32,
@@ -51,9 +55,12 @@ impl Facts {
     #[inline]
     pub(crate) fn parts(&self, factors: &Factors) -> Parts {
         let network = self.network * factors.network;
-        let transfer = self.bytes * self.seconds_per_byte * factors.transfer;
-        let queue = self.requests * self.seconds_per_request * factors.queue;
-        let health = (transfer + queue) * (self.strain - 1.0) * factors.health;
+        let on_the_way = self.bytes * self.seconds_per_byte_on_the_way * factors.transfer;
+        let own = self.bytes * self.seconds_per_byte * factors.transfer;
+        let ahead = self.bytes_ahead * self.seconds_per_byte;
+        let queue = (ahead + self.requests * self.seconds_per_request) * factors.queue;
+        let health = (own + queue) * (self.strain - 1.0) * factors.health;
+        let transfer = on_the_way + own;
         let once = network + transfer + queue + health;
         let failures = once * (self.tries - 1.0) * factors.failures;
         Parts { network, transfer, queue, health, failures }
@@ -96,10 +103,12 @@ mod tests {
 
     const FACTS: Facts = Facts {
         network: 0.1,
-        seconds_per_byte: 1e-6,
         bytes: 3e6,
-        seconds_per_request: 0.5,
+        seconds_per_byte_on_the_way: 5e-7,
+        bytes_ahead: 1e6,
+        seconds_per_byte: 5e-7,
         requests: 2.0,
+        seconds_per_request: 0.25,
         strain: 2.0,
         tries: 4.0,
     };
@@ -111,15 +120,15 @@ mod tests {
     #[test]
     fn each_term_is_seconds_and_can_be_switched_off() {
         let all = Terms::default();
-        // ((0.1 + 3 + 1) + (3 + 1)) × 4
-        assert_eq!(seconds(FACTS, all), 32.4);
+        // 0.1 + (1.5 + 1.5) + (0.5 + 0.5), and 1.5 + 1 for its health; × 4
+        assert_eq!(seconds(FACTS, all), 26.4);
         for (without, left) in [
-            (Terms { network: 0.0, ..all }, 32.0),
+            (Terms { network: 0.0, ..all }, 26.0),
             (Terms { transfer: 0.0, ..all }, 8.4),
-            (Terms { queue: 0.0, ..all }, 24.4),
+            (Terms { queue: 0.0, ..all }, 18.4),
             (Terms { health: 0.0, ..all }, 16.4),
-            (Terms { failures: 0.0, ..all }, 8.1),
-            (Terms { transfer: 2.0, ..all }, 56.4),
+            (Terms { failures: 0.0, ..all }, 6.6),
+            (Terms { transfer: 2.0, ..all }, 44.4),
         ] {
             assert_eq!(seconds(FACTS, without), left, "{without:?}");
         }
@@ -129,10 +138,12 @@ mod tests {
     fn the_worst_facts_stay_finite() {
         let worst = Facts {
             network: 1e4,
-            seconds_per_byte: 1e-2,
             bytes: 2e19,
-            seconds_per_request: 1e5,
+            seconds_per_byte_on_the_way: 1e-2,
+            bytes_ahead: 2e19,
+            seconds_per_byte: 1e-2,
             requests: 4.3e9,
+            seconds_per_request: 1e5,
             strain: 1e5,
             tries: 20.0,
         };

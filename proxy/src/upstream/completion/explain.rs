@@ -38,7 +38,7 @@ pub struct Prediction {
     pub requests_in_flight: u32,
     /// From this proxy.
     pub bytes_in_flight: u64,
-    /// For data from this origin; `None` = nothing was measured yet.
+    /// In which it works off what it has, in health; `None` = nothing was measured yet.
     pub goodput_bytes_per_second: Option<f32>,
     /// The share of its goodput that it has, by its reports, 0 to 1.
     pub health: f32,
@@ -77,12 +77,11 @@ impl ServiceState {
         };
         let bytes = completion.expected(declared);
         let now = now_ms();
-        let row = |(index, endpoint): (usize, &Arc<EndpointState>)| {
+        let row = |endpoint: &Arc<EndpointState>| {
             let live = &endpoint.live;
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
             let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
-            let terms = completion.predict((index, endpoint), origin, bytes, warmth);
-            let path = &live.learned.paths[origin.index()];
+            let terms = completion.predict(endpoint, origin, bytes, warmth);
             Prediction {
                 name: endpoint.spec.name.clone(),
                 address: endpoint.spec.address.to_string(),
@@ -91,13 +90,13 @@ impl ServiceState {
                 out: out(endpoint, now).map(str::to_owned),
                 requests_in_flight: live.requests.load(Relaxed),
                 bytes_in_flight: live.bytes_in_flight.load(Relaxed),
-                goodput_bytes_per_second: path.seconds_per_byte().map(f32::recip),
+                goodput_bytes_per_second: live.learned.per_byte().map(f32::recip),
                 health: live.learned.strain().recip(),
                 seconds: terms.total(),
                 terms,
             }
         };
-        let mut endpoints: Vec<_> = self.endpoints.iter().enumerate().map(row).collect();
+        let mut endpoints: Vec<_> = self.endpoints.iter().map(row).collect();
         let rank = |row: &Prediction| (row.out.is_some(), row.priority);
         endpoints.sort_by(|a, b| rank(a).cmp(&rank(b)).then(a.seconds.total_cmp(&b.seconds)));
         Ok(Explanation { origin: cells.region(origin).to_owned(), bytes, endpoints })

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::places::{CELLS, Cell};
+use super::places::Cell;
 use crate::upstream::now_us;
 
 /// What is known of an endpoint.
@@ -15,21 +15,34 @@ pub(crate) struct Learned {
     /// Tries until one succeeds.
     tries: Real,
     per_request: Real,
+    /// In which it works off what it has.
+    per_byte: Real,
+    /// From this proxy.
+    pub(super) round_trip: Least,
     cell: AtomicU8,
     /// When the last report came; 0 = never.
     reported_ms: AtomicU64,
-    /// By the origin of the data.
-    pub(crate) paths: [Path; CELLS],
 }
 
-/// What is known of a way: the round trip, and what a byte takes at its end.
+/// What is known of the way between two places.
 #[derive(Debug, Default)]
-pub(crate) struct Path {
-    network: Real,
+pub(crate) struct Way {
+    pub(super) round_trip: Least,
+    /// Besides what the endpoint at its end takes.
     per_byte: Real,
-    /// The least time of this window.
-    least: Real,
 }
+
+/// The least seconds of something small, there and back, of late.
+#[derive(Debug, Default)]
+pub(crate) struct Least {
+    known: Real,
+    /// Of the window that has not ended.
+    window: Real,
+}
+
+/// What endpoints of a place are like.
+#[derive(Debug, Default)]
+pub(crate) struct Usual(Real);
 
 /// A positive number; 0 = unknown.
 #[derive(Debug, Default)]
@@ -45,6 +58,7 @@ pub(crate) struct Median(Real);
 pub(crate) struct Stopwatch {
     origin: Cell,
     load_before: u32,
+    ahead: u64,
     marked_us: u64,
     waits: bool,
     waited_us: u64,
@@ -58,6 +72,8 @@ pub(super) struct Sample {
     /// It waited for the endpoint.
     pub(super) seconds: f32,
     pub(super) bytes: u64,
+    /// Bytes in flight at the endpoint when it came.
+    pub(super) ahead: u64,
     /// Requests at the endpoint meanwhile, this one included.
     pub(super) load: f32,
 }
@@ -66,10 +82,14 @@ pub(super) struct Sample {
 const LARGE: u64 = 64 * 1024;
 /// Bytes with which a transfer counts half of what it could.
 const TELLING: f32 = 256.0 * 1024.0;
-/// How far a large transfer moves the goodput, in logarithms.
-const STEP: f32 = 0.3;
+/// How far a large transfer moves what is known of goodput, in logarithms.
+const STEP: f32 = 0.15;
+/// A transfer behind many bytes counts less, since they may have been nearly over, but at least this.
+const LEAST_TRUST: f32 = 0.1;
 /// How far a small one moves the time of a request.
 const SMALL_STEP: f32 = 0.2;
+/// A connection has so many bytes on a long way.
+const WINDOW_BYTES: f32 = 4.0 * 1024.0 * 1024.0;
 /// From 100 GB/s to 100 B/s.
 const PER_BYTE: (f32, f32) = (1e-11, 1e-2);
 /// A request takes at least this, so that what is said of health counts however fast it is.
@@ -84,7 +104,7 @@ const MOST_STRAIN: f32 = 1e4;
 const STRAIN_TO_LEARN_BY: f32 = 10.0;
 /// A report holds for so long; from there on it is forgotten by a fifth each second.
 const REPORT_HOLDS_MS: u64 = 10_000;
-/// The least time of a way is forgotten after this.
+/// The least time is forgotten after this.
 pub(super) const WINDOW_SECONDS: u64 = 10;
 
 impl Learned {
@@ -94,6 +114,11 @@ impl Learned {
 
     pub(super) fn tries(&self) -> f32 {
         self.tries.get().unwrap_or(1.0)
+    }
+
+    /// Seconds in which it works off a byte.
+    pub(super) fn per_byte(&self) -> Option<f32> {
+        self.per_byte.get()
     }
 
     pub(super) fn per_request(&self) -> f32 {
@@ -136,32 +161,37 @@ impl Learned {
 
     /// A connection stood after so many seconds.
     pub(crate) fn connected(&self, seconds: f32) {
-        self.paths[Cell::HERE.index()].took(seconds);
+        self.round_trip.took(seconds);
     }
 
-    /// A try was served. `pair`: what is known between these places; `health`: how much that counts.
-    pub(super) fn served(&self, sample: &Sample, pair: &Path, health: f32) {
-        let Sample { origin, seconds, bytes, load } = *sample;
-        let path = &self.paths[origin.index()];
+    /// A try was served that went this way; `health`: how much that counts. Endpoints like this one take
+    /// `usual` for a byte, of those that nothing is known of.
+    pub(super) fn served(&self, sample: &Sample, way: &Way, network: f32, usual: f32, health: f32) {
+        let Sample { seconds, bytes, ahead, load, .. } = *sample;
         let strain = 1.0 + (self.strain().min(STRAIN_TO_LEARN_BY) - 1.0) * health;
-        let network = path.network().unwrap_or(0.0);
-        #[expect(clippy::cast_precision_loss, reason = "a measurement")]
-        let size = bytes as f32;
-        if bytes >= LARGE {
-            let busy = (seconds - network).max(seconds / 16.0);
-            let per_byte = busy / (size * load * strain);
-            let step = STEP * size / (size + TELLING);
-            path.moved_at(per_byte, step);
-            pair.moved_at(per_byte, step / 2.0);
+        let (size, ahead) = (real(bytes), real(ahead));
+        let per_byte = self.per_byte().unwrap_or(usual);
+        let on_the_way = size * way.per_byte();
+        let here = (size + ahead) * per_byte;
+        let seconds_left = (seconds - network).max(seconds / 16.0);
+        if bytes < LARGE {
+            way.round_trip.took(seconds);
+            let own = ((seconds_left - on_the_way) / strain - here) / load;
+            let own = own.clamp(PER_REQUEST.0, PER_REQUEST.1);
+            let before = self.per_request.get().unwrap_or(own);
+            self.per_request.set(before + SMALL_STEP * (own - before));
             return;
         }
-        path.took(seconds);
-        pair.took(seconds);
-        let moving = size * path.seconds_per_byte().unwrap_or(0.0);
-        let own = (seconds - network - moving) / (load * strain);
-        let own = own.clamp(PER_REQUEST.0, PER_REQUEST.1);
-        let before = self.per_request.get().unwrap_or(own);
-        self.per_request.set(before + SMALL_STEP * (own - before));
+        // The way and the endpoint are to blame for what was not foreseen, each as far as it was thought
+        // to take of the time.
+        let foreseen = on_the_way + here * strain;
+        let times = (seconds_left / foreseen).clamp(0.01, 100.0);
+        let share = on_the_way / foreseen;
+        let trust = STEP * size / (size + TELLING);
+        let own = (size / (size + ahead)).max(LEAST_TRUST);
+        way.per_byte.approach(way.per_byte() * times, trust * share * own);
+        self.per_byte.set(per_byte);
+        self.per_byte.approach(per_byte * times, trust * (1.0 - share) * own);
     }
 
     /// A second has passed.
@@ -175,55 +205,54 @@ impl Learned {
             self.strain.set(if less < 1.05 { 1.0 } else { less });
         }
         if window_ends {
-            self.paths.iter().for_each(Path::end_window);
+            self.round_trip.end_window();
         }
     }
 }
 
-impl Path {
-    /// Seconds there and back.
-    pub(super) fn network(&self) -> Option<f32> {
-        self.network.get()
-    }
-
-    pub(super) fn seconds_per_byte(&self) -> Option<f32> {
-        self.per_byte.get()
-    }
-
-    /// What to expect until something is measured.
-    pub(super) fn expect(&self, seconds: f32) {
-        if self.network().is_none() && seconds > 0.0 {
-            self.network.set(seconds);
+impl Way {
+    /// What to expect until something is measured. A round trip moves a window of bytes.
+    pub(super) fn expect(&self, round_trip: f32) {
+        if self.per_byte.get().is_none() {
+            self.per_byte.set((round_trip / WINDOW_BYTES).clamp(PER_BYTE.0, PER_BYTE.1));
         }
     }
 
-    /// Something small took so long there and back.
+    pub(super) fn per_byte(&self) -> f32 {
+        self.per_byte.get().unwrap_or(PER_BYTE.0)
+    }
+}
+
+impl Least {
+    pub(super) fn seconds(&self) -> Option<f32> {
+        self.known.get()
+    }
+
     fn took(&self, seconds: f32) {
         let seconds = seconds.clamp(1e-6, 1e4);
-        if self.network().is_none_or(|network| seconds < network) {
-            self.network.set(seconds);
-        }
-        if self.least.get().is_none_or(|least| seconds < least) {
-            self.least.set(seconds);
+        for least in [&self.known, &self.window] {
+            if least.get().is_none_or(|least| seconds < least) {
+                least.set(seconds);
+            }
         }
     }
 
-    fn moved_at(&self, seconds: f32, step: f32) {
-        let seconds = seconds.clamp(PER_BYTE.0, PER_BYTE.1);
-        let next = match self.per_byte.get() {
-            // In logarithms, since a tenth and ten times are as far.
-            Some(before) => before * (seconds / before).clamp(0.01, 100.0).powf(step),
-            None => seconds,
-        };
-        self.per_byte.set(next);
-    }
-
-    /// The least time of the window that ends is the round trip from here on.
+    /// The least of the window that ends is what is known from here on.
     pub(super) fn end_window(&self) {
-        if let Some(least) = self.least.get() {
-            self.network.set(least);
-            self.least.0.store(0, Relaxed);
+        if let Some(least) = self.window.get() {
+            self.known.set(least);
+            self.window.0.store(0, Relaxed);
         }
+    }
+}
+
+impl Usual {
+    pub(super) fn seconds_per_byte(&self) -> Option<f32> {
+        self.0.get()
+    }
+
+    pub(super) fn saw(&self, seconds_per_byte: f32) {
+        self.0.approach(seconds_per_byte, STEP / 2.0);
     }
 }
 
@@ -245,10 +274,12 @@ impl Median {
 }
 
 impl Stopwatch {
-    pub(crate) fn start(load: u32) -> Self {
+    /// At an endpoint with so many requests, this one included, and so many bytes ahead.
+    pub(crate) fn start(load: u32, ahead: u64) -> Self {
         Self {
             origin: Cell::HERE,
             load_before: load,
+            ahead,
             marked_us: now_us(),
             waits: true,
             waited_us: 0,
@@ -281,7 +312,8 @@ impl Stopwatch {
         self.mark(false);
         #[expect(clippy::cast_precision_loss, reason = "a measurement")]
         let (seconds, load) = (self.waited_us as f32 / 1e6, (self.load_before + load) as f32 / 2.0);
-        let sample = Sample { origin: self.origin, seconds, bytes, load: load.max(1.0) };
+        let (origin, ahead) = (self.origin, self.ahead);
+        let sample = Sample { origin, seconds, bytes, ahead, load: load.max(1.0) };
         self.answered.then_some(sample)
     }
 }
@@ -294,4 +326,16 @@ impl Real {
     fn set(&self, value: f32) {
         self.0.store(value.to_bits(), Relaxed);
     }
+
+    /// Seconds per byte go part of the way there; in logarithms, since a tenth and ten times are as far.
+    fn approach(&self, seconds: f32, step: f32) {
+        let seconds = seconds.clamp(PER_BYTE.0, PER_BYTE.1);
+        let before = self.get().unwrap_or(seconds);
+        self.set(before * (seconds / before).powf(step));
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+pub(super) fn real(number: u64) -> f32 {
+    number as f32
 }

@@ -1,0 +1,356 @@
+//! Whole traces through the real pick and the real learning, in virtual time and from a seed:
+//! servers that work one transfer at a time, links with a delay and a rate, sizes from a heavy tail.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use towpath_policies::model::{
+    Balancer, Coordinates, Endpoint, EndpointSet, Protocol, Service, Terms,
+};
+
+use super::{learn::Sample, places::Cell};
+use crate::upstream::{
+    ServiceState, now_ms,
+    pick::{Ask, Tried, pick},
+    reconcile,
+};
+
+const REGIONS: [(&str, f64, f64); 3] =
+    [("eu", 50.1, 8.7), ("us", 39.0, -77.5), ("ap", 1.35, 103.8)];
+/// Seconds there and back, and bytes per second, by the region of the data and that of the server.
+const LINKS: [[(f64, f64); 3]; 3] = [
+    [(0.001, 500e6), (0.09, 40e6), (0.16, 20e6)],
+    [(0.09, 40e6), (0.001, 500e6), (0.22, 15e6)],
+    [(0.16, 20e6), (0.22, 15e6), (0.001, 500e6)],
+];
+/// Bytes per second, in turn.
+const SPEEDS: [f64; 4] = [20e6, 40e6, 80e6, 40e6];
+/// A request takes so many seconds besides.
+const OVERHEAD: f64 = 0.002;
+
+struct Setting {
+    balancer: Balancer,
+    terms: Terms,
+    servers: u32,
+    proxies: usize,
+    jobs: u32,
+    /// Of all servers' capacity.
+    load: f64,
+    seed: u64,
+    /// At half time the third server falls to a tenth, and says so after these seconds.
+    falls: Option<f64>,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            balancer: Balancer::CompletionTime,
+            terms: Terms::default(),
+            servers: 12,
+            proxies: 1,
+            jobs: 20_000,
+            load: 0.6,
+            seed: 1,
+            falls: None,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Outcome {
+    /// Seconds of each job, sorted.
+    seconds: Vec<f64>,
+    /// When each job was sent, and to which server.
+    sent: Vec<(f64, u32)>,
+}
+
+/// A job under way at a server.
+struct Under {
+    proxy: usize,
+    server: u32,
+    origin: Cell,
+    bytes: u64,
+    ahead: u64,
+    load: u32,
+    since: f64,
+}
+
+struct World {
+    proxies: Vec<Arc<ServiceState>>,
+    free_at: Vec<f64>,
+    speeds: Vec<f64>,
+    /// By end.
+    ends: BinaryHeap<Reverse<(u64, usize)>>,
+    under: Vec<Option<Under>>,
+    outcome: Outcome,
+    base_ms: u64,
+}
+
+fn speed(server: u32) -> f64 {
+    SPEEDS[server as usize / REGIONS.len() % SPEEDS.len()]
+}
+
+/// From 64 KiB to 64 MiB, half of the bytes in the largest twentieth.
+fn size() -> u64 {
+    let (low, high, alpha) = (65_536_f64, 67_108_864_f64, 1.1);
+    let spread = 1.0 - (low / high).powf(alpha);
+    let size = low / (1.0 - fastrand::f64() * spread).powf(1.0 / alpha);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "64 MiB at most")]
+    let size = size as u64;
+    size
+}
+
+fn proxy(setting: &Setting) -> Arc<ServiceState> {
+    let mut service = Service::new("simulated", Protocol::Http1);
+    service.balancer = setting.balancer;
+    service.prediction.terms = setting.terms;
+    let endpoint = |server: u32| {
+        let [_, a, b, c] = (server + 1).to_be_bytes();
+        let mut endpoint = Endpoint::new(([10, a, b, c], 80).into());
+        let (region, latitude, longitude) = REGIONS[server as usize % REGIONS.len()];
+        region.clone_into(&mut endpoint.locality.region);
+        endpoint.coordinates = Some(Coordinates { latitude, longitude });
+        endpoint
+    };
+    let endpoints = (0..setting.servers).map(endpoint).collect();
+    let set = EndpointSet { service: "simulated".into(), endpoints };
+    reconcile(None, Arc::new(service), &set, 1).unwrap()
+}
+
+fn run(setting: &Setting) -> Outcome {
+    fastrand::seed(setting.seed);
+    let servers = setting.servers as usize;
+    let mut world = World {
+        proxies: (0..setting.proxies).map(|_| proxy(setting)).collect(),
+        free_at: vec![0.0; servers],
+        speeds: (0..setting.servers).map(speed).collect(),
+        ends: BinaryHeap::new(),
+        under: Vec::new(),
+        outcome: Outcome::default(),
+        base_ms: now_ms(),
+    };
+    let capacity: f64 = world.speeds.iter().sum();
+    let mean: f64 = (0..10_000).map(|_| real(size())).sum::<f64>() / 10_000.0;
+    let pause = mean / (capacity * setting.load);
+    let half = pause * f64::from(setting.jobs) / 2.0;
+    let (mut now, mut second, mut told) = (0.0, 0.0, false);
+    for _ in 0..setting.jobs {
+        now += -pause * (1.0 - fastrand::f64()).ln();
+        world.end_until(now);
+        if let Some(delay) = setting.falls {
+            if now > half && world.speeds[2].to_bits() == speed(2).to_bits() {
+                world.speeds[2] /= 10.0;
+            }
+            if now > half + delay && !told {
+                told = true;
+                let reported =
+                    |p: &Arc<ServiceState>| p.endpoints[2].live.reported(0.1, world.ms(now));
+                world.proxies.iter().for_each(reported);
+            }
+        }
+        if now >= second + 1.0 {
+            second = now.floor();
+            world.proxies.iter().for_each(|proxy| proxy.forget(world.ms(second)));
+        }
+        world.send(now);
+    }
+    world.end_until(f64::INFINITY);
+    world.outcome.seconds.sort_by(f64::total_cmp);
+    world.outcome
+}
+
+impl World {
+    fn ms(&self, now: f64) -> u64 {
+        self.base_ms + micros(now) / 1000
+    }
+
+    fn send(&mut self, now: f64) {
+        let proxy = fastrand::usize(..self.proxies.len());
+        let from = fastrand::usize(..REGIONS.len());
+        let bytes = size();
+        let state = &self.proxies[proxy];
+        let origin =
+            state.completion.as_ref().and_then(|c| c.cells.named(REGIONS[from].0.as_bytes()));
+        let origin = origin.unwrap_or(Cell::HERE);
+        let ask = Ask { bytes, origin };
+        let picked = pick(state, &Tried::default(), self.base_ms, ask).unwrap();
+        let [_, a, b, c] = match picked.spec.address.ip() {
+            std::net::IpAddr::V4(address) => address.octets(),
+            std::net::IpAddr::V6(_) => unreachable!(),
+        };
+        let server = u32::from_be_bytes([0, a, b, c]) - 1;
+        let load = picked.live.requests.fetch_add(1, Relaxed) + 1;
+        let ahead = picked.live.bytes_in_flight.fetch_add(bytes, Relaxed);
+        let at = server as usize;
+        let (round_trip, rate) = LINKS[from][at % REGIONS.len()];
+        let arrives = now + round_trip / 2.0 + real(bytes) / rate;
+        let begins = arrives.max(self.free_at[at]);
+        self.free_at[at] = begins + OVERHEAD + real(bytes) / self.speeds[at];
+        let ends = self.free_at[at] + round_trip / 2.0;
+        self.ends.push(Reverse((micros(ends), self.under.len())));
+        self.under.push(Some(Under { proxy, server, origin, bytes, ahead, load, since: now }));
+        self.outcome.sent.push((now, server));
+    }
+
+    fn end_until(&mut self, now: f64) {
+        while let Some(Reverse((end, at))) = self.ends.peek().copied() {
+            #[expect(clippy::cast_precision_loss, reason = "days at most")]
+            let end = end as f64 / 1e6;
+            if end > now {
+                return;
+            }
+            self.ends.pop();
+            let Some(job) = self.under[at].take() else { continue };
+            let state = &self.proxies[job.proxy];
+            let endpoint = &state.endpoints[job.server as usize];
+            let live = &endpoint.live;
+            let load = live.requests.fetch_sub(1, Relaxed);
+            live.bytes_in_flight.fetch_sub(job.bytes, Relaxed);
+            let seconds = end - job.since;
+            self.outcome.seconds.push(seconds);
+            let Some(completion) = &state.completion else { continue };
+            #[expect(clippy::cast_possible_truncation, reason = "a measurement")]
+            let seconds = seconds as f32;
+            let load = (super::real(job.load.into()) + super::real(load.into())) / 2.0;
+            let Under { origin, bytes, ahead, .. } = job;
+            completion.learn(endpoint, &Sample { origin, seconds, bytes, ahead, load });
+        }
+    }
+}
+
+impl Outcome {
+    fn quantile(&self, permille: usize) -> f64 {
+        self.seconds[(self.seconds.len() - 1) * permille / 1000]
+    }
+
+    fn mean(&self) -> f64 {
+        self.seconds.iter().sum::<f64>() / real(self.seconds.len() as u64)
+    }
+
+    /// The share of the jobs sent within this time that a server got.
+    fn share(&self, server: u32, from: f64, to: f64) -> f64 {
+        let within = self.sent.iter().filter(|(at, _)| (from..to).contains(at));
+        let all = within.clone().count();
+        let own = within.filter(|(_, to)| *to == server).count();
+        real(own as u64) / real(all.max(1) as u64)
+    }
+
+    fn length(&self) -> f64 {
+        self.sent.last().map_or(0.0, |(at, _)| *at)
+    }
+}
+
+fn micros(seconds: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "positive; saturates"
+    )]
+    let micros = (seconds * 1e6) as u64;
+    micros
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn real(number: u64) -> f64 {
+    number as f64
+}
+
+fn mean_of(seeds: std::ops::RangeInclusive<u64>, setting: impl Fn(u64) -> Setting) -> f64 {
+    let count = real(seeds.clone().count() as u64);
+    seeds.map(|seed| run(&setting(seed)).mean()).sum::<f64>() / count
+}
+
+/// p50 and p99 of ours, in proportion to the better of those that see no geography.
+fn beside_the_blind(servers: u32, jobs: u32, seed: u64) -> (f64, f64) {
+    let of = |balancer| {
+        let outcome = run(&Setting { servers, jobs, seed, balancer, ..Setting::default() });
+        (outcome.quantile(500), outcome.quantile(990))
+    };
+    let ours = of(Balancer::CompletionTime);
+    let (a, b) = (of(Balancer::LeastRequest), of(Balancer::BytesInFlight));
+    (ours.0 / a.0.min(b.0), ours.1 / a.1.min(b.1))
+}
+
+#[test]
+fn work_completes_sooner_than_where_geography_is_not_seen() {
+    for seed in 1..=3 {
+        let (p50, p99) = beside_the_blind(12, 20_000, seed);
+        assert!(p50 < 0.7 && p99 < 0.5, "seed {seed}: {p50} {p99}");
+    }
+}
+
+#[test]
+fn so_it_does_among_ten_thousand() {
+    let (p50, p99) = beside_the_blind(10_000, 80_000, 1);
+    assert!(p50 < 0.7 && p99 < 0.5, "{p50} {p99}");
+}
+
+#[test]
+fn a_server_that_falls_loses_its_traffic() {
+    for proxies in [1, 4] {
+        let setting = Setting { proxies, falls: Some(0.2), jobs: 40_000, ..Setting::default() };
+        let outcome = run(&setting);
+        let (fall, end) = (outcome.length() / 2.0, outcome.length());
+        let (before, after) =
+            (outcome.share(2, end / 4.0, fall), outcome.share(2, fall + 1.0, end));
+        assert!(before > 0.05 && after < 0.05, "{proxies} proxies: {before} {after}");
+    }
+}
+
+#[test]
+fn shares_do_not_swing_when_reports_come_late() {
+    // Four proxies learn of a fall a second late, all at once.
+    let setting = Setting { proxies: 4, falls: Some(1.0), jobs: 60_000, ..Setting::default() };
+    let outcome = run(&setting);
+    let (fall, end) = (outcome.length() / 2.0, outcome.length());
+    // The others' shares, second by second, once it has been told.
+    let seconds = |server| {
+        let mut shares = Vec::new();
+        let mut from = fall + 2.0;
+        while from + 1.0 < end {
+            shares.push(outcome.share(server, from, from + 1.0));
+            from += 1.0;
+        }
+        shares
+    };
+    for server in (0..12).filter(|server| *server != 2) {
+        let shares = seconds(server);
+        let count = real(shares.len() as u64);
+        let mean = shares.iter().sum::<f64>() / count;
+        let variance = shares.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count;
+        let swing = variance.sqrt() / mean;
+        assert!(shares.len() > 20 && swing < 0.5, "{server}: {swing:.2} of {mean:.3}");
+    }
+}
+
+#[test]
+fn each_term_earns_its_place() {
+    let all = Terms::default();
+    let mean =
+        |terms, falls| mean_of(1..=3, |seed| Setting { terms, falls, seed, ..Setting::default() });
+    let whole = mean(all, None);
+    for (name, terms, at_least) in [
+        ("network", Terms { network: 0.0, ..all }, 2.0),
+        ("transfer", Terms { transfer: 0.0, ..all }, 1.1),
+        ("queue", Terms { queue: 0.0, ..all }, 20.0),
+    ] {
+        let without = mean(terms, None) / whole;
+        assert!(without > at_least, "without {name} {without:.2} times as long");
+    }
+}
+
+#[test]
+fn health_takes_traffic_away_before_anything_is_measured() {
+    let terms = Terms { health: 0.0, ..Terms::default() };
+    let within_a_second = |terms| {
+        let setting = Setting { terms, falls: Some(0.1), jobs: 40_000, ..Setting::default() };
+        let outcome = run(&setting);
+        let fall = outcome.length() / 2.0;
+        outcome.share(2, fall + 0.1, fall + 1.1)
+    };
+    let (with, without) = (within_a_second(Terms::default()), within_a_second(terms));
+    assert!(with < 0.5 * without, "{with} {without}");
+}
