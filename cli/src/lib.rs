@@ -10,6 +10,7 @@ pub mod demo;
 mod diff;
 pub mod etl;
 mod explain;
+mod place;
 mod schema;
 mod status;
 
@@ -48,6 +49,8 @@ enum Command {
     Status(status::Args),
     /// Ask a proxy when each endpoint of a service would complete a request, and why
     Explain(explain::Args),
+    /// Say where places are, what is at a point, and how long the way takes
+    Place(place::Args),
     /// Print a shell completion script
     Completions(completions::Args),
     /// An ETL worker of the demonstration
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::ControlPlane(args) => towpath_control_plane::run(args),
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(&args),
+        Command::Place(args) => place::run(args),
         Command::Completions(args) => Ok(completions::run(&args, &mut Cli::command())),
         Command::EtlWorker(args) => etl::run_worker(args),
         Command::EtlLoad(args) => etl::run_load(args),

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use towpath_policies::parse_time;
 
 use crate::{
     dns::Resolver,
+    places::{APPLE_HEADING, AppleArgs, AppleError, AskFor, Limits, Maps},
     source::{SourceSpec, SpecError},
 };
 
@@ -56,6 +58,39 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
+    /// Who is asked for places, besides the built-in gazetteer
+    #[command(flatten)]
+    pub apple: AppleArgs,
+
+    /// Which places Apple Maps is asked for
+    #[arg(
+        long,
+        value_name = "WHICH",
+        value_enum,
+        default_value = "unknown",
+        help_heading = APPLE_HEADING
+    )]
+    pub apple_maps_for: AskFor,
+
+    /// Most calls of Apple Maps in a second
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = Limits::default().per_second,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        help_heading = APPLE_HEADING
+    )]
+    pub apple_maps_per_second: u32,
+
+    /// Most calls of Apple Maps in a day (UTC)
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = Limits::default().per_day,
+        help_heading = APPLE_HEADING
+    )]
+    pub apple_maps_per_day: u32,
+
     /// What is logged to standard error: error, warn, info, debug, trace, or a filter
     /// like towpath_xds=debug
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOWPATH_LOG")]
@@ -93,6 +128,8 @@ pub struct Config {
     pub state: StateDir,
     /// Asks for the addresses of a host.
     pub resolver: Resolver,
+    /// Who is asked for places that the policies name; `None` = only the built-in gazetteer.
+    pub maps: Option<Maps>,
 }
 
 /// The folder that outlives a restart.
@@ -107,6 +144,17 @@ pub enum StateDir {
     User,
 }
 
+/// Options that cannot be obeyed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The source of the policies.
+    #[error(transparent)]
+    Source(#[from] SpecError),
+    /// Apple Maps.
+    #[error(transparent)]
+    Apple(#[from] AppleError),
+}
+
 impl Config {
     /// Ports chosen by the system on loopback, a poll every 5 s, no memory of earlier runs.
     pub fn new(source: SourceSpec) -> Self {
@@ -118,19 +166,26 @@ impl Config {
             admin: any,
             state: StateDir::Temporary,
             resolver: Resolver::system(),
+            maps: None,
         }
     }
 }
 
 impl TryFrom<&Args> for Config {
-    type Error = SpecError;
+    type Error = ConfigError;
 
-    fn try_from(args: &Args) -> Result<Self, SpecError> {
+    fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let source =
             SourceSpec::parse(&args.policies, args.branch.as_deref(), args.path.as_deref())?;
         let state = args.state_dir.clone().map_or(StateDir::User, StateDir::At);
         let (poll, xds, admin) = (args.poll, args.xds, args.admin);
-        Ok(Self { poll, xds, admin, state, ..Self::new(source) })
+        let limits =
+            Limits { per_second: args.apple_maps_per_second, per_day: args.apple_maps_per_day };
+        let maps = args
+            .apple
+            .client(limits)?
+            .map(|client| Maps { service: Arc::new(client), ask_for: args.apple_maps_for });
+        Ok(Self { poll, xds, admin, state, maps, ..Self::new(source) })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     dns::Names,
     hub::Hub,
+    places::Places,
     source::{Follower, Look, Revision, SourceError, Watch, short},
     status::{Current, Finding, Moment, Rejected, Shared, unix_ms},
     store::Store,
@@ -69,6 +70,7 @@ pub(crate) struct Follow {
     pub(crate) follower: Follower,
     pub(crate) store: Store,
     pub(crate) names: Names,
+    pub(crate) places: Places,
     pub(crate) hub: Arc<Hub>,
     pub(crate) shared: Arc<Shared>,
     /// Time between looks.
@@ -89,6 +91,7 @@ struct Following {
 struct Publisher {
     store: Store,
     names: Names,
+    places: Places,
     hub: Arc<Hub>,
     shared: Arc<Shared>,
 }
@@ -109,8 +112,8 @@ impl Follow {
         requests: mpsc::Receiver<Request>,
         first: watch::Sender<Option<First>>,
     ) {
-        let Self { follower, store, names, hub, shared, poll } = self;
-        let publisher = Publisher { store, names, hub, shared };
+        let Self { follower, store, names, places, hub, shared, poll } = self;
+        let publisher = Publisher { store, names, places, hub, shared };
         let following = Following { follower, publisher, poll, changed, requests, watch: None };
         following.run(first).await;
     }
@@ -215,7 +218,7 @@ impl Publisher {
             self.shared.update(|tracker| tracker.returned());
             return self.standing();
         }
-        match compile::compile(&revision).await {
+        match compile::compile(&revision, self.places.asks()).await {
             Ok(compiled) => {
                 self.publish(compiled, &revision, seen, false).await;
                 self.save(revision).await;
@@ -257,6 +260,7 @@ impl Publisher {
     ) {
         let compile::Compiled { mesh, warnings } = compiled;
         self.names.follow(&mesh).await;
+        self.places.follow(&mesh);
         let now = Moment::now();
         let current = Current {
             version: revision.version.clone(),
@@ -317,7 +321,7 @@ impl Publisher {
         let Ok(Some(revision)) = tokio::task::spawn_blocking(move || place.load()).await else {
             return;
         };
-        match compile::compile(&revision).await {
+        match compile::compile(&revision, self.places.asks()).await {
             Ok(compiled) => {
                 tracing::warn!("{why}: the last good policies of an earlier run are served");
                 self.publish(compiled, &revision, Moment::now(), true).await;

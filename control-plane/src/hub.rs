@@ -8,7 +8,8 @@ use std::{
 
 use tokio::sync::watch;
 use towpath_policies::model::{
-    Discovery, EndpointSet, Mesh, Node, ResourceKey, ResourceKind, ScopedListener, Snapshot,
+    Coordinates, Discovery, Endpoint, EndpointSet, Mesh, Node, ResourceKey, ResourceKind,
+    ScopedListener, Snapshot,
 };
 
 /// Most different nodes served at a time.
@@ -29,6 +30,8 @@ struct State {
     mesh: Mesh,
     /// Latest answers and what was asked, by service; kept while a mesh asks the same.
     resolved: BTreeMap<String, (Discovery, Arc<EndpointSet>)>,
+    /// Where places are by a map service's word; it goes before what the mesh says itself.
+    places: BTreeMap<String, Coordinates>,
     /// Nodes that are connected, or were a moment ago.
     nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
 }
@@ -69,7 +72,7 @@ impl Hub {
     /// on; those for which nothing changed find that by comparing pointers.
     pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
         let mut state = self.state();
-        let State { mesh: held, resolved, nodes } = &mut *state;
+        let State { mesh: held, resolved, places, nodes } = &mut *state;
         resolved.retain(|name, (asked, _)| {
             mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
@@ -82,6 +85,11 @@ impl Hub {
                 Some((_, set)) => mesh.endpoints.insert(name.clone(), set.clone()),
                 None => mesh.endpoints.remove(name),
             };
+        }
+        for set in mesh.endpoints.values_mut() {
+            if let Some(located) = located(set, places) {
+                *set = located;
+            }
         }
         share(&mut mesh, held);
         *held = mesh;
@@ -100,7 +108,7 @@ impl Hub {
     /// Takes the answer that one service `asked` for; costs nothing but that endpoint set.
     pub(crate) fn set_resolved(&self, asked: &Discovery, set: EndpointSet) {
         let mut state = self.state();
-        let State { mesh, resolved, nodes } = &mut *state;
+        let State { mesh, resolved, nodes, .. } = &mut *state;
         let known = resolved.get(&set.service);
         if known.is_some_and(|(question, known)| question == asked && **known == set) {
             return;
@@ -112,20 +120,24 @@ impl Hub {
         if mesh.services.get(&name).is_none_or(|service| service.discovery != *asked) {
             return;
         }
-        mesh.endpoints.insert(name.clone(), set.clone());
-        let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.clone() };
-        let source = mesh.sources.get(&key);
-        for view in nodes.values() {
-            view.send_if_modified(|current| {
-                let serves = current.services.contains_key(&name);
-                if serves {
-                    let current = Arc::make_mut(current);
-                    current.endpoints.insert(name.clone(), set.clone());
-                    // A view without the set has no source of it either.
-                    current.sources.extend(source.map(|at| (key.clone(), at.clone())));
-                }
-                serves
-            });
+        put(mesh, nodes, &set);
+    }
+
+    /// Where the places of the next mesh are, as far as that is known; others are forgotten.
+    pub(crate) fn set_places(&self, known: BTreeMap<String, Coordinates>) {
+        self.state().places = known;
+    }
+
+    /// Takes a map service's word for where a place is; costs nothing but the sets with endpoints
+    /// that are there.
+    pub(crate) fn set_place(&self, name: &str, at: Coordinates) {
+        let mut state = self.state();
+        let State { mesh, places, nodes, .. } = &mut *state;
+        places.insert(name.to_owned(), at);
+        let this = BTreeMap::from([(name.to_owned(), at)]);
+        let moved: Vec<_> = mesh.endpoints.values().filter_map(|set| located(set, &this)).collect();
+        for set in moved {
+            put(mesh, nodes, &set);
         }
     }
 
@@ -160,6 +172,49 @@ impl Hub {
         // Nothing in here panics half-way through a change that could be seen.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Serves another endpoint set of a service to the nodes that use it.
+fn put(
+    mesh: &mut Mesh,
+    nodes: &HashMap<Node, watch::Sender<Arc<Snapshot>>>,
+    set: &Arc<EndpointSet>,
+) {
+    let name = &set.service;
+    mesh.endpoints.insert(name.clone(), set.clone());
+    let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.clone() };
+    let source = mesh.sources.get(&key);
+    for view in nodes.values() {
+        view.send_if_modified(|current| {
+            let serves = current.services.contains_key(name);
+            if serves {
+                let current = Arc::make_mut(current);
+                current.endpoints.insert(name.clone(), set.clone());
+                // A view without the set has no source of it either.
+                current.sources.extend(source.map(|at| (key.clone(), at.clone())));
+            }
+            serves
+        });
+    }
+}
+
+/// The set with the coordinates of these places put in; `None` where that changes nothing.
+fn located(
+    set: &Arc<EndpointSet>,
+    places: &BTreeMap<String, Coordinates>,
+) -> Option<Arc<EndpointSet>> {
+    let told = |endpoint: &Endpoint| {
+        let at = *places.get(endpoint.place.as_ref()?)?;
+        (endpoint.coordinates != Some(at)).then_some(at)
+    };
+    if places.is_empty() || !set.endpoints.iter().any(|endpoint| told(endpoint).is_some()) {
+        return None;
+    }
+    let mut set = EndpointSet::clone(set);
+    for endpoint in &mut set.endpoints {
+        endpoint.coordinates = told(endpoint).or(endpoint.coordinates);
+    }
+    Some(Arc::new(set))
 }
 
 /// Forgets nodes that nobody listens for any more.

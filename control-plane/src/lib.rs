@@ -1,5 +1,5 @@
 //! The control plane: follows policy files in Git or a folder, keeps the last
-//! good version, finds endpoints by DNS, and serves each node its part over xDS.
+//! good version, finds endpoints by DNS and places by map services, and serves each node its part over xDS.
 //!
 //! `source → follow → hub → views → xDS`, one direction; [`status`] hears of
 //! everything and is asked by the admin endpoint. Knows no proxy: any xDS v3
@@ -10,6 +10,7 @@ mod config;
 mod dns;
 mod follow;
 mod hub;
+pub mod places;
 mod run;
 mod serve;
 pub mod source;
@@ -17,7 +18,7 @@ pub mod status;
 mod store;
 mod views;
 
-pub use config::{Args, Config, DEFAULT_ADMIN, DEFAULT_XDS, StateDir};
+pub use config::{Args, Config, ConfigError, DEFAULT_ADMIN, DEFAULT_XDS, StateDir};
 pub use dns::Resolver;
 pub use follow::{Outcome, Refreshed};
 pub use run::run;

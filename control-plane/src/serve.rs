@@ -16,6 +16,7 @@ use crate::{
     dns::Names,
     follow::{First, Follow, MAX_REQUESTS, Refreshed, Request},
     hub::Hub,
+    places::Places,
     source::{Follower, SourceSpec},
     status::{Moment, Shared, SourceStatus, Status, Tracker},
     store::{Store, StoreError},
@@ -77,7 +78,7 @@ pub enum StartError {
 /// source cannot be there (a missing folder, no `git`) and nothing is left of
 /// an earlier run.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let Config { source, poll, xds, admin, state, resolver } = config;
+    let Config { source, poll, xds, admin, state, resolver, maps } = config;
     let (xds, xds_addr) = bind("xds", xds).await?;
     let (admin, admin_addr) = bind("admin", admin).await?;
     let store = Store::open(&state, &source.identity())?;
@@ -91,7 +92,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let follower = Follower::new(source, store.folder());
     let released = store.released();
     let names = Names::new(resolver, hub.clone(), shared.clone());
-    let follow = Follow { follower, store, names, hub: hub.clone(), shared: shared.clone(), poll };
+    let places = Places::new(maps, hub.clone(), store.place());
+    let follow =
+        Follow { follower, store, names, places, hub: hub.clone(), shared: shared.clone(), poll };
     let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));
     if let Ok(Ok(first)) = tokio::time::timeout(FIRST_LOOK, looked.wait_for(Option::is_some)).await
         && let Some(First { hopeless: Some(error) }) = &*first

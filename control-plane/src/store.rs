@@ -139,12 +139,7 @@ impl Place {
     /// The last good policies of this source, if there are any that can be read.
     pub(crate) fn load(&self) -> Option<Revision> {
         let path = self.folder.join(LAST_GOOD);
-        let known = match fs::metadata(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
-            Ok(found) if found.len() > MAX_STORED_BYTES => Err(io::Error::other("too large")),
-            Ok(_) => fs::read(&path),
-            Err(e) => Err(e),
-        };
+        let known = self.kept(LAST_GOOD, MAX_STORED_BYTES).transpose()?;
         let stored = known.and_then(|bytes| Ok(serde_json::from_slice::<Stored>(&bytes)?));
         match stored {
             Ok(stored) if stored.format == FORMAT && stored.identity == self.identity => {
@@ -162,12 +157,28 @@ impl Place {
     pub(crate) fn save(&self, revision: &Revision) -> io::Result<()> {
         let revision = revision.clone();
         let stored = Stored { format: FORMAT, identity: self.identity.clone(), revision };
+        self.keep(LAST_GOOD, &serde_json::to_vec(&stored)?)
+    }
+
+    /// Keeps a file of the folder: whole, or as it was.
+    pub(crate) fn keep(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
         // Readable by its owner alone, as temporary files are.
         let mut next = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.folder)?;
-        next.write_all(&serde_json::to_vec(&stored)?)?;
+        next.write_all(bytes)?;
         next.as_file().sync_all()?;
-        next.persist(self.folder.join(LAST_GOOD))?;
+        next.persist(self.folder.join(file))?;
         Ok(())
+    }
+
+    /// A file of the folder that is not larger than `most`, if it is there.
+    pub(crate) fn kept(&self, file: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
+        let path = self.folder.join(file);
+        match fs::metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(found) if found.len() > most => Err(io::Error::other("too large")),
+            Ok(_) => fs::read(&path).map(Some),
+            Err(e) => Err(e),
+        }
     }
 }
 

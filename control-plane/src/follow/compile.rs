@@ -1,7 +1,7 @@
 //! Files to a mesh, off the runtime's threads.
 
 use towpath_policies::{
-    diagnostic::{Diagnostic, Report, Severity},
+    diagnostic::{Diagnostic, Report, Rule, Severity},
     model::Mesh,
 };
 
@@ -24,7 +24,11 @@ pub(super) struct Refusal {
     pub(super) left_out: usize,
 }
 
-pub(super) async fn compile(revision: &Revision) -> Result<Compiled, Refusal> {
+/// Where a map service is asked for them, places that the gazetteer does not know are no finding.
+pub(super) async fn compile(
+    revision: &Revision,
+    asks_for_places: bool,
+) -> Result<Compiled, Refusal> {
     let whole = |message: String| {
         let diagnostics = vec![Finding { message, ..Finding::default() }];
         Refusal { diagnostics, left_out: 0 }
@@ -46,6 +50,7 @@ pub(super) async fn compile(revision: &Revision) -> Result<Compiled, Refusal> {
     let Report { diagnostics, left_out, .. } = checked.report;
     let (errors, warnings): (Vec<_>, Vec<_>) = diagnostics
         .into_iter()
+        .filter(|found| !(asks_for_places && found.rule == Rule::UnknownPlace))
         .map(finding)
         .partition(|(severity, _)| *severity == Severity::Error);
     let findings = |list: Vec<(Severity, Finding)>| list.into_iter().map(|(_, finding)| finding);

@@ -4,7 +4,11 @@
 
 mod folder;
 mod git;
+mod places;
 mod remote;
 mod restart;
 mod serving;
+#[path = "../../src/places/apple/standin.rs"]
+#[allow(dead_code, reason = "not all that it can do is tested here")]
+mod standin;
 mod support;

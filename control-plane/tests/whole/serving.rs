@@ -21,14 +21,14 @@ use towpath_xds::{
 use crate::support::*;
 
 /// A client that takes every snapshot, but none with the endpoints it is told to refuse.
-struct Client {
+pub(crate) struct Client {
     _ads: AdsClient,
     snapshots: mpsc::UnboundedReceiver<Arc<Snapshot>>,
     refused: Arc<Mutex<BTreeSet<u16>>>,
 }
 
 impl Client {
-    fn connect(running: &Running, node: &str, flavour: Flavour) -> Self {
+    pub(crate) fn connect(running: &Running, node: &str, flavour: Flavour) -> Self {
         let node = Node { id: node.to_owned(), cluster: "test".to_owned() };
         let options = Options { flavour, ..Options::new(running.xds_addr.to_string(), node) };
         let (sender, snapshots) = mpsc::unbounded_channel();
@@ -46,12 +46,12 @@ impl Client {
         Self { _ads: AdsClient::start(options, apply).unwrap(), snapshots, refused }
     }
 
-    async fn next(&mut self) -> Arc<Snapshot> {
+    pub(crate) async fn next(&mut self) -> Arc<Snapshot> {
         self.snapshots.recv().await.unwrap()
     }
 
     /// Takes snapshots until one has the service at `port`.
-    async fn reaches(&mut self, port: u16) -> Arc<Snapshot> {
+    pub(crate) async fn reaches(&mut self, port: u16) -> Arc<Snapshot> {
         loop {
             let snapshot = self.next().await;
             if ports(&snapshot) == [port] {

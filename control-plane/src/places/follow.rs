@@ -1,0 +1,265 @@
+//! The places that a mesh names: those that a map service is to be asked for are asked for one
+//! after the other, beside everything else, and the answers go to the hub.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_util::task::AbortOnDropHandle;
+use towpath_policies::{
+    model::{Mesh, ResourceKey, ResourceKind},
+    places,
+};
+
+use super::{AskFor, MapService, Maps, PlaceError, cache::Cache};
+use crate::{hub::Hub, store::Place};
+
+/// The file of answers in the state folder.
+const FILE: &str = "places.json";
+/// Largest such file that is read.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Answers that come fast are saved together.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+/// Pause before the next look at what is due; at least and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+
+/// Names of places, each with the file and line of a service that names it.
+type Wanted = BTreeMap<String, String>;
+
+/// Sees to the places of the mesh that is served.
+pub(crate) struct Places {
+    asking: Option<Asking>,
+}
+
+struct Asking {
+    ask_for: AskFor,
+    hub: Arc<Hub>,
+    cache: Arc<Mutex<Cache>>,
+    wanted: watch::Sender<Arc<Wanted>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Places {
+    /// Knows what is stored at `place`, and asks `maps` where there are any.
+    pub(crate) fn new(maps: Option<Maps>, hub: Arc<Hub>, place: Place) -> Self {
+        let asking = maps.map(|Maps { service, ask_for }| {
+            let cache = Arc::new(Mutex::new(load(&place)));
+            let (wanted, names) = watch::channel(Arc::default());
+            let asker = Asker {
+                service,
+                hub: hub.clone(),
+                place,
+                cache: cache.clone(),
+                saved: Instant::now(),
+                unsaved: false,
+                away: false,
+            };
+            let task = AbortOnDropHandle::new(tokio::spawn(asker.run(names)));
+            Asking { ask_for, hub, cache, wanted, _task: task }
+        });
+        Self { asking }
+    }
+
+    /// Whether anybody is asked for what the gazetteer does not know.
+    pub(crate) fn asks(&self) -> bool {
+        self.asking.is_some()
+    }
+
+    /// Puts in what is known of the places of a mesh that is about to be served, and asks for the
+    /// others from now on. Waits for nothing.
+    pub(crate) fn follow(&self, mesh: &Mesh) {
+        let Some(Asking { ask_for, hub, cache, wanted, .. }) = &self.asking else { return };
+        let names = names(mesh, *ask_for);
+        let cache = locked(cache);
+        let known = names.keys().filter_map(|name| Some((name.clone(), cache.coordinates(name)?)));
+        hub.set_places(known.collect());
+        drop(cache);
+        wanted.send_replace(Arc::new(names));
+    }
+}
+
+struct Asker {
+    service: Arc<dyn MapService>,
+    hub: Arc<Hub>,
+    place: Place,
+    cache: Arc<Mutex<Cache>>,
+    /// When the answers were saved last.
+    saved: Instant,
+    /// There are some that are not.
+    unsaved: bool,
+    /// The service could not be asked the last time.
+    away: bool,
+}
+
+impl Asker {
+    async fn run(mut self, mut wanted: watch::Receiver<Arc<Wanted>>) {
+        loop {
+            let names = wanted.borrow_and_update().clone();
+            let pause = match self.due(&names) {
+                Due::Now(name, written_at) => self.ask(&name, &written_at).await.err(),
+                Due::In(pause) => Some(pause),
+            };
+            let lately = self.saved.elapsed() < SAVE_EVERY;
+            if self.unsaved && (pause.is_some() || !lately) {
+                self.save(&names).await;
+            }
+            let Some(pause) = pause else { continue };
+            tokio::select! {
+                () = sleep(pause) => {}
+                // The service's own pace keeps a new mesh from bringing more calls.
+                changed = wanted.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn due(&self, names: &Wanted) -> Due {
+        let (cache, now) = (locked(&self.cache), SystemTime::now());
+        let mut pause = PAUSE.1;
+        for (name, written_at) in names {
+            let wait = cache.due_in(name, now);
+            if wait.is_zero() {
+                return Due::Now(name.clone(), written_at.clone());
+            }
+            pause = pause.min(wait);
+        }
+        Due::In(pause.max(PAUSE.0))
+    }
+
+    /// Asks for one place; where there is no answer, the pause after which there may be one.
+    async fn ask(&mut self, name: &str, written_at: &str) -> Result<(), Duration> {
+        let found = match self.service.find(name).await {
+            Ok(found) => {
+                if std::mem::take(&mut self.away) {
+                    tracing::info!("the map service answers again");
+                }
+                found.into_iter().next()
+            }
+            Err(PlaceError::Refused(why)) => {
+                tracing::warn!(
+                    place = name,
+                    written_at,
+                    why,
+                    "the map service does not take the name"
+                );
+                None
+            }
+            Err(error) => {
+                let pause = error.wait().unwrap_or(PAUSE.0);
+                let news = !std::mem::replace(&mut self.away, true);
+                if news {
+                    tracing::warn!(%error, "the map service is not to be had; what it said before stays");
+                }
+                return Err(pause);
+            }
+        };
+        let mut cache = locked(&self.cache);
+        match &found {
+            Some(found) => {
+                let coordinates = found.coordinates;
+                tracing::info!(
+                    place = name,
+                    found = found.name,
+                    latitude = coordinates.latitude,
+                    longitude = coordinates.longitude,
+                    "found"
+                );
+            }
+            None if cache.coordinates(name).is_some() => {}
+            None => {
+                let similar = places::similar(name).join("; ");
+                tracing::warn!(
+                    place = name,
+                    written_at,
+                    similar,
+                    "nobody knows this place; its endpoints are without coordinates"
+                );
+            }
+        }
+        cache.put(name, found, SystemTime::now());
+        self.unsaved = true;
+        if let Some(coordinates) = cache.coordinates(name) {
+            self.hub.set_place(name, coordinates);
+        }
+        Ok(())
+    }
+
+    async fn save(&mut self, names: &Arc<Wanted>) {
+        self.saved = Instant::now();
+        let (place, cache, names) = (self.place.clone(), self.cache.clone(), names.clone());
+        let saved = tokio::task::spawn_blocking(move || {
+            let mut cache = locked(&cache);
+            cache.tidy(|name| names.contains_key(name), SystemTime::now());
+            let bytes = cache.write()?;
+            drop(cache);
+            place.keep(FILE, &bytes)
+        });
+        if let Ok(Err(error)) = saved.await {
+            tracing::warn!(%error, "the places that were found cannot be kept on disk");
+        }
+        self.unsaved = false;
+    }
+}
+
+impl Drop for Asker {
+    /// What was found last is not lost by an end that comes before it is saved.
+    fn drop(&mut self) {
+        if self.unsaved
+            && let Ok(bytes) = locked(&self.cache).write()
+            && let Err(error) = self.place.keep(FILE, &bytes)
+        {
+            tracing::warn!(%error, "the places that were found cannot be kept on disk");
+        }
+    }
+}
+
+enum Due {
+    /// A name, and where it is written.
+    Now(String, String),
+    In(Duration),
+}
+
+/// The places of a mesh to ask for.
+fn names(mesh: &Mesh, ask_for: AskFor) -> Wanted {
+    let mut names = Wanted::new();
+    for (service, set) in &mesh.endpoints {
+        for endpoint in &set.endpoints {
+            let Some(place) = &endpoint.place else { continue };
+            let known = ask_for == AskFor::Unknown && endpoint.coordinates.is_some();
+            if known || names.contains_key(place) {
+                continue;
+            }
+            let key = ResourceKey { kind: ResourceKind::EndpointSet, name: service.clone() };
+            let written_at = mesh.sources.get(&key).map(ToString::to_string).unwrap_or_default();
+            names.insert(place.clone(), written_at);
+        }
+    }
+    names
+}
+
+fn load(place: &Place) -> Cache {
+    match place.kept(FILE, MAX_FILE_BYTES) {
+        Ok(None) => Cache::default(),
+        Ok(Some(bytes)) => Cache::read(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the places that were found before cannot be read; they are asked for again");
+            Cache::default()
+        }),
+        Err(error) => {
+            tracing::warn!(%error, "the places that were found before cannot be read; they are asked for again");
+            Cache::default()
+        }
+    }
+}
+
+fn locked(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
+    // Every change of it is one call that does not panic.
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
