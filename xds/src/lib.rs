@@ -9,11 +9,14 @@
 //!   sockets, clocks or tasks. Time is an argument.
 //! * [`server::AdsServer`] and [`client::AdsClient`]: the thin tonic shells.
 //!
+//! Beside them stands [`orca`], the message of load reports.
+//!
 //! This is the only crate that knows protobuf. It does not know where a
 //! snapshot comes from, nor what is done with one.
 
 pub mod client;
 pub mod codec;
+pub mod orca;
 mod reach;
 pub mod server;
 pub mod wire;
