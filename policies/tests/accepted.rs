@@ -8,8 +8,8 @@ use std::{fs, path::Path, time::Duration};
 use towpath_policies::{
     Checked, Diagnostic, check, folder,
     model::{
-        Action, Bind, ChainKind, DirectResponse, Forward, Mesh, NodeSelector, Protocol,
-        RetryCondition, RetryPolicy, Route,
+        Action, Bind, ChainKind, DirectResponse, Forward, HttpOptions, Mesh, NodeSelector,
+        Protocol, RetryCondition, RetryPolicy, Route,
     },
 };
 
@@ -156,6 +156,9 @@ fn a_service_by_itself_is_reached_by_the_mesh_and_by_its_sidecar() {
     let inbound = &mesh.listeners["inbound/etl/one"];
     assert_eq!(inbound.nodes, NodeSelector::Matching(vec!["w1".to_owned()]));
     assert_eq!(inbound.listener.bind, Bind::Socket("10.0.0.1:80".parse().unwrap()));
+    let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
+    let kind = ChainKind::Http { route_table: "inbound/etl/one".to_owned(), options };
+    assert_eq!(inbound.listener.chains[0].kind, kind);
     let routed = first_route(&mesh, "inbound/etl/one");
     assert_eq!(forward(&routed).backends[0].service, "inbound/etl/one");
     // The caller's side retries; twice would multiply.

@@ -30,7 +30,7 @@ pub(crate) mod hedge;
 mod integrity;
 mod message;
 mod mirror;
-mod orca;
+pub(crate) mod orca;
 mod record;
 mod relay;
 mod replay;
@@ -66,6 +66,8 @@ pub struct HttpListener {
     pub transfers: Arc<Transfers>,
     /// Says which classes are shed now.
     pub overload: Arc<Overload>,
+    /// Where load reports are answered with when asked for: before an application on this machine.
+    pub(crate) load: Option<orca::Reporter>,
     via: Option<Via>,
 }
 
@@ -122,7 +124,17 @@ impl HttpListener {
                 http2: HeaderValue::from_str(&format!("2 {pseudonym}")).ok()?,
             })
         });
-        Self { name, options, router, access_log: None, spool: None, transfers, overload, via }
+        Self {
+            name,
+            options,
+            router,
+            access_log: None,
+            spool: None,
+            transfers,
+            overload,
+            load: None,
+            via,
+        }
     }
 
     fn via(&self, received: Wire) -> Option<&HeaderValue> {

@@ -20,6 +20,7 @@ mod h2;
 pub mod health;
 pub mod http;
 mod listener;
+mod load;
 mod lock;
 mod logging;
 pub mod metrics;

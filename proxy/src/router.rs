@@ -247,6 +247,12 @@ impl RouteMetrics {
     pub(crate) fn count(&self, status: u16) {
         self.requests[usize::from(status / 100).min(5)].inc();
     }
+
+    /// How many requests have ended, and how many of them without an answer or with a 5xx.
+    pub(crate) fn ended(&self) -> (u64, u64) {
+        let all = self.requests.iter().map(Counter::value).sum();
+        (all, self.requests[0].value() + self.requests[5].value())
+    }
 }
 
 fn live(

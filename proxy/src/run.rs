@@ -20,6 +20,7 @@ use crate::{
     admin,
     control::Control,
     drain::{self, Leftovers},
+    load::{self, NodeLoad},
     logging,
     overload::{self, Overload},
     source,
@@ -159,8 +160,10 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let access_log = AccessLog::start(&config.access_log)?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
     let overload = Arc::new(Overload::default());
+    let load = Arc::<NodeLoad>::default();
     let terms = Terms {
         overload: overload.clone(),
+        load: load.clone(),
         workers: workers.clone(),
         access_log: access_log.clone(),
         max_connections: config.max_connections,
@@ -186,6 +189,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let mut tasks = vec![
         Owned(tokio::spawn(leading).abort_handle()),
         Owned(tokio::spawn(looking).abort_handle()),
+        Owned(tokio::spawn(load::watch(load)).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(task) = source::start(config.source, &control).await? {

@@ -167,6 +167,8 @@ pub struct ServiceLive {
     pub(crate) queue: OnceLock<queue::Queue>,
     /// What completion times are predicted from, once a policy wants them.
     pub(crate) experience: OnceLock<Arc<Experience>>,
+    /// When a load report was last asked for; 0 = never.
+    pub(crate) report_asked_ms: AtomicU64,
     /// Where its bandwidth is shared, once a policy has bounded it.
     pub(crate) gate: OnceLock<ArcSwapOption<Gate>>,
     /// Handles for `/metrics`.
@@ -466,6 +468,7 @@ impl ServiceLive {
             turn: AtomicU64::new(0),
             queue: OnceLock::new(),
             experience: OnceLock::new(),
+            report_asked_ms: AtomicU64::new(0),
             gate: OnceLock::new(),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

@@ -27,6 +27,7 @@ use crate::{
     drain,
     health::Probes,
     listener::Listening,
+    load::NodeLoad,
     metrics::{Counter, registry},
     outlier::watch,
     overload::Overload,
@@ -91,6 +92,8 @@ pub(crate) struct Terms {
     pub(crate) transfers: Arc<Transfers>,
     /// Says which classes are shed now.
     pub(crate) overload: Arc<Overload>,
+    /// What load reports say of this machine.
+    pub(crate) load: Arc<NodeLoad>,
 }
 
 /// A route table and its router; connections hold the place, not the router.

@@ -342,7 +342,11 @@ impl Inbound<'_> {
             ..Service::new(name.clone(), self.service.protocol)
         };
         output.service(service, span, problems);
-        let app = Endpoint { name: self.name.clone(), ..Endpoint::new(self.sidecar.app.value) };
+        let app = Endpoint {
+            name: self.name.clone(),
+            slots: self.endpoint.slots.as_ref().map(|slots| ***slots),
+            ..Endpoint::new(self.sidecar.app.value)
+        };
         let set = EndpointSet { service: name.clone(), endpoints: vec![app] };
         output.endpoints(set, self.sidecar.app.span, problems);
         let kind = if self.service.protocol == Protocol::Tcp {
@@ -350,7 +354,8 @@ impl Inbound<'_> {
             ChainKind::Tcp(TcpForward { backends: vec![WeightedBackend::new(&name)], idle_timeout })
         } else {
             self.route_table(&name, policies, output, problems);
-            ChainKind::Http { route_table: name.clone(), options: HttpOptions::default() }
+            let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
+            ChainKind::Http { route_table: name.clone(), options }
         };
         let chain = Chain { server_names: Vec::new(), tls: None, kind };
         let bind = Bind::Socket(self.endpoint.address.value);

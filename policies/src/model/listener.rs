@@ -89,6 +89,9 @@ pub struct HttpOptions {
     pub via: Option<String>,
     /// What to tell the upstream about the client.
     pub forwarded: ForwardedHeader,
+    /// What stands behind it is on this machine: responses carry a load report where the request asks for one.
+    #[serde(default)]
+    pub reports_load: bool,
 }
 
 /// How the client's address is passed on.
@@ -112,6 +115,7 @@ impl Default for HttpOptions {
             max_concurrent_streams: 256,
             via: None,
             forwarded: ForwardedHeader::XForwarded,
+            reports_load: false,
         }
     }
 }

@@ -21,7 +21,8 @@ use super::{
     headers::with_path,
     keeps_claims,
     message::{Broken, Client, Length, RequestHead, ResponseHead},
-    mirror, orca,
+    mirror,
+    orca::{self, Asked},
     record::{Recorder, grpc_status},
     relay::{Cut, Downstream, Side, Upload, Upstream},
     replay::{Replay, Terms},
@@ -74,6 +75,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) uploading: Option<Box<UploadResume>>,
     /// What vouches for the bodies, where a policy wants it.
     pub(super) digests: Option<Box<Digests>>,
+    /// Who wants a load report.
+    pub(super) asked: Asked,
 }
 
 /// A client that closed its sending side after its request is answered if the
@@ -118,6 +121,7 @@ pub(super) fn run<'a, D: Downstream>(
         broke: None,
         uploading: None,
         digests: None,
+        asked: Asked::default(),
         record: Recorder::new(client, &head, start),
         head,
     };
@@ -325,6 +329,9 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             head.authority = host.clone();
         }
+        let asks = backend.service.as_ref().is_some_and(|service| orca::is_due(service));
+        let reports = self.client.listener.load.is_some();
+        self.asked = Asked::with(&mut head.headers, asks, reports);
         route.request_headers.apply(&mut head.headers);
         backend.request_headers.apply(&mut head.headers);
         Ok(())
@@ -337,6 +344,7 @@ impl<D: Downstream> Exchange<'_, D> {
         backend: &Backend,
         mut answer: ResponseHead,
     ) -> Result<(), Stop> {
+        self.report_in_head(&mut answer);
         backend.response_headers.apply(&mut answer.headers);
         route.response_headers.apply(&mut answer.headers);
         if let Some(via) = self.client.listener.via(self.head.received) {
@@ -349,7 +357,6 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_length = answer.length;
         if let Some(ticket) = &mut self.ticket {
             ticket.answered(answer.length.declared(), self.record.was_turned_away());
-            orca::heed(&mut answer.headers, ticket);
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;

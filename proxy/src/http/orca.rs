@@ -1,61 +1,127 @@
 //! Load reports that endpoints send along with their responses (ORCA, gRFC A51;
-//! `xds.data.orca.v3.OrcaLoadReport`).
+//! `xds.data.orca.v3.OrcaLoadReport`): asked for, heeded and taken out by who picks the endpoint,
+//! and added to by the sidecar beside it.
+//!
+//! A report comes in the head or in the trailers. Who balances by it asks for it, as vLLM and Triton
+//! want it; it says nothing of us to those before us, unless they asked too. Where nobody asks, a
+//! sidecar writes none.
 
-use http::{HeaderMap, HeaderName};
-use serde_json::Value;
+use std::sync::atomic::Ordering::Relaxed;
 
-use crate::upstream::{admission::Ticket, now_ms};
+use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 
-/// What a report says that is made use of here.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Report {
-    /// The share of its goodput that the endpoint has, from 0 to 1, by its accelerators' health:
-    /// `named_metrics.towpath.goodput_factor`. As it was sent: it may be anything.
-    pub(super) goodput_factor: Option<f64>,
+mod read;
+mod write;
+
+pub(crate) use write::Reporter;
+
+use super::{
+    exchange::Exchange,
+    message::{Length, ResponseHead},
+    relay::Downstream,
+};
+use crate::upstream::{ServiceLive, now_ms};
+use write::Format;
+
+/// Who wants a load report of a request's endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// We do.
+    by_us: bool,
+    /// The client does.
+    by_client: bool,
+    /// We are the endpoint's sidecar, and this is how the client wants it.
+    of_us: Option<Format>,
 }
 
-const HEADER: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+const METRICS: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+/// gRPC's.
+const METRICS_BIN: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
+const FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
+/// Among the named metrics: the share of its goodput that the endpoint has, from 0 to 1, by the
+/// health of its accelerators.
 const GOODPUT_FACTOR: &str = "towpath.goodput_factor";
-/// A longer report is none.
-const MAX_BYTES: usize = 4096;
+/// Time between two requests of a service that ask for a report: small ones must not pay for one
+/// each, and nothing that a report says changes faster.
+const ASK_EVERY_MS: u64 = 5;
 
-/// Lets a report count where completion times are predicted.
-pub(super) fn heed(headers: &mut HeaderMap, ticket: &Ticket) {
-    if ticket.service.completion.is_some()
-        && let Some(factor) = take(headers).and_then(|report| report.goodput_factor)
-    {
-        ticket.endpoint.live.reported(factor, now_ms());
+/// Whether a request to this service is to ask for a report: now and then where completion times
+/// are predicted.
+pub(super) fn is_due(service: &ServiceLive) -> bool {
+    if service.experience.get().is_none() {
+        return false;
+    }
+    let (asked, now) = (service.report_asked_ms.load(Relaxed), now_ms());
+    let due = asked == 0 || now >= asked + ASK_EVERY_MS;
+    if due {
+        service.report_asked_ms.store(now, Relaxed);
+    }
+    due
+}
+
+impl Asked {
+    /// Asks for a report if `asks`, in the client's words where it asks too. `reports`: we are the
+    /// endpoint's sidecar.
+    pub(super) fn with(headers: &mut HeaderMap, asks: bool, reports: bool) -> Self {
+        if !asks {
+            let by_client = headers.get(FORMAT);
+            let of_us = by_client.filter(|_| reports).and_then(Format::named);
+            return Self { by_us: false, by_client: by_client.is_some(), of_us };
+        }
+        match headers.entry(FORMAT) {
+            Entry::Occupied(place) => {
+                let of_us = Some(place.get()).filter(|_| reports).and_then(Format::named);
+                Self { by_us: true, by_client: true, of_us }
+            }
+            Entry::Vacant(place) => {
+                place.insert(HeaderValue::from_static("text"));
+                Self { by_us: true, by_client: false, of_us: None }
+            }
+        }
     }
 }
 
-/// Takes the report out of a response's headers: it is for who picks the endpoint, and says nothing
-/// of us to those before us.
-fn take(headers: &mut HeaderMap) -> Option<Report> {
-    let value = headers.remove(HEADER)?;
-    let text = value.to_str().ok().filter(|text| text.len() <= MAX_BYTES)?;
-    let (format, report) = text.split_once(' ')?;
-    match format {
-        "TEXT" => Some(read_text(report)),
-        "JSON" => read_json(report),
-        _ => None,
+impl<D: Downstream> Exchange<'_, D> {
+    /// Before the route changes any field.
+    pub(super) fn report_in_head(&self, answer: &mut ResponseHead) {
+        self.heed(&mut answer.headers);
+        // gRPC looks for it where the call ends.
+        if !self.grpc || answer.length == Length::None {
+            self.report(&mut answer.headers);
+        }
     }
-}
 
-/// `name=number, named_metrics.name=number`
-fn read_text(report: &str) -> Report {
-    let metrics = report.split(',').filter_map(|metric| metric.trim().split_once('='));
-    let mut named = metrics.filter_map(|(name, value)| {
-        let name = name.trim().strip_prefix("named_metrics.")?;
-        Some((name, value.trim().parse().ok()?))
-    });
-    let factor = named.find(|(name, _)| *name == GOODPUT_FACTOR);
-    Report { goodput_factor: factor.map(|(_, value)| value) }
-}
+    pub(super) fn report_in_trailers(&self, trailers: &mut HeaderMap) {
+        self.heed(trailers);
+        if self.grpc {
+            self.report(trailers);
+        }
+    }
 
-fn read_json(report: &str) -> Option<Report> {
-    let report: Value = serde_json::from_str(report).ok()?;
-    let named = report.get("named_metrics").or_else(|| report.get("namedMetrics"));
-    Some(Report { goodput_factor: named.and_then(|named| named.get(GOODPUT_FACTOR)?.as_f64()) })
+    /// Lets a report count where completion times are predicted.
+    fn heed(&self, fields: &mut HeaderMap) {
+        let Some(ticket) = &self.ticket else { return };
+        if !self.asked.by_us && ticket.service.completion.is_none() {
+            return;
+        }
+        if let Some(factor) = read::find(fields).and_then(read::Found::goodput_factor) {
+            ticket.endpoint.live.reported(factor, now_ms());
+        }
+        if !self.asked.by_client {
+            fields.remove(METRICS);
+            fields.remove(METRICS_BIN);
+        }
+    }
+
+    /// Adds what we know of the load to what the application says.
+    fn report(&self, fields: &mut HeaderMap) {
+        let reporter = self.client.listener.load.as_ref();
+        let (Some(reporter), Some(ticket)) = (reporter, &self.ticket) else { return };
+        let Some(format) = self.asked.of_us else { return };
+        let metrics = self.record.backend().map(|backend| &backend.metrics);
+        let ours = reporter.report(ticket, metrics, now_ms());
+        write::add(fields, ours, format, self.grpc);
+    }
 }
 
 #[cfg(test)]
@@ -63,29 +129,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_read_and_stripped_and_nonsense_is_none() {
-        for (value, factor) in [
-            ("TEXT cpu_utilization=0.3, named_metrics.towpath.goodput_factor=0.25", Some(0.25)),
-            ("TEXT named_metrics.towpath.goodput_factor=0", Some(0.0)),
-            ("TEXT named_metrics.other=0.25", None),
-            ("TEXT named_metrics.towpath.goodput_factor=much", None),
-            (r#"JSON {"named_metrics": {"towpath.goodput_factor": 0.5}}"#, Some(0.5)),
-            (r#"JSON {"namedMetrics": {"towpath.goodput_factor": 1}}"#, Some(1.0)),
-            (r#"JSON {"named_metrics": {"towpath.goodput_factor": "1"}}"#, None),
-            (r#"JSON {"named_metrics": 1}"#, None),
-            ("JSON {", None),
-            ("XML <report/>", None),
-            ("TEXT", None),
-            ("", None),
+    fn a_report_is_asked_for_where_it_counts_and_a_client_keeps_its_words() {
+        let json = Some(Format::Json);
+        for (asks, reports, client, sent, (by_us, by_client, of_us)) in [
+            (false, false, None, None, (false, false, None)),
+            (false, false, Some("json"), Some("json"), (false, true, None)),
+            (true, false, None, Some("text"), (true, false, None)),
+            (true, false, Some("json"), Some("json"), (true, true, None)),
+            (false, true, None, None, (false, false, None)),
+            (false, true, Some("json"), Some("json"), (false, true, json)),
+            (false, true, Some("xml"), Some("xml"), (false, true, None)),
+            (true, true, Some("json"), Some("json"), (true, true, json)),
+            (true, true, None, Some("text"), (true, false, None)),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert(HEADER, value.parse().unwrap());
-            assert_eq!(take(&mut headers).and_then(|r| r.goodput_factor), factor, "{value:?}");
-            assert!(headers.is_empty(), "{value:?}");
+            client.map(|format| headers.insert(FORMAT, HeaderValue::from_static(format)));
+            let got = Asked::with(&mut headers, asks, reports);
+            assert_eq!(got, Asked { by_us, by_client, of_us }, "{asks} {reports} {client:?}");
+            assert_eq!(headers.get(FORMAT).map(|v| v.to_str().unwrap()), sent);
         }
-        let mut headers = HeaderMap::new();
-        headers.insert(HEADER, http::HeaderValue::from_bytes(b"TEXT \xff").unwrap());
-        assert_eq!(take(&mut headers), None);
-        assert_eq!(take(&mut headers), None, "there is none");
     }
 }

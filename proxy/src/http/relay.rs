@@ -461,6 +461,9 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             Piece::End(trailers) => {
                 self.check_extent(true)?;
+                if let Some(trailers) = trailers {
+                    self.report_in_trailers(trailers);
+                }
                 self.guard_trailers(trailers.as_mut(), false);
                 self.note_trailers(trailers.as_ref());
             }

@@ -15,7 +15,7 @@ use towpath_policies::model::{
 use super::{CompiledTable, Open, Rejection, World, same};
 use crate::{
     chains::{Chain, ChainKind, Chains},
-    http::HttpListener,
+    http::{HttpListener, orca::Reporter},
     listener::{self, Listening},
     metrics::registry,
     router::Router,
@@ -252,10 +252,12 @@ impl World {
                     );
                     let terms = &self.terms;
                     let (transfers, overload) = (terms.transfers.clone(), terms.overload.clone());
+                    let reports = options.reports_load;
                     let (name, options) = (name.clone(), options.clone());
                     let mut http = HttpListener::new(name, options, place, transfers, overload);
                     http.access_log.clone_from(&terms.access_log);
                     http.spool.clone_from(&terms.spool);
+                    http.load = reports.then(|| Reporter::new(terms.load.clone()));
                     ChainKind::Http(Arc::new(http))
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),

@@ -7,6 +7,7 @@ mod admin;
 mod control_plane;
 mod drain;
 mod health;
+mod load_reports;
 mod outlier;
 mod overload;
 mod program;

@@ -44,9 +44,12 @@ impl World {
         self.service_with(Service::new(name, protocol), at)
     }
 
-    pub(crate) fn service_with(mut self, service: Service, at: &[SocketAddr]) -> Self {
+    pub(crate) fn service_with(self, service: Service, at: &[SocketAddr]) -> Self {
+        self.service_of(service, at.iter().copied().map(Endpoint::new).collect())
+    }
+
+    pub(crate) fn service_of(mut self, service: Service, endpoints: Vec<Endpoint>) -> Self {
         let name = service.name.clone();
-        let endpoints = at.iter().copied().map(Endpoint::new).collect();
         let set = EndpointSet { service: name.clone(), endpoints };
         self.0.endpoints.insert(name.clone(), Arc::new(set));
         self.0.services.insert(name, Arc::new(service));

@@ -253,18 +253,22 @@ fn http_options() -> impl Strategy<Value = HttpOptions> {
         1u32..10_000,
         option::of(token()),
         forwarded,
+        any::<bool>(),
     )
-        .prop_map(|(head, headers, head_timeout, idle_timeout, streams, via, forwarded)| {
-            HttpOptions {
-                max_head_bytes: head,
-                max_headers: headers,
-                head_timeout,
-                idle_timeout,
-                max_concurrent_streams: streams,
-                via,
-                forwarded,
-            }
-        });
+        .prop_map(
+            |(head, headers, head_timeout, idle_timeout, streams, via, forwarded, reports)| {
+                HttpOptions {
+                    max_head_bytes: head,
+                    max_headers: headers,
+                    head_timeout,
+                    idle_timeout,
+                    max_concurrent_streams: streams,
+                    via,
+                    forwarded,
+                    reports_load: reports,
+                }
+            },
+        );
     prop_oneof![Just(HttpOptions::default()), whole]
 }
 

@@ -1,0 +1,328 @@
+//! A report as it is written into header fields, and what a sidecar reports.
+
+use std::{
+    fmt::Write,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::json;
+use towpath_xds::orca::LoadReport;
+
+use super::{
+    METRICS, METRICS_BIN,
+    read::{self, Found, MAX_BYTES, NAMED},
+};
+use crate::{
+    http::base64, load::NodeLoad, lock::lock, router::RouteMetrics, upstream::admission::Ticket,
+};
+
+/// How a report is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum Format {
+    Text,
+    Json,
+    Binary,
+}
+
+/// What a sidecar's listener reports by.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    node: Arc<NodeLoad>,
+    rates: Mutex<Rates>,
+}
+
+/// Requests and errors per second, over at least a second.
+#[derive(Debug, Default)]
+struct Rates {
+    /// When it was last reckoned, and what had come by then; 0 = never.
+    at_ms: u64,
+    requests: u64,
+    errors: u64,
+    rps: f64,
+    eps: f64,
+}
+
+impl Format {
+    /// The words of vLLM and Triton, in small letters or large.
+    pub(super) fn named(value: &HeaderValue) -> Option<Self> {
+        let is = |name: &str| value.as_bytes().eq_ignore_ascii_case(name.as_bytes());
+        match () {
+            () if is("text") => Some(Self::Text),
+            () if is("json") => Some(Self::Json),
+            () if is("bin") => Some(Self::Binary),
+            () => None,
+        }
+    }
+}
+
+impl Reporter {
+    pub(crate) fn new(node: Arc<NodeLoad>) -> Self {
+        Self { node, rates: Mutex::default() }
+    }
+
+    /// What the sidecar itself knows of the application behind this try, and of the machine.
+    #[expect(clippy::cast_precision_loss, reason = "for a balancer")]
+    pub(super) fn report(
+        &self,
+        ticket: &Ticket,
+        metrics: Option<&RouteMetrics>,
+        now_ms: u64,
+    ) -> LoadReport {
+        let (cpu_utilization, mem_utilization) = self.node.look();
+        let (rps_fractional, eps) = metrics.map_or((0.0, 0.0), |metrics| {
+            let (requests, errors) = metrics.ended();
+            lock(&self.rates).look(now_ms, requests, errors)
+        });
+        let live = &ticket.service.live;
+        let requests = f64::from(live.requests.load(Relaxed));
+        let bytes = live.bytes_in_flight.load(Relaxed) as f64;
+        let slots = ticket.endpoint.spec.slots.filter(|slots| *slots > 0).map(f64::from);
+        LoadReport {
+            cpu_utilization,
+            mem_utilization,
+            rps_fractional,
+            eps,
+            application_utilization: slots.map_or(0.0, |slots| requests / slots),
+            named_metrics: [
+                (REQUESTS_IN_FLIGHT.to_owned(), requests),
+                (BYTES_IN_FLIGHT.to_owned(), bytes),
+            ]
+            .into(),
+            ..LoadReport::default()
+        }
+    }
+}
+
+impl Rates {
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    fn look(&mut self, now_ms: u64, requests: u64, errors: u64) -> (f64, f64) {
+        let elapsed = now_ms.saturating_sub(self.at_ms);
+        if self.at_ms == 0 || elapsed >= 1000 {
+            if self.at_ms != 0 {
+                let per_second = |now: u64, before: u64| {
+                    now.saturating_sub(before) as f64 * 1000.0 / elapsed as f64
+                };
+                self.rps = per_second(requests, self.requests);
+                self.eps = per_second(errors, self.errors);
+            }
+            (self.at_ms, self.requests, self.errors) = (now_ms, requests, errors);
+        }
+        (self.rps, self.eps)
+    }
+}
+
+/// Puts `ours` into the fields, behind what the application says itself. Where that is more than a
+/// field may hold, what it says stays as it is.
+pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc: bool) {
+    let mut report = read::find(fields).and_then(Found::report).unwrap_or_default();
+    report.fill_in(ours);
+    if let Some((name, value)) = encode(&report, format, grpc) {
+        fields.remove(METRICS);
+        fields.remove(METRICS_BIN);
+        fields.insert(name, value);
+    }
+}
+
+/// `grpc`: for a client of gRPC, which looks for a field of its own.
+fn encode(report: &LoadReport, format: Format, grpc: bool) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = match format {
+        Format::Text => (METRICS, format!("TEXT {}", text(report))),
+        Format::Json => (METRICS, format!("JSON {}", json(report))),
+        Format::Binary => {
+            let binary = base64::encode(&report.to_bytes());
+            if grpc { (METRICS_BIN, binary) } else { (METRICS, format!("BIN {binary}")) }
+        }
+    };
+    (value.len() <= MAX_BYTES).then_some((name, HeaderValue::try_from(value).ok()?))
+}
+
+fn text(report: &LoadReport) -> String {
+    let mut text = String::with_capacity(192);
+    let mut write = |map: &str, name: &str, value: f64| {
+        let comma = if text.is_empty() { "" } else { ", " };
+        // As many digits as it takes, but not three hundred.
+        let _ = match value.abs() {
+            0.0 | 1e-6..1e15 => write!(text, "{comma}{map}{name}={value}"),
+            _ => write!(text, "{comma}{map}{name}={value:e}"),
+        };
+    };
+    for (name, value) in numbers(report) {
+        write("", name, value);
+    }
+    for (map, metrics) in [
+        ("request_cost.", &report.request_cost),
+        ("utilization.", &report.utilization),
+        (NAMED, &report.named_metrics),
+    ] {
+        for (name, value) in metrics.iter().filter(|(name, _)| can_be_said(name)) {
+            write(map, name, *value);
+        }
+    }
+    text
+}
+
+/// Whether a name ends where its reader thinks it does.
+fn can_be_said(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b'=' | b':' | b'"'))
+}
+
+fn json(report: &LoadReport) -> serde_json::Value {
+    let mut fields = serde_json::Map::new();
+    for (name, value) in numbers(report) {
+        fields.insert(name.to_owned(), json!(value));
+    }
+    for (name, map) in [
+        ("request_cost", &report.request_cost),
+        ("utilization", &report.utilization),
+        ("named_metrics", &report.named_metrics),
+    ] {
+        // A field holds ASCII only.
+        let map: serde_json::Map<_, _> = map
+            .iter()
+            .filter(|(name, _)| name.is_ascii())
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
+        if !map.is_empty() {
+            fields.insert(name.to_owned(), map.into());
+        }
+    }
+    fields.into()
+}
+
+/// The numbers it says.
+fn numbers(report: &LoadReport) -> impl Iterator<Item = (&'static str, f64)> {
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let rps = if report.rps_fractional > 0.0 { report.rps_fractional } else { report.rps as f64 };
+    [
+        ("cpu_utilization", report.cpu_utilization),
+        ("mem_utilization", report.mem_utilization),
+        ("rps_fractional", rps),
+        ("eps", report.eps),
+        ("application_utilization", report.application_utilization),
+    ]
+    .into_iter()
+    .filter(|(_, value)| *value != 0.0)
+}
+
+const REQUESTS_IN_FLIGHT: &str = "towpath.requests_in_flight";
+const BYTES_IN_FLIGHT: &str = "towpath.bytes_in_flight";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(app: Option<(HeaderName, &str)>, ours: LoadReport, format: Format) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        app.map(|(name, value)| fields.insert(name, value.parse().unwrap()));
+        add(&mut fields, ours, format, false);
+        fields
+    }
+
+    fn value(fields: &HeaderMap) -> &str {
+        assert_eq!(fields.len(), 1, "{fields:?}");
+        fields[METRICS].to_str().unwrap()
+    }
+
+    fn ours() -> LoadReport {
+        LoadReport {
+            cpu_utilization: 0.25,
+            rps_fractional: 12.5,
+            named_metrics: [("towpath.requests_in_flight".into(), 3.0)].into(),
+            ..LoadReport::default()
+        }
+    }
+
+    #[test]
+    fn a_report_is_written_as_it_is_wanted() {
+        let text = "TEXT cpu_utilization=0.25, rps_fractional=12.5, \
+            named_metrics.towpath.requests_in_flight=3";
+        assert_eq!(value(&written(None, ours(), Format::Text)), text);
+        let json = r#"JSON {"cpu_utilization":0.25,"rps_fractional":12.5,"named_metrics":{"towpath.requests_in_flight":3.0}}"#;
+        assert_eq!(value(&written(None, ours(), Format::Json)), json);
+        let binary = base64::encode(&ours().to_bytes());
+        assert_eq!(value(&written(None, ours(), Format::Binary)), format!("BIN {binary}"));
+        let mut fields = HeaderMap::new();
+        add(&mut fields, ours(), Format::Binary, true);
+        assert_eq!(fields[METRICS_BIN], binary);
+        for (value, format) in [
+            ("text", Some(Format::Text)),
+            ("JSON", Some(Format::Json)),
+            ("Bin", Some(Format::Binary)),
+            ("xml", None),
+            ("", None),
+        ] {
+            assert_eq!(Format::named(&value.parse().unwrap()), format, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_the_application_says_stays_and_wins() {
+        let app = r#"JSON {"cpu_utilization": 0.9, "named_metrics": {"kv_cache_usage_perc": 0.5}}"#;
+        let fields = written(Some((METRICS, app)), ours(), Format::Text);
+        let text = "TEXT cpu_utilization=0.9, rps_fractional=12.5, \
+            named_metrics.kv_cache_usage_perc=0.5, named_metrics.towpath.requests_in_flight=3";
+        assert_eq!(value(&fields), text);
+        // What is no report gives way to one.
+        let fields = written(Some((METRICS_BIN, "!")), LoadReport::default(), Format::Text);
+        assert_eq!(value(&fields), "TEXT ");
+        // What would not fit stays as it was.
+        let long = format!("TEXT {}=1", "named_metrics.a".repeat(271));
+        let fields = written(Some((METRICS, &long)), ours(), Format::Text);
+        assert_eq!(value(&fields), long);
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_second_or_more() {
+        let mut rates = Rates::default();
+        for (now_ms, requests, errors, expected) in [
+            (5_000, 100, 3, (0.0, 0.0)),
+            (5_900, 200, 3, (0.0, 0.0)),
+            (6_000, 200, 4, (100.0, 1.0)),
+            (6_500, 900, 4, (100.0, 1.0)),
+            (10_000, 220, 4, (5.0, 0.0)),
+            // The series began anew.
+            (11_000, 0, 0, (0.0, 0.0)),
+        ] {
+            assert_eq!(rates.look(now_ms, requests, errors), expected, "at {now_ms}");
+        }
+    }
+
+    fn metrics() -> impl Strategy<Value = std::collections::BTreeMap<String, f64>> {
+        prop::collection::btree_map("[ -~]{1,12}|\\PC{1,4}", any::<f64>(), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(
+            numbers in any::<[f64; 5]>(),
+            named in metrics(),
+            utilization in metrics(),
+            format in prop::sample::select(&[Format::Text, Format::Json, Format::Binary][..]),
+        ) {
+            let mut report = LoadReport {
+                cpu_utilization: numbers[0],
+                mem_utilization: numbers[1],
+                rps_fractional: numbers[2],
+                eps: numbers[3],
+                application_utilization: numbers[4],
+                named_metrics: named,
+                utilization,
+                ..LoadReport::default()
+            };
+            report.keep_possible();
+            let fields = written(None, report.clone(), format);
+            let again = read::find(&fields).and_then(Found::report).unwrap();
+            let sayable = |name: &str| match format {
+                Format::Text => can_be_said(name),
+                Format::Json => name.is_ascii(),
+                Format::Binary => true,
+            };
+            report.named_metrics.retain(|name, _| sayable(name));
+            report.utilization.retain(|name, _| sayable(name));
+            prop_assert_eq!(again, report);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Load reports between a gateway that predicts and the sidecars of its endpoints.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+use towpath_policies::model::*;
+use towpath_proxy::Running;
+
+use crate::support::*;
+
+/// An application that says a part of its report when asked, as vLLM does.
+struct App {
+    origin: Origin,
+    served: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
+}
+
+async fn app(name: &'static str) -> App {
+    let (served, broken) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let (count, is_broken) = (served.clone(), broken.clone());
+    let origin = origin(move |mut tcp| {
+        let (count, is_broken) = (count.clone(), is_broken.clone());
+        async move {
+            while let Some(head) = head(&mut tcp).await {
+                count.fetch_add(1, SeqCst);
+                let factor = if is_broken.load(SeqCst) { 0 } else { 1 };
+                let report = format!(
+                    "endpoint-load-metrics: JSON {{\"named_metrics\": {{\"kv_cache_usage_perc\": 0.5, \
+                     \"towpath.goodput_factor\": {factor}}}}}\r\n"
+                );
+                let asked = head.to_lowercase().contains("endpoint-load-metrics-format: ");
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{}\r\n{name}",
+                    name.len(),
+                    if asked { &report } else { "" },
+                );
+                if tcp.write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    App { origin, served, broken }
+}
+
+impl App {
+    fn served(&self) -> usize {
+        self.served.load(SeqCst)
+    }
+}
+
+/// A sidecar before this application.
+async fn sidecar(name: &str, app: &App) -> Running {
+    let service = format!("inbound/{name}");
+    let mut endpoint = Endpoint::new(app.origin.address);
+    endpoint.slots = Some(4);
+    let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
+    let kind = ChainKind::Http { route_table: service.clone(), options };
+    let chain = Chain { server_names: vec![], tls: None, kind };
+    let world = World::default()
+        .service_of(Service::new(&service, Protocol::Follow), vec![endpoint])
+        .routes(&service, &service)
+        .listener("in", vec![chain]);
+    proxy_with(world).await
+}
+
+/// A gateway before these endpoints of a service of its own name.
+async fn gateway(service: &str, protocol: Protocol, endpoints: &[SocketAddr]) -> Running {
+    let gateway = proxy().await;
+    lead_to(&gateway, service, protocol, endpoints);
+    gateway
+}
+
+fn lead_to(gateway: &Running, name: &str, protocol: Protocol, endpoints: &[SocketAddr]) {
+    let mut service = Service::new(name, protocol);
+    service.balancer = Balancer::CompletionTime;
+    let world = World::default().service_with(service, endpoints).http("edge", name);
+    gateway.apply(world.build(&endpoints.len().to_string())).unwrap();
+}
+
+/// Where a sidecar is reached.
+fn inbound(sidecar: &Running) -> SocketAddr {
+    sidecar.listener_addrs()["in"]
+}
+
+/// What the gateway makes of the reports of this endpoint.
+async fn health(gateway: &Running, service: &str, endpoint: SocketAddr) -> f64 {
+    let explanation = admin_json(gateway, &format!("/explain?service={service}")).await;
+    let rows = explanation["endpoints"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["address"] == endpoint.to_string()).unwrap();
+    row["health"].as_f64().unwrap()
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_application_reports_a_fault_gets_no_more_and_no_client_sees_it() {
+    let (one, other) = (app("one").await, app("other").await);
+    let sidecars = [sidecar("reports-one", &one).await, sidecar("reports-other", &other).await];
+    let at = [inbound(&sidecars[0]), inbound(&sidecars[1])];
+    let gateway = gateway("reports", Protocol::Http1, &at[..1]).await;
+    let mut client = connect(&gateway, "edge").await;
+    let mut ask = async || {
+        let (head, _) = get(&mut client, "/").await;
+        assert!(!head.contains("endpoint-load"), "{head}");
+    };
+    ask().await;
+    one.broken.store(true, SeqCst);
+    eventually("the fault is known", async || {
+        ask().await;
+        (health(&gateway, "reports", at[0]).await < 0.01).then_some(())
+    })
+    .await;
+    lead_to(&gateway, "reports", Protocol::Http1, &at);
+    let before = one.served();
+    for _ in 0..20 {
+        ask().await;
+    }
+    assert_eq!((one.served(), other.served()), (before, 20));
+}
+
+async fn asked(proxy: &Running, format: &str) -> String {
+    let mut tcp: TcpStream = connect(proxy, "in").await;
+    let format = match format {
+        "" => String::new(),
+        _ => format!("endpoint-load-metrics-format: {format}\r\n"),
+    };
+    tcp.write_all(format!("GET / HTTP/1.1\r\nhost: a\r\n{format}\r\n").as_bytes()).await.unwrap();
+    let head = head(&mut tcp).await.unwrap();
+    let report = head.lines().find_map(|line| line.strip_prefix("endpoint-load-metrics: "));
+    report.unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_sidecar_adds_to_what_the_application_reports_in_the_format_asked_for() {
+    let app = app("app").await;
+    let sidecar = sidecar("formats", &app).await;
+    assert_eq!(asked(&sidecar, "").await, "", "nobody asked");
+    let text = asked(&sidecar, "text").await;
+    let report = text.strip_prefix("TEXT ").expect(&text);
+    for part in [
+        "named_metrics.kv_cache_usage_perc=0.5",
+        "named_metrics.towpath.goodput_factor=1",
+        "named_metrics.towpath.requests_in_flight=1",
+        "named_metrics.towpath.bytes_in_flight=",
+        // One of four slots.
+        "application_utilization=0.25",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    let json = asked(&sidecar, "JSON").await;
+    let json: serde_json::Value =
+        serde_json::from_str(json.strip_prefix("JSON ").expect(&json)).unwrap();
+    assert_eq!(json["named_metrics"]["kv_cache_usage_perc"], 0.5);
+    assert_eq!(json["named_metrics"]["towpath.requests_in_flight"], 1.0);
+    let binary = asked(&sidecar, "bin").await;
+    assert!(binary.starts_with("BIN "), "{binary}");
+    // Once asked for, the machine is looked at.
+    eventually("the machine's memory", async || {
+        asked(&sidecar, "text").await.contains("mem_utilization=0.").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_is_told_in_its_own_words() {
+    let app = app("app").await;
+    let sidecar = sidecar("through", &app).await;
+    let gateway = gateway("through", Protocol::Http1, &[inbound(&sidecar)]).await;
+    let mut tcp = connect(&gateway, "edge").await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nendpoint-load-metrics-format: json\r\n\r\n")
+        .await
+        .unwrap();
+    let head = head(&mut tcp).await.unwrap();
+    assert!(head.contains("endpoint-load-metrics: JSON {"), "{head}");
+}
+
+/// A gRPC application that reports in its trailers, unasked, as gRPC's servers do.
+async fn grpc_app() -> App {
+    let (served, broken) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let (count, is_broken) = (served.clone(), broken.clone());
+    let origin = origin(move |tcp| {
+        let (count, is_broken) = (count.clone(), is_broken.clone());
+        async move {
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                count.fetch_add(1, SeqCst);
+                // named_metrics {towpath.goodput_factor: 0}, or nothing.
+                let report = match is_broken.load(SeqCst) {
+                    true => "QiEKFnRvd3BhdGguZ29vZHB1dF9mYWN0b3IRAAAAAAAAAAA",
+                    false => "",
+                };
+                let head = http::Response::builder()
+                    .header("content-type", "application/grpc")
+                    .body(())
+                    .unwrap();
+                let mut send = respond.send_response(head, false).unwrap();
+                send.send_data(vec![0; 5].into(), false).unwrap();
+                let trailers = [("grpc-status", "0"), ("endpoint-load-metrics-bin", report)];
+                let trailers = trailers.map(|(name, value)| {
+                    (name.parse().unwrap(), http::HeaderValue::from_static(value))
+                });
+                send.send_trailers(trailers.into_iter().collect()).unwrap();
+            }
+        }
+    })
+    .await;
+    App { origin, served, broken }
+}
+
+/// The trailers of one call.
+async fn call(client: &mut h2::client::SendRequest<bytes::Bytes>, asks: bool) -> http::HeaderMap {
+    let mut request = http::Request::post("http://a.test/etl.Rows/Get")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if asks {
+        request = request.header("endpoint-load-metrics-format", "bin");
+    }
+    let mut ready = client.clone().ready().await.unwrap();
+    let (answer, _) = ready.send_request(request.body(()).unwrap(), true).unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    while body.data().await.is_some() {}
+    body.trailers().await.unwrap().unwrap()
+}
+
+async fn grpc_client(proxy: &Running, listener: &str) -> h2::client::SendRequest<bytes::Bytes> {
+    let tcp = connect(proxy, listener).await;
+    let (client, connection) = h2::client::handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test]
+async fn reports_in_the_trailers_of_calls_count_and_are_taken_out() {
+    let (one, other) = (grpc_app().await, grpc_app().await);
+    let at = [one.origin.address, other.origin.address];
+    let gateway = gateway("calls", Protocol::Http2, &at[..1]).await;
+    let mut client = grpc_client(&gateway, "edge").await;
+    let mut ask = async || {
+        let trailers = call(&mut client, false).await;
+        assert_eq!(trailers["grpc-status"], "0");
+        assert!(!trailers.contains_key("endpoint-load-metrics-bin"), "{trailers:?}");
+    };
+    ask().await;
+    one.broken.store(true, SeqCst);
+    eventually("the fault is known", async || {
+        ask().await;
+        (health(&gateway, "calls", at[0]).await < 0.01).then_some(())
+    })
+    .await;
+    lead_to(&gateway, "calls", Protocol::Http2, &at);
+    let before = one.served();
+    for _ in 0..20 {
+        ask().await;
+    }
+    assert_eq!((one.served(), other.served()), (before, 20));
+}
+
+#[tokio::test]
+async fn a_sidecar_reports_in_the_trailers_of_calls() {
+    let app = grpc_app().await;
+    app.broken.store(true, SeqCst);
+    let sidecar = sidecar("calls", &app).await;
+    let mut client = grpc_client(&sidecar, "in").await;
+    let unasked = call(&mut client, false).await;
+    let alone = unasked["endpoint-load-metrics-bin"].to_str().unwrap().to_owned();
+    let asked = call(&mut client, true).await;
+    let both = asked["endpoint-load-metrics-bin"].to_str().unwrap();
+    assert!(both.len() > alone.len() + 60, "{alone}: {both}");
+}
