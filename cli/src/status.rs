@@ -3,16 +3,14 @@
 
 use std::{
     fmt::Write as _,
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     net::SocketAddr,
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::admin::{self, plain, print};
-use anyhow::{Context as _, bail};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use anyhow::Context as _;
 use towpath_control_plane::{
     DEFAULT_ADMIN,
     source::{Commit, short},

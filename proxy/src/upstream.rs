@@ -71,6 +71,8 @@ pub struct Level {
     pub priority: u32,
     /// Indexes into [`ServiceState::endpoints`]; without those that the control plane does not let be used.
     pub members: Box<[u32]>,
+    /// What is alive of each, so that a pick need not look anywhere else.
+    pub(crate) lives: Box<[Arc<EndpointLive>]>,
     /// Sum of the members' weights.
     pub weight: u64,
 }
@@ -85,16 +87,25 @@ pub struct EndpointState {
 }
 
 /// Counters and flags of one address. Atomics only; written by every worker.
+///
+/// What a pick looks at comes first and shares a cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct EndpointLive {
-    /// The address.
-    pub address: SocketAddr,
     /// Body bytes of unfinished exchanges and streams, both ways: those of a response that were
     /// declared, those of a request as far as that is believed, and those seen where no length was
     /// told.
     pub bytes_in_flight: AtomicU64,
+    /// Passive ejection: [`now_ms`] time until which nothing is sent; 0 = not ejected.
+    pub ejected_until_ms: AtomicU64,
+    /// What completion times are predicted from.
+    pub(crate) learned: Learned,
     /// Exchanges in flight.
     pub requests: AtomicU32,
+    /// What active probes say; true until they say otherwise.
+    pub probe_healthy: AtomicBool,
+    /// The address.
+    pub address: SocketAddr,
     /// Connections that stand, pooled ones included.
     pub connections: AtomicU32,
     /// Exchanges that wait for a connection.
@@ -103,10 +114,6 @@ pub struct EndpointLive {
     pub(crate) slots_used: AtomicU32,
     /// Where it adapts: who may wait for its response heads; made when the service first wants that.
     pub(crate) concurrency: OnceLock<Box<Concurrency>>,
-    /// What active probes say; true until they say otherwise.
-    pub probe_healthy: AtomicBool,
-    /// Passive ejection: [`now_ms`] time until which nothing is sent; 0 = not ejected.
-    pub ejected_until_ms: AtomicU64,
     /// Passive ejection: failures since the last success.
     pub consecutive_failures: AtomicU32,
     /// Passive ejection: how often it was ejected in a row.
@@ -117,8 +124,6 @@ pub struct EndpointLive {
     pub warm_from_ms: AtomicU64,
     /// What it is compared with its peers by.
     pub meter: Meter,
-    /// What completion times are predicted from.
-    pub(crate) learned: Learned,
     /// Bytes per second of active transfer, of late; 0 = unknown.
     pub goodput: AtomicU64,
     /// Set when the endpoint left the set: pools close, no new use.
@@ -130,6 +135,8 @@ pub struct EndpointLive {
     /// Idle connections, by worker.
     pub(crate) pools: Pools,
 }
+
+const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
 
 /// Handles that cost one atomic addition each.
 #[derive(Debug)]
@@ -330,6 +337,7 @@ fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
         .map(|(priority, members)| Level {
             priority,
             weight: members.iter().map(|m| u64::from(endpoints[*m as usize].spec.weight)).sum(),
+            lives: members.iter().map(|m| endpoints[*m as usize].live.clone()).collect(),
             members: members.into(),
         })
         .collect()

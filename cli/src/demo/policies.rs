@@ -186,7 +186,7 @@ spec:
     withIdempotencyKey: true
     budget: {{percent: 50, minConcurrent: 10}}
 ---
-# As many bytes for each worker as it has room for.
+# To the worker that completes it first.
 apiVersion: towpath.dev/v1alpha1
 kind: BalancerPolicy
 metadata: {{name: freight}}
@@ -194,7 +194,7 @@ spec:
   targetRefs:
   - {{group: towpath.dev, kind: Service, name: etl}}
   - {{group: towpath.dev, kind: Service, name: etl-{FAVOURED}}}
-  policy: BytesInFlight
+  policy: CompletionTime
 ---
 apiVersion: towpath.dev/v1alpha1
 kind: BreakerPolicy

@@ -16,7 +16,7 @@ pub(super) use self::chronicle::{Chronicle, CommitTimes, Shares};
 use super::{
     admin::Metrics,
     ledger::{Counts, Ledger},
-    place::FAVOURED,
+    place::{FAVOURED, Node, REGIONS},
     policies::{self, File, ROUTES, SHIFTED, TRANSFER, TYPO},
     repository::Commit,
     show::{Show, Tone, many},
@@ -117,17 +117,22 @@ impl Story<'_> {
     }
 
     async fn slow(&mut self, index: usize, from: f64, to: f64) -> anyhow::Result<()> {
-        let name = self.stage.places.nodes[index].name.clone();
+        let node = &self.stage.places.nodes[index];
+        let (name, (_, gpu)) = (node.name.clone(), node.region.gpu);
         let mark = self.mark().await?;
         self.stage.slow_down(index, SLOWNESS).await?;
-        self.trouble(format!("worker {name} falls to a tenth of its speed"));
-        // it takes a moment until its queue speaks for itself
+        self.trouble(format!("the {gpu} of worker {name} throttles to a tenth, and says so"));
+        // those under way are still to end
         self.until((2.0 * from + to) / 3.0).await?;
         let queued = self.mark().await?;
         self.until(to).await?;
         let since = self.since(&mark).await?;
-        let during = self.shares_since(&queued).await?.of_endpoint(&name);
+        let now = self.shares_since(&queued).await?;
+        let during = now.of_endpoint(&name);
         self.stage.slow_down(index, 1).await?;
+        for line in map(&self.chronicle.before, &now, &self.stage.places.nodes, &name) {
+            self.show.print(&line);
+        }
         let before = self.chronicle.before.of_endpoint(&name);
         self.answer(format!(
             "its share of the picks: {before:.0} % before, {during:.0} % while slow; \
@@ -313,12 +318,40 @@ struct Since {
     batches: u64,
 }
 
-/// The faults in the order of this seed, on workers of its choice. A slow one
-/// is one without an accelerator: a strong one would still be fast enough.
+/// Who took which share of the picks, before and now, region by region.
+fn map(before: &Shares, now: &Shares, nodes: &[Node], ill: &str) -> Vec<String> {
+    let row = |name: &str, was: f64, is: f64, mark: &str| {
+        format!("          {name:<22} {:<22} {:<22} {mark}", bar(was), bar(is))
+            .trim_end()
+            .to_owned()
+    };
+    let head = format!("          {:<22} {:<22} {:<22}", "picks", "before", "now");
+    let mut lines = vec![head.trim_end().to_owned()];
+    for region in &REGIONS {
+        lines.push(row(region.name, before.of(region.name), now.of(region.name), ""));
+        for node in nodes.iter().filter(|node| node.region.name == region.name) {
+            let gpu = if node.gpu { format!(" ({})", node.region.gpu.1) } else { String::new() };
+            let name = format!("  {}{gpu}", node.name);
+            let mark = if node.name == ill { "<- throttles" } else { "" };
+            let share = |shares: &Shares| shares.of_endpoint(&node.name);
+            lines.push(row(&name, share(before), share(now), mark));
+        }
+    }
+    lines
+}
+
+/// A share as a bar of at most 16 blocks.
+fn bar(percent: f64) -> String {
+    let blocks = (percent / 100.0 * 16.0).round() as usize;
+    format!("{} {percent:.0} %", "█".repeat(blocks.min(16)))
+}
+
+/// The faults in the order of this seed, on workers of its choice. It is an accelerator that
+/// throttles.
 fn faults(seed: u64, strong: &[bool]) -> [Fault; 3] {
     let mut random = fastrand::Rng::with_seed(seed ^ 0xfa17);
-    let weak: Vec<usize> = (0..strong.len()).filter(|node| !strong[*node]).collect();
-    let slow = weak[random.usize(0..weak.len())];
+    let accelerated: Vec<usize> = (0..strong.len()).filter(|node| strong[*node]).collect();
+    let slow = accelerated[random.usize(0..accelerated.len())];
     let killed = (slow + random.usize(1..strong.len())) % strong.len();
     let mut faults = [Fault::Kill(killed), Fault::Slow(slow), Fault::Restart];
     random.shuffle(&mut faults);
@@ -356,7 +389,7 @@ mod tests {
                 }
             }
             assert!(killed.is_some() && killed != slow, "{drawn:?}");
-            assert!(slow.is_some_and(|node| !strong[node]), "{drawn:?}");
+            assert!(slow.is_some_and(|node| strong[node]), "{drawn:?}");
             stories.insert(format!("{drawn:?}"));
         }
         assert!(stories.len() > 20, "{}", stories.len());

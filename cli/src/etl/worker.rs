@@ -117,9 +117,20 @@ impl Worker {
         Self { name, region, store, harness, counts: Counts::default() }
     }
 
-    /// Answers one request; every failure is an answer too.
+    /// Answers one request and says how well it is; every failure is an answer too.
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Answer> {
         self.harness.travel().await;
+        let mut response = self.serve(request).await;
+        let share = 1.0 / f64::from(self.harness.factor());
+        // A load report (ORCA) as model servers make it.
+        let report = format!("TEXT named_metrics.towpath.goodput_factor={share}");
+        if let Ok(report) = HeaderValue::from_str(&report) {
+            response.headers_mut().insert("endpoint-load-metrics", report);
+        }
+        response
+    }
+
+    async fn serve(&self, request: Request<Incoming>) -> Response<Answer> {
         let path = request.uri().path();
         match (request.method(), path) {
             (&Method::GET, "/healthz") => Answer::text(StatusCode::OK, "ok\n"),

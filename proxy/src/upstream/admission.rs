@@ -310,6 +310,9 @@ impl Ticket {
             self.leave();
         }
         self.has_head();
+        if let Some(watch) = &mut self.watch {
+            watch.stop();
+        }
         self.declared = self.believed;
         let bytes = std::mem::take(&mut self.bytes);
         self.service.live.bytes_in_flight.fetch_sub(bytes, Relaxed);
@@ -383,7 +386,7 @@ impl Ticket {
             slot.answered = true;
         }
         if let Some(watch) = self.watch.as_mut().filter(|_| !failed) {
-            watch.answered();
+            watch.answered(declared_bytes > 0);
         }
         if declared_bytes >= SMALLEST_JUDGED {
             self.response.judge(&meter.response);

@@ -33,11 +33,11 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use super::{EndpointState, Level, ServiceLive, ServiceState};
+use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState};
 use crate::lock::lock;
 use cost::{Factors, Facts, Parts};
 use draw::Draw;
-use learn::{Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
+use learn::{Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
 use places::{CELLS, Cell, Cells};
 
 /// What a view of a service predicts by.
@@ -95,6 +95,8 @@ impl Completion {
         let weight = |member: u32| endpoints[member as usize].spec.weight;
         let draw = |level: &mut Level| {
             level.members.sort_by_key(|member| cell_of[*member as usize]);
+            let live = |member: &u32| endpoints[*member as usize].live.clone();
+            level.lives = level.members.iter().map(live).collect();
             Draw::new(level, &cell_of, weight)
         };
         let draws = levels.iter_mut().map(draw).collect();
@@ -118,10 +120,10 @@ impl Completion {
         }
     }
 
-    /// Seconds there and back, as measured or as the distance lets expect.
+    /// Seconds there and back, as measured or as the distance lets expect; 0 where neither is known.
     fn network(&self, endpoint: Cell, origin: Cell) -> f32 {
         let way = &self.experience.ways[endpoint.index()][origin.index()];
-        way.round_trip.seconds().unwrap_or_else(|| self.cells.round_trip(endpoint, origin))
+        way.round_trip.seconds().unwrap_or(0.0)
     }
 }
 
@@ -151,7 +153,7 @@ impl ServiceState {
     ) {
         let Some(completion) = &self.completion else { return };
         let others = endpoint.live.requests.load(Relaxed);
-        let Some(sample) = watch.end(others, sent.saturating_add(received)) else { return };
+        let Some(sample) = watch.end(others, sent, received) else { return };
         completion.experience.usual_response.add(real(received));
         completion.learn(endpoint, &sample);
     }
@@ -188,48 +190,44 @@ impl Completion {
         let (learned, experience) = (&endpoint.live.learned, &self.experience);
         let (cell, weight) = (learned.cell(), real(endpoint.spec.weight.into()));
         let way = &experience.ways[cell.index()][sample.origin.index()];
-        let network = self.round_trip(endpoint, sample.origin);
+        let network = self.round_trip(learned, sample.origin);
         learned.served(sample, way, network, experience.usual(cell, weight), self.factors.health);
         if let Some(per_byte) = learned.per_byte() {
             experience.usual[cell.index()].saw(per_byte * weight / USUAL_WEIGHT);
         }
     }
 
-    fn round_trip(&self, endpoint: &EndpointState, origin: Cell) -> f32 {
-        let learned = &endpoint.live.learned;
+    fn round_trip(&self, learned: &Learned, origin: Cell) -> f32 {
         let own = learned.round_trip.seconds().filter(|_| origin == Cell::HERE);
         own.unwrap_or_else(|| self.network(learned.cell(), origin))
     }
 
     /// Seconds in which an endpoint will complete a try of so many bytes, in parts. `warmth`: the share
-    /// of its weight that an endpoint has which came back not long ago.
+    /// of its weight that an endpoint has which came back not long ago; `weight` is asked for where
+    /// nothing was measured.
     #[inline]
     pub(crate) fn predict(
         &self,
-        endpoint: &EndpointState,
+        live: &EndpointLive,
         origin: Cell,
         bytes: f32,
         warmth: f32,
+        weight: impl FnOnce() -> u32,
     ) -> Parts {
-        let (live, learned) = (&endpoint.live, &endpoint.live.learned);
+        let learned = &live.learned;
         let way = &self.experience.ways[learned.cell().index()][origin.index()];
+        let unknown = || self.experience.usual(learned.cell(), real(weight().into()));
         let facts = Facts {
-            network: self.round_trip(endpoint, origin),
+            network: self.round_trip(learned, origin),
             bytes,
             seconds_per_byte_on_the_way: way.per_byte(),
             bytes_ahead: real(live.bytes_in_flight.load(Relaxed)),
-            seconds_per_byte: learned.per_byte().unwrap_or_else(|| self.unknown(endpoint)),
+            seconds_per_byte: learned.per_byte().unwrap_or_else(unknown),
             requests: real(u64::from(live.requests.load(Relaxed)) + 1),
             seconds_per_request: learned.per_request(),
             strain: learned.strain() / warmth,
             tries: learned.tries(),
         };
         facts.parts(&self.factors)
-    }
-
-    #[cold]
-    fn unknown(&self, endpoint: &EndpointState) -> f32 {
-        let cell = endpoint.live.learned.cell();
-        self.experience.usual(cell, real(endpoint.spec.weight.into()))
     }
 }

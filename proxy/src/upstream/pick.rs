@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use towpath_policies::model::{Balancer, Queue};
 
 use super::{
-    EndpointState, Level, ServiceState,
+    EndpointLive, EndpointState, Level, ServiceState,
     admission::Limit,
     completion::{Completion, places::Cell},
     concurrency::BULK,
@@ -31,13 +31,13 @@ impl Tried {
     /// Remembers one.
     pub fn add(&mut self, endpoint: &Arc<EndpointState>) {
         if let Some(slot) = self.seen.get_mut(self.count) {
-            *slot = key(endpoint);
+            *slot = key(&endpoint.live);
             self.count += 1;
         }
     }
 
-    fn has(&self, endpoint: &Arc<EndpointState>) -> bool {
-        self.count > 0 && self.seen[..self.count].contains(&key(endpoint))
+    fn has(&self, live: &Arc<EndpointLive>) -> bool {
+        self.count > 0 && self.seen[..self.count].contains(&key(live))
     }
 }
 
@@ -50,8 +50,8 @@ pub struct Ask {
     pub origin: Cell,
 }
 
-fn key(endpoint: &Arc<EndpointState>) -> usize {
-    Arc::as_ptr(&endpoint.live).addr()
+fn key(live: &Arc<EndpointLive>) -> usize {
+    Arc::as_ptr(live).addr()
 }
 
 /// Picks an endpoint for a try.
@@ -110,7 +110,7 @@ static NOTHING_TRIED: Tried = Tried { seen: [0; 8], count: 0 };
 /// With this many endpoints or fewer, all are weighed; with more, two that are drawn.
 const WEIGH_ALL: usize = 4;
 /// With this many endpoints or fewer, the completion time of all is predicted.
-const PREDICT_ALL: usize = 32;
+const PREDICT_ALL: usize = 16;
 /// With more, of so many that are likely to be the soonest, and of one from elsewhere.
 const LIKELY: usize = 3;
 /// Draws before the level is searched from end to end.
@@ -277,14 +277,18 @@ impl<'a, 't> Round<'a, 't> {
     ) -> Option<&'a Arc<EndpointState>> {
         let count = level.members.len();
         let bytes = completion.expected(self.ask.bytes);
+        let origin = self.ask.origin;
         let mut best: Option<(f32, &Arc<EndpointState>)> = None;
         let mut look = |round: &mut Self, member: usize| {
             let Some(candidate) = round.eligible(level, member) else { return };
-            let warmth = if round.recovering { round.warmth(candidate) } else { 1000 };
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
-            let warmth = warmth.max(1) as f32 / 1000.0;
-            let origin = round.ask.origin;
-            let seconds = completion.predict(candidate, origin, bytes, warmth).total();
+            let warmth = match round.recovering {
+                true => round.warmth(candidate).max(1) as f32 / 1000.0,
+                false => 1.0,
+            };
+            let weight = || candidate.spec.weight;
+            let live = &level.lives[member];
+            let seconds = completion.predict(live, origin, bytes, warmth, weight).total();
             if best.is_none_or(|(least, _)| seconds < least) {
                 best = Some((seconds, candidate));
             }
@@ -296,13 +300,11 @@ impl<'a, 't> Round<'a, 't> {
             return best.map(|(_, endpoint)| endpoint);
         }
         let draw = completion.draw(nth);
-        let mut group = 0;
-        for _ in 0..LIKELY {
-            let (member, of) = draw.likely(self.ask.origin);
-            group = of;
-            look(self, member);
-        }
-        look(self, draw.beside(group));
+        // All are drawn before any is looked at, so that their cache lines are waited for together.
+        let likely = [(); LIKELY].map(|()| draw.likely(origin));
+        let beside = draw.beside(likely[0].1);
+        likely.into_iter().for_each(|(member, _)| look(self, member));
+        look(self, beside);
         match best {
             Some((_, endpoint)) => Some(endpoint),
             None => self.search(level, fastrand::usize(..count)),
@@ -356,8 +358,9 @@ impl<'a, 't> Round<'a, 't> {
         let service = self.service;
         let endpoint = &service.endpoints[level.members[member] as usize];
         // Levels hold none that the control plane does not let be used.
-        let usable = self.panic || endpoint.live.usable(self.now_ms);
-        if !usable || self.tried.has(endpoint) {
+        let live = &level.lives[member];
+        let usable = self.panic || live.usable(self.now_ms);
+        if !usable || self.tried.has(live) {
             return None;
         }
         if self.warm != Warm::All && self.passes_over(endpoint) {
@@ -373,7 +376,7 @@ impl<'a, 't> Round<'a, 't> {
             self.full = Some(Limit::Concurrency);
             return None;
         }
-        match endpoint.live.has_room(&service.spec.breaker.endpoint, self.ask.bytes) {
+        match live.has_room(&service.spec.breaker.endpoint, self.ask.bytes) {
             Ok(()) => Some(endpoint),
             Err(limit) => {
                 self.full = Some(limit);

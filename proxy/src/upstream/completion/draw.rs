@@ -112,7 +112,8 @@ mod tests {
         };
         // Ten of weight 100 near, ten of weight 300 ten times as far.
         let cell_of: Vec<_> = (0..20).map(|i| cell(if i < 10 { "near" } else { "far" })).collect();
-        let level = Level { priority: 0, members: (0..20).collect(), weight: 4000 };
+        let level =
+            Level { priority: 0, members: (0..20).collect(), lives: [].into(), weight: 4000 };
         let draw = Draw::new(&level, &cell_of, |i| if i < 10 { 100 } else { 300 });
         draw.weigh(&cells, |cell, _| if cell == cell_of[0] { 0.01 } else { 0.1 });
         let mut counts = [0_u32; 20];

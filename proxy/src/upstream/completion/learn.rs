@@ -8,7 +8,7 @@ use crate::upstream::now_us;
 
 /// What is known of an endpoint.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(C)]
 pub(crate) struct Learned {
     /// So many times longer than in health, by its last report.
     strain: Real,
@@ -63,6 +63,8 @@ pub(crate) struct Stopwatch {
     waits: bool,
     waited_us: u64,
     answered: bool,
+    /// Nothing that comes says anything more of the endpoint.
+    stopped: bool,
 }
 
 /// A try that was served.
@@ -216,6 +218,9 @@ impl Way {
         if self.per_byte.get().is_none() {
             self.per_byte.set((round_trip / WINDOW_BYTES).clamp(PER_BYTE.0, PER_BYTE.1));
         }
+        if self.round_trip.seconds().is_none() {
+            self.round_trip.known.set(round_trip);
+        }
     }
 
     pub(super) fn per_byte(&self) -> f32 {
@@ -284,6 +289,7 @@ impl Stopwatch {
             waits: true,
             waited_us: 0,
             answered: false,
+            stopped: false,
         }
     }
 
@@ -294,6 +300,9 @@ impl Stopwatch {
 
     /// From here on it waits for the endpoint, or does not.
     pub(crate) fn mark(&mut self, waits: bool) {
+        if self.stopped {
+            return;
+        }
         let now = now_us();
         if self.waits {
             self.waited_us += now.saturating_sub(self.marked_us);
@@ -302,16 +311,26 @@ impl Stopwatch {
         self.waits = waits;
     }
 
-    /// The endpoint served it.
-    pub(crate) fn answered(&mut self) {
+    /// The endpoint serves it, with a response whose length it told, or did not. One of unknown length may
+    /// pause because there is nothing to say: only the time to its head counts.
+    pub(crate) fn answered(&mut self, length_told: bool) {
         self.answered = true;
+        if !length_told {
+            self.stop();
+        }
     }
 
-    /// It is over, with so many others at the endpoint; `None` when that did not serve it.
-    pub(super) fn end(mut self, load: u32, bytes: u64) -> Option<Sample> {
+    pub(crate) fn stop(&mut self) {
+        self.mark(false);
+        self.stopped = true;
+    }
+
+    /// It is over, with so many requests at the endpoint; `None` when that did not serve it.
+    pub(super) fn end(mut self, load: u32, sent: u64, received: u64) -> Option<Sample> {
         self.mark(false);
         #[expect(clippy::cast_precision_loss, reason = "a measurement")]
         let (seconds, load) = (self.waited_us as f32 / 1e6, (self.load_before + load) as f32 / 2.0);
+        let bytes = sent.saturating_add(if self.stopped { 0 } else { received });
         let (origin, ahead) = (self.origin, self.ahead);
         let sample = Sample { origin, seconds, bytes, ahead, load: load.max(1.0) };
         self.answered.then_some(sample)

@@ -5,7 +5,10 @@ use towpath_policies::model::{
     Balancer, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service, Terms,
 };
 
-use super::{learn::Sample, places::Cell};
+use super::{
+    learn::{Sample, Stopwatch},
+    places::Cell,
+};
 use crate::upstream::{
     ServiceState, now_ms,
     pick::{Ask, Tried, pick},
@@ -68,7 +71,9 @@ fn served(state: &ServiceState, at: usize, origin: Cell, bytes: u64, seconds: f3
 fn ratio(state: &ServiceState) -> f32 {
     let completion = state.completion.as_ref().unwrap();
     let seconds = |at: usize| {
-        completion.predict(&state.endpoints[at], Cell::HERE, super::real(MIB), 1.0).total()
+        completion
+            .predict(&state.endpoints[at].live, Cell::HERE, super::real(MIB), 1.0, || 100)
+            .total()
     };
     seconds(0) / seconds(1)
 }
@@ -189,7 +194,8 @@ fn any_sample_leaves_predictions_finite() {
         for bytes in [0, 1, 65_536, u64::MAX] {
             served(&state, 0, Cell::HERE, bytes, seconds, 3);
             let completion = state.completion.as_ref().unwrap();
-            let parts = completion.predict(&state.endpoints[0], Cell::HERE, 1e13, 0.01);
+            let parts =
+                completion.predict(&state.endpoints[0].live, Cell::HERE, 1e13, 0.01, || 100);
             assert!(
                 parts.total().is_finite() && parts.total() > 0.0,
                 "{seconds} {bytes} {parts:?}"
@@ -216,4 +222,15 @@ fn a_term_that_is_off_does_not_count() {
     let state = state_with(terms, &[(EU, 1), (US, 1)]);
     let even = shares(&state, origin(&state, "us"), 1000, 1000);
     assert!((0.4..0.6).contains(&even[0]), "{even:?}");
+}
+
+#[test]
+fn a_response_that_may_pause_tells_only_when_it_began() {
+    for (length_told, bytes) in [(true, 3 * MIB), (false, MIB)] {
+        let mut watch = Stopwatch::start(1, 0);
+        watch.answered(length_told);
+        let sample = watch.end(1, MIB, 2 * MIB).unwrap();
+        assert_eq!(sample.bytes, bytes, "{length_told}");
+    }
+    assert!(Stopwatch::start(1, 0).end(1, 0, 0).is_none(), "it was not served");
 }
