@@ -101,16 +101,41 @@ impl Connection {
         Ok((head.status, String::from_utf8_lossy(&text).into_owned()))
     }
 
+    /// Sends a request whose head is given with `bytes` bytes of the pattern, and returns the status
+    /// and the answer's body. An answer that comes before all is sent ends the sending; unless it is
+    /// a 200 the connection is of no more use.
+    ///
+    /// # Errors
+    /// If the connection fails, or the answer is no HTTP/1.1.
+    pub async fn send(&mut self, head: &str, bytes: u64) -> io::Result<(u16, String)> {
+        let Self { stream, buffer } = self;
+        let stream = &*stream;
+        let sending = async {
+            write_all(stream, head.as_bytes()).await?;
+            let mut sent = 0;
+            while sent < bytes {
+                let piece = pattern::slice(sent, bytes - sent);
+                write_all(stream, piece).await?;
+                sent += piece.len() as u64;
+            }
+            Ok::<(), io::Error>(())
+        };
+        let head = {
+            let mut receiving = std::pin::pin!(read_head(stream, buffer));
+            tokio::select! {
+                biased;
+                early = &mut receiving => early?,
+                // A proxy that refuses may close before it has read all; its answer is there by then.
+                _ = sending => receiving.await?,
+            }
+        };
+        let mut text = Vec::new();
+        self.body(head.content_length, |piece| text.extend_from_slice(piece)).await?;
+        Ok((head.status, String::from_utf8_lossy(&text).into_owned()))
+    }
+
     async fn head(&mut self) -> io::Result<h1::ResponseHead> {
-        loop {
-            if let Some(head) = h1::response(self.buffer.filled())? {
-                self.buffer.consume(head.length);
-                return Ok(head);
-            }
-            if self.buffer.fill(&self.stream).await? == 0 {
-                return Err(unexpected("the proxy closed the connection without an answer"));
-            }
-        }
+        read_head(&self.stream, &mut self.buffer).await
     }
 
     async fn body(&mut self, length: u64, mut each: impl FnMut(&[u8])) -> io::Result<()> {
@@ -126,6 +151,18 @@ impl Connection {
             left -= piece as u64;
         }
         Ok(())
+    }
+}
+
+async fn read_head(stream: &TcpStream, buffer: &mut ReadBuffer) -> io::Result<h1::ResponseHead> {
+    loop {
+        if let Some(head) = h1::response(buffer.filled())? {
+            buffer.consume(head.length);
+            return Ok(head);
+        }
+        if buffer.fill(stream).await? == 0 {
+            return Err(unexpected("the proxy closed the connection without an answer"));
+        }
     }
 }
 

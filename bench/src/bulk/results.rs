@@ -1,6 +1,7 @@
 //! What the cases found: named figures of named entries, round by round.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::{Map, Value, json};
 
@@ -69,7 +70,7 @@ impl CaseResults {
     }
 
     /// Notes what a turn gave. An entry that failed once has no figures at all.
-    pub fn record(&mut self, case: Case, name: &str, turn: anyhow::Result<Figures>) {
+    pub fn record(&mut self, case: impl fmt::Display, name: &str, turn: anyhow::Result<Figures>) {
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) else { return };
         match turn {
             Ok(figures) => entry.turns.push(Some(figures)),
@@ -107,21 +108,25 @@ impl CaseResults {
     /// The table of the case.
     #[must_use]
     pub fn table(&self, case: Case) -> Table {
-        let columns = columns(case);
+        self.table_of(case.name(), columns(case))
+    }
+
+    /// A table of some of the figures.
+    pub(crate) fn table_of(&self, title: &str, columns: &[Column]) -> Table {
         let rows = self.entries.iter().map(|entry| {
             let absent = if entry.failed.is_some() { "failed" } else { "–" };
             let figures =
-                columns.iter().map(|column| (entry.summary(column.figure), column.digits));
+                columns.iter().map(|(_, figure, digits)| (entry.summary(figure), *digits));
             report::cells(&entry.name, figures, absent)
         });
-        let header = report::header("entry", columns.iter().map(|column| column.title));
+        let header = report::header("entry", columns.iter().map(|(title, ..)| *title));
         let mut notes = self.notes.clone();
         let failed = self.entries.iter().filter_map(|e| Some((&e.name, e.failed.as_ref()?)));
         notes.extend(failed.map(|(name, why)| format!("{name} failed: {why}")));
-        Table::new(case.name(), header, rows.collect(), notes)
+        Table::new(title, header, rows.collect(), notes)
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let entries = self.entries.iter().map(|entry| (entry.name.clone(), entry.to_json()));
         Value::Object(entries.collect())
     }
@@ -184,15 +189,11 @@ impl BulkResults {
     }
 }
 
-/// A column of a case's table.
-struct Column {
-    title: &'static str,
-    figure: &'static str,
-    digits: usize,
-}
+/// A column of a table: its title, the figure in it, and digits after the point.
+pub(crate) type Column = (&'static str, &'static str, usize);
 
-fn columns(case: Case) -> Vec<Column> {
-    let columns: &[(&str, &str, usize)] = match case {
+fn columns(case: Case) -> &'static [Column] {
+    match case {
         Case::Replay => &[
             ("CPU ms/GB", "cpu_ms_per_gb", 1),
             ("÷ off", "to_off", 3),
@@ -228,13 +229,7 @@ fn columns(case: Case) -> Vec<Column> {
         Case::Rebalance => {
             &[("fair after s", "fair_s", 1), ("least share at the end", "share_at_end", 2)]
         }
-    };
-    let column = |(title, figure, digits): &(&'static str, &'static str, usize)| Column {
-        title,
-        figure,
-        digits: *digits,
-    };
-    columns.iter().map(column).collect()
+    }
 }
 
 #[cfg(test)]
@@ -282,7 +277,7 @@ pub(crate) mod tests {
     #[test]
     fn tables_have_as_many_cells_in_every_row() {
         for case in Case::all() {
-            let found = case_with(columns(*case)[0].figure, &[("ours", &[6.0]), ("a", &[])]);
+            let found = case_with(columns(*case)[0].1, &[("ours", &[6.0]), ("a", &[])]);
             let text = found.table(*case).render(crate::report::Form::Markdown);
             let bars: Vec<usize> = text
                 .lines()
