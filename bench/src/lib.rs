@@ -1,6 +1,7 @@
 //! Measures Towpath's proxy side by side with its peers: every proxy does the same work, on the
-//! same core, in the same run, turn by turn ([`peers`]), and shows what becomes of bulk traffic
-//! when something else goes on at the same time ([`bulk`]).
+//! same core, in the same run, turn by turn ([`peers`]), shows what becomes of bulk traffic when
+//! something else goes on at the same time ([`bulk`]), and where jobs go among workers that differ
+//! ([`balance`]).
 //!
 //! The bench deliberately does not link the proxy it measures. Each contender is a process of its
 //! own, started from a configuration the bench writes ([`contender`]); the load ([`load`]) and the
@@ -8,6 +9,7 @@
 //! the kernel's accounting of the proxy's process tree ([`meter`]). What the figures mean, and how
 //! to repeat them, is written in `BENCHMARKS.md`.
 
+pub mod balance;
 pub mod bulk;
 pub mod case;
 pub mod check;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use towpath_bench::{bulk, forward, peers, shim};
+use towpath_bench::{balance, bulk, forward, peers, shim};
 
 /// Measures Towpath's proxy side by side with its peers.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Peers(peers::PeersArgs),
     /// Show what becomes of bulk traffic: replay, interactive latency, queues, ejection, rebalancing.
     Bulk(bulk::BulkArgs),
+    /// Show where jobs go, and how soon they are done, on workers that differ in speed and place.
+    Balance(balance::BalanceArgs),
     /// Become another program on a given core.
     #[command(hide = true)]
     Exec(shim::ExecArgs),
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Peers(args) => peers::run(&args),
         Command::Bulk(args) => bulk::run(&args),
+        Command::Balance(args) => balance::run(&args),
         Command::Exec(args) => shim::exec(&args).map(|never| match never {}),
         Command::Forward(args) => forward::forward(&args).map(|()| true),
     };
