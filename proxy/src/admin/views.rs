@@ -78,6 +78,8 @@ pub(super) fn endpoints(control: &Control) -> Value {
                 "bytes_in_flight": live.bytes_in_flight.load(Relaxed),
                 "connections": live.connections.load(Relaxed),
                 "pending": live.pending.load(Relaxed),
+                "retries_in_flight": live.retries.load(Relaxed),
+                "retry_bytes_in_flight": live.retry_bytes.load(Relaxed),
                 "panics": live.panics.load(Relaxed),
                 "queue": service.spec.admission.queue.is_some().then(|| queue(live)),
                 "endpoints": each.collect::<Value>(),

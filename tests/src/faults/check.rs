@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 mod counters;
+mod left;
 
-pub(super) use self::counters::{Counted, TALLIES};
+pub(super) use self::{
+    counters::{Counted, TALLIES},
+    left::left_counted,
+};
 use super::{
     answer::{End, Outcome},
-    plan::{Direction, EventKind, Fault, Plan, Quirk, Request, Wire},
+    plan::{At, Direction, EventKind, Fault, Plan, Quirk, Request, Wire},
     scene::Attempt,
 };
 
@@ -55,13 +59,24 @@ fn answer(plan: &Plan, request: &Request, outcome: &Outcome, complain: &mut impl
         complain(format!("answered {:?} by the proxy for {reason:?}", outcome.status));
     }
     let fine = outcome.end == End::Whole && outcome.status == Some(200) && from_endpoint;
-    let refused = outcome.reason.as_deref().is_some_and(|why| plan.policy.may_refuse(why));
+    let moves = matches!(plan.event, Some(e) if e.kind == EventKind::OtherService);
+    let refused = outcome.reason.as_deref().is_some_and(|why| {
+        // Another try after one that took too long finds its service gone, and so does who waits.
+        let waits = plan.policy.per_try.is_some() || plan.policy.queue.is_some();
+        let gone = why == "no_service" && moves && waits;
+        gone || plan.policy.may_refuse(why)
+    });
     // What a client sends on a connection that drains, or is of age, may not be looked at
     // (RFC 9113 §6.8).
     let drains = matches!(plan.event, Some(e) if e.kind == EventKind::Drain);
     let asked = !(drains || plan.policy.age.is_some()) || outcome.status.is_some();
-    if !fine && !refused && asked && !plan.policy.cuts() && is_undisturbed(plan, request) {
+    if fine || refused || !asked || plan.policy.cuts() {
+        return;
+    }
+    if is_undisturbed(plan, request) {
         complain(format!("nothing disturbed it, and yet: {outcome:?}"));
+    } else if is_only_refused(plan, request) {
+        complain(format!("it was refused and nothing else, and yet: {outcome:?}"));
     }
 }
 
@@ -322,6 +337,42 @@ fn is_undisturbed(plan: &Plan, request: &Request) -> bool {
             )
         });
     benign(request) && !killed && !endpoint && !client
+}
+
+/// Whether nothing happens to the request but that endpoints refuse it unprocessed, and another try
+/// can and must follow each time: the policy has tries enough, their budget has room for all that are
+/// under way, and the body is small enough to be kept whatever its pieces are.
+fn is_only_refused(plan: &Plan, request: &Request) -> bool {
+    let policy = &plan.policy;
+    let others = || plan.requests().filter(|r| r.index != request.index).flat_map(|r| &r.tries);
+    let is_beside = |lane: &&Vec<Request>| lane.iter().all(|r| r.index != request.index);
+    let beside = || plan.lanes.iter().filter(is_beside).flatten().flat_map(|r| &r.tries);
+    let refusals = request.tries.iter().filter(|fault| fault.refuses()).count();
+    // An echo is answered before its body is read: what follows is no refusal.
+    let answered = |fault: &Fault| {
+        request.direction == Direction::Echo && matches!(fault, Fault::Break(At::Upload(_), _))
+    };
+    let pieces = 2 * (request.up.size / request.piece + 1);
+    let kept = request.up.size == 0
+        || request.up.size <= policy.replay_limit && pieces * 64 <= policy.replay_limit;
+    refusals <= policy.attempts as usize
+        && kept
+        && plan.lanes.len() <= policy.retries_at_once as usize
+        && policy.per_try.is_none()
+        && policy.age.is_none()
+        && !may_hedge(plan, request)
+        && !(policy.resumes_uploads && request.resumable)
+        && plan
+            .event
+            .is_none_or(|e| !matches!(e.kind, EventKind::Kill(_) | EventKind::OtherService))
+        && plan.requests().all(|r| r.quirk.is_benign(policy))
+        && request.tries.iter().all(|fault| fault.refuses() || fault.is_benign(plan))
+        && !request.tries.iter().any(answered)
+        && others().all(|fault| {
+            fault.refuses() || !matches!(fault, Fault::Break(..) | Fault::WrongLength(_))
+        })
+        // Who goes away refuses others too, and may have answered them in part.
+        && !beside().any(|fault| fault.takes_connection())
 }
 
 #[cfg(test)]

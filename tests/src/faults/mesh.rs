@@ -146,6 +146,7 @@ impl Mesh {
         service.outlier = None;
         service.retry_budget = BudgetShare { percent: 20, min_concurrent: policy.retries_at_once };
         service.admission.queue = policy.queue;
+        service.admission.adaptive_concurrency = policy.adapts;
         service.admission.bandwidth = policy.bandwidth;
         service.admission.stream_age = policy.age;
         service.breaker.service.max_requests = policy.max_requests;

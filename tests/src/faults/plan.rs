@@ -164,6 +164,11 @@ impl Plan {
         if dice.u8(..64) == 0 && limits.max_size >= LASTING {
             plan.last(&mut dice);
         }
+        if dice.u8(..16) == 0 && plan.endpoint == Wire::Http2 {
+            plan.refuse(&mut dice);
+        } else if dice.u8(..8) == 0 && !calm {
+            plan.policy.adapt(&mut dice);
+        }
         let total = plan.requests().map(|r| r.up.size + r.down.size).sum();
         plan.policy.keep_pace(total);
         plan.leave_out(&limits.skip);
@@ -188,6 +193,19 @@ impl Plan {
                 vec![Request::lasting(dice, index, size)]
             })
             .collect();
+    }
+
+    /// Makes it a run of requests that endpoints refuse at first.
+    fn refuse(&mut self, dice: &mut Rng) {
+        self.policy.bear_refusals();
+        self.event = None;
+        for request in self.lanes.iter_mut().flatten() {
+            let refusals = dice.u32(0..=self.policy.attempts);
+            // An echo is answered before its body is read.
+            let up = if request.direction == Direction::Echo { 0 } else { request.up.size };
+            request.tries = (0..refusals).map(|_| Fault::refusal(dice, up)).collect();
+            request.quirk = Quirk::None;
+        }
     }
 
     /// Takes out what is to be skipped; the rest stays as it was drawn.

@@ -238,13 +238,26 @@ async fn happen(
     Ok(())
 }
 
-/// Waits until nothing is in flight any more.
+/// Waits until nothing is in flight any more, and nothing counts as if it were.
 async fn settle(mesh: &Mesh) -> Vec<String> {
     let mut wrong = Vec::new();
     for (proxy, _) in mesh.proxies() {
         let busy = || Some(proxy.leftovers()).filter(|l| l.requests > 0 || l.bytes_in_flight > 0);
         if let Err(left) = settled(busy).await {
             wrong.push(format!("still in flight: {left:?}"));
+        }
+        let end = Instant::now() + SETTLE;
+        loop {
+            let shown = crate::get(proxy.admin_addr(), "/endpoints", "localhost").await;
+            let left = check::left_counted(&shown.map(|(_, text)| text).unwrap_or_default());
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() >= end {
+                wrong.push(format!("still counted: {}", left.join(", ")));
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
     wrong

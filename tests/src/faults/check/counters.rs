@@ -19,8 +19,9 @@ pub(in crate::faults) struct Counted<'a> {
 }
 
 /// What shows that a thing came to pass: its name, the metric, and a label.
-pub(in crate::faults) const TALLIES: [(&str, &str, &str); 15] = [
+pub(in crate::faults) const TALLIES: [(&str, &str, &str); 17] = [
     ("retries", "towpath_retries_total", ""),
+    ("retries of what was refused", "towpath_retries_total", "reason=\"refused\""),
     ("downloads resumed", "towpath_resumes_total", "outcome=\"resumed\""),
     ("uploads resumed", "towpath_upload_resumes_total", "outcome=\"resumed\""),
     ("hedges won", "towpath_hedges_total", "outcome=\"won\""),
@@ -35,6 +36,7 @@ pub(in crate::faults) const TALLIES: [(&str, &str, &str); 15] = [
     ("digests ok", "towpath_digests_total", "outcome=\"ok\""),
     ("digests wrong", "towpath_digests_total", "outcome=\"mismatch\""),
     ("overflows", "towpath_overflow_total", ""),
+    ("over adaptive limits", "towpath_overflow_total", ADAPTIVE),
 ];
 
 impl Counted<'_> {
@@ -184,6 +186,9 @@ impl Ledger<'_> {
             let most = if_on(on, self.bodies());
             self.within(metric, label, self.told(reason), most);
         }
+        let most = if_on(policy.adapts.is_some(), self.bodies());
+        self.within("towpath_overflow_total", ADAPTIVE, 0, most);
+        self.within("towpath_endpoint_awaiting_head", "", 0, 0);
         self.within("towpath_queue_length", "", 0, 0);
         self.within("towpath_queue_bytes", "", 0, 0);
     }
@@ -253,6 +258,7 @@ impl Ledger<'_> {
     }
 }
 
+const ADAPTIVE: &str = "limit=\"adaptive_concurrency\"";
 const RESUMED: &str = "outcome=\"resumed\"";
 const MOVED: &str = "towpath_streams_moved_total";
 

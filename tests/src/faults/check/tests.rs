@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use towpath_policies::model::{Hedge, Queue, Rate};
 
 use super::{
-    super::plan::{At, Break, Limits},
+    super::plan::{Break, Limits},
     counters::sum,
     *,
 };
@@ -95,6 +95,31 @@ fn a_post_is_processed_once_unless_its_endpoint_disowned_it() {
     };
     assert!(twice(false).iter().any(|wrong| wrong.contains("processed 2 times")));
     assert_eq!(twice(true), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_refused_and_could_be_sent_again_must_come_to_its_end() {
+    let refused = Fault::Break(At::Head, Break::Stream(7));
+    let left = Fault::Break(At::Upload(0), Break::GoAway { below: true, abrupt: false });
+    let abrupt = Fault::Break(At::Upload(0), Break::GoAway { below: true, abrupt: true });
+    for (attempts, at_once, replay_limit, tries, must) in [
+        (2, 3, 64 << 10, vec![refused, left], true),
+        (1, 3, 64 << 10, vec![refused, left], false),
+        (2, 0, 64 << 10, vec![refused], false),
+        (2, 3, 0, vec![refused], false),
+        (2, 3, 64 << 10, vec![abrupt], false),
+    ] {
+        let mut plan = plan();
+        let policy = &mut plan.policy;
+        (policy.attempts, policy.retries_at_once) = (attempts, at_once);
+        (policy.replay_limit, policy.resumes_uploads, policy.age) = (replay_limit, false, None);
+        plan.lanes[0][0].tries = tries;
+        let (_, outcome) = good(&plan);
+        let reason = Some("refused".to_owned());
+        let outcome = Outcome { status: Some(502), attempt: None, whole: None, reason, ..outcome };
+        let wrong = check(&plan, &[], &[outcome], None);
+        assert_eq!(!wrong.is_empty(), must, "{attempts} {at_once} {replay_limit}: {wrong:?}");
+    }
 }
 
 #[test]

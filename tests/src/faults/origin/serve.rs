@@ -366,8 +366,13 @@ impl Try<'_> {
         fields.extend(more);
         self.answered = true;
         self.exchange.respond(status, Some(SHORT), &fields).await?;
-        let body = self.answer_body().next(SHORT);
-        self.write(body).await?;
+        let mut body = self.answer_body();
+        let mut left = SHORT;
+        while left > 0 {
+            let bytes = body.next(left);
+            left -= bytes.len() as u64;
+            self.write(bytes).await?;
+        }
         self.exchange.end(None).await
     }
 }

@@ -130,6 +130,21 @@ impl Fault {
         Self::Break(at, Break::draw(dice, wire, at))
     }
 
+    /// The endpoint says that it looked at nothing, once so much of the body may have come.
+    pub(super) fn refusal(dice: &mut Rng, up: u64) -> Self {
+        let at = if up > 0 && dice.bool() { At::Upload(dice.u64(..up)) } else { At::Head };
+        let leaves = dice.u8(..4) == 0;
+        let stream = Break::Stream(7);
+        Self::Break(at, if leaves { Break::GoAway { below: true, abrupt: false } } else { stream })
+    }
+
+    /// Whether it says that nothing was looked at, and is heard: what follows a GOAWAY at once may
+    /// overtake it.
+    pub(in crate::faults) fn refuses(self) -> bool {
+        let Self::Break(_, how) = self else { return false };
+        matches!(how, Break::Stream(7) | Break::GoAway { below: true, abrupt: false })
+    }
+
     /// What it is left out by.
     pub(in crate::faults) fn name(self) -> &'static str {
         match self {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use towpath_policies::model::{
-    Bandwidth, ClassWeights, Hedge, HedgeAfter, Integrity, Queue, Rate, RateLimit, Stall, StreamAge,
+    AdaptiveConcurrency, Bandwidth, ClassWeights, Hedge, HedgeAfter, Integrity, Queue, Rate,
+    RateLimit, Stall, StreamAge,
 };
 
 use super::{millis, pick};
@@ -31,6 +32,8 @@ pub(in crate::faults) struct Policy {
     pub(in crate::faults) limit: RateLimit,
     pub(in crate::faults) bandwidth: Option<Bandwidth>,
     pub(in crate::faults) queue: Option<Queue>,
+    /// Not beside a queue.
+    pub(in crate::faults) adapts: Option<AdaptiveConcurrency>,
     pub(in crate::faults) age: Option<StreamAge>,
     pub(in crate::faults) retries_at_once: u32,
     pub(in crate::faults) max_requests: Option<u32>,
@@ -85,6 +88,7 @@ impl Policy {
                 weights: ClassWeights::default(),
             }),
             queue: (dice.u8(..5) == 0).then(|| queue(dice)),
+            adapts: None,
             age: (dice.u8(..8) == 0)
                 .then(|| StreamAge { max: millis(dice, 0, 40), jitter_percent: 20 }),
             retries_at_once: *pick(dice, &[1, 3, 100]),
@@ -96,8 +100,26 @@ impl Policy {
     /// Refuses nothing that nothing is wrong with.
     pub(super) fn loosen(&mut self) {
         (self.per_try, self.stall, self.limit.requests) = (None, None, None);
-        (self.max_requests, self.max_bytes_in_flight) = (None, None);
+        (self.max_requests, self.max_bytes_in_flight, self.adapts) = (None, None, None);
         self.queue = self.queue.map(|queue| Queue { slots: queue.slots, ..Queue::default() });
+    }
+
+    /// Limits what waits for a head, where no queue does.
+    pub(super) fn adapt(&mut self, dice: &mut Rng) {
+        let least = dice.u32(1..4);
+        let most = *pick(dice, &[least, least + 1, 1000]);
+        let terms =
+            AdaptiveConcurrency { min_requests: least, max_requests: most, ..Default::default() };
+        self.adapts = self.queue.is_none().then_some(terms);
+    }
+
+    /// Has refusals be followed by another try, whatever else there is.
+    pub(super) fn bear_refusals(&mut self) {
+        self.loosen();
+        (self.hedge, self.age, self.resumes_uploads) = (None, None, false);
+        self.attempts = self.attempts.max(1);
+        self.replay_limit = self.replay_limit.max(16 << 10);
+        self.retries_at_once = 100;
     }
 
     /// Lets a run of so many bytes end soon, whatever is limited.
@@ -119,7 +141,11 @@ impl Policy {
     /// Whether what nothing is wrong with may be refused for this reason.
     pub(in crate::faults) fn may_refuse(&self, reason: &str) -> bool {
         match reason {
-            "overflow" => self.max_requests.is_some() || self.max_bytes_in_flight.is_some(),
+            "overflow" => {
+                self.max_requests.is_some()
+                    || self.max_bytes_in_flight.is_some()
+                    || self.adapts.is_some()
+            }
             "timeout" => self.per_try.is_some(),
             "rate_limit" => self.limit.requests.is_some(),
             "stall" | "client_stall" => self.stall.is_some(),
