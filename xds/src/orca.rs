@@ -3,8 +3,9 @@
 //!
 //! Knows neither headers nor what a report is used for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use envoy_types::pb::google::protobuf;
 use prost::Message;
 
 /// What an endpoint says of its load. As in protobuf, a number that is 0 says nothing; an entry of
@@ -38,6 +39,24 @@ pub struct LoadReport {
     /// Share of what the application can do that it does; may be more than 1.
     #[prost(double, tag = "9")]
     pub application_utilization: f64,
+}
+
+/// `xds.service.orca.v3.OrcaLoadReportRequest`. The names of costs it may ask for are those of
+/// requests, of which none stands behind a report out of band.
+#[derive(Clone, PartialEq, Message)]
+struct Request {
+    #[prost(message, optional, tag = "1")]
+    report_interval: Option<protobuf::Duration>,
+}
+
+/// How often a request for reports out of band wants one; zero where it does not say so, `None`
+/// when it is none.
+pub fn report_interval(request: &[u8]) -> Option<Duration> {
+    let Some(interval) = Request::decode(request).ok()?.report_interval else {
+        return Some(Duration::ZERO);
+    };
+    let nanos = u32::try_from(interval.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(interval.seconds).ok()?, nanos))
 }
 
 impl LoadReport {
@@ -126,6 +145,23 @@ mod tests {
         };
         assert_eq!(LoadReport::from_bytes(BYTES).as_ref(), Some(&report));
         assert_eq!(report.to_bytes(), BYTES);
+    }
+
+    #[test]
+    fn an_interval_is_read_and_one_that_cannot_be_is_no_request() {
+        for (request, interval) in [
+            (&b""[..], Some(Duration::ZERO)),
+            (b"\x0a\x02\x08\x05", Some(Duration::from_secs(5))),
+            (b"\x0a\x05\x10\x80\xc2\xd7\x2f", Some(Duration::from_millis(100))),
+            // A name of a cost.
+            (b"\x12\x01c", Some(Duration::ZERO)),
+            // -1 s, and a second of nanoseconds.
+            (b"\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", None),
+            (b"\x0a\x06\x10\x80\x94\xeb\xdc\x03", None),
+            (b"\x0a\x05\x08", None),
+        ] {
+            assert_eq!(report_interval(request), interval, "{request:?}");
+        }
     }
 
     #[test]

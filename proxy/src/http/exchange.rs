@@ -159,7 +159,11 @@ impl<D: Downstream> Exchange<'_, D> {
             Action::Forward(forward) => {
                 let drawn = forward.draw();
                 self.record.took(route.clone(), drawn);
-                self.forward(&route, forward, &forward.backends()[drawn], start).await
+                let backend = &forward.backends()[drawn];
+                if self.wants_reports() {
+                    return Box::pin(self.stream_reports(backend)).await;
+                }
+                self.forward(&route, forward, backend, start).await
             }
             Action::Redirect(redirect) => {
                 self.record.took(route.clone(), 0);

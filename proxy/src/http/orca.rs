@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use http::{HeaderMap, HeaderName, HeaderValue, header::Entry};
 
 mod read;
+mod stream;
 mod write;
 
 pub(crate) use write::Reporter;
@@ -119,7 +120,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let (Some(reporter), Some(ticket)) = (reporter, &self.ticket) else { return };
         let Some(format) = self.asked.of_us else { return };
         let metrics = self.record.backend().map(|backend| &backend.metrics);
-        let ours = reporter.report(ticket, metrics, now_ms());
+        let (service, slots) = (&ticket.service.live, ticket.endpoint.spec.slots);
+        let ours = reporter.report(service, slots, metrics, now_ms());
         write::add(fields, ours, format, self.grpc);
     }
 }

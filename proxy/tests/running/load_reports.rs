@@ -11,6 +11,7 @@ use std::{
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use towpath_policies::model::*;
 use towpath_proxy::Running;
+use towpath_xds::orca::LoadReport;
 
 use crate::support::*;
 
@@ -272,4 +273,29 @@ async fn a_sidecar_reports_in_the_trailers_of_calls() {
     let asked = call(&mut client, true).await;
     let both = asked["endpoint-load-metrics-bin"].to_str().unwrap();
     assert!(both.len() > alone.len() + 60, "{alone}: {both}");
+}
+
+#[tokio::test]
+async fn a_sidecar_reports_out_of_band_until_it_drains() {
+    let app = grpc_app().await;
+    let sidecar = sidecar("stream", &app).await;
+    let mut client = grpc_client(&sidecar, "in").await;
+    let request =
+        http::Request::post("http://a.test/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+    let (answer, mut send) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    // report_interval: 0.1 s
+    send.send_data(b"\0\0\0\0\x07\x0a\x05\x10\x80\xc2\xd7\x2f".to_vec().into(), true).unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    for _ in 0..2 {
+        let message = body.data().await.unwrap().unwrap();
+        let report = LoadReport::from_bytes(&message[5..]).unwrap();
+        // This stream is none of the application's.
+        assert_eq!(report.named_metrics["towpath.requests_in_flight"], 0.0);
+    }
+    assert_eq!(app.served(), 0);
+    sidecar.drain();
+    while body.data().await.is_some() {}
+    assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "14");
 }

@@ -14,7 +14,7 @@ use super::{
     read::{self, Found, MAX_BYTES, NAMED},
 };
 use crate::{
-    http::base64, load::NodeLoad, lock::lock, router::RouteMetrics, upstream::admission::Ticket,
+    http::base64, load::NodeLoad, lock::lock, router::RouteMetrics, upstream::ServiceLive,
 };
 
 /// How a report is wanted.
@@ -61,11 +61,12 @@ impl Reporter {
         Self { node, rates: Mutex::default() }
     }
 
-    /// What the sidecar itself knows of the application behind this try, and of the machine.
+    /// What the sidecar itself knows of the application, its service here, and of the machine.
     #[expect(clippy::cast_precision_loss, reason = "for a balancer")]
     pub(super) fn report(
         &self,
-        ticket: &Ticket,
+        service: &ServiceLive,
+        slots: Option<u32>,
         metrics: Option<&RouteMetrics>,
         now_ms: u64,
     ) -> LoadReport {
@@ -74,10 +75,9 @@ impl Reporter {
             let (requests, errors) = metrics.ended();
             lock(&self.rates).look(now_ms, requests, errors)
         });
-        let live = &ticket.service.live;
-        let requests = f64::from(live.requests.load(Relaxed));
-        let bytes = live.bytes_in_flight.load(Relaxed) as f64;
-        let slots = ticket.endpoint.spec.slots.filter(|slots| *slots > 0).map(f64::from);
+        let requests = f64::from(service.requests.load(Relaxed));
+        let bytes = service.bytes_in_flight.load(Relaxed) as f64;
+        let slots = slots.filter(|slots| *slots > 0).map(f64::from);
         LoadReport {
             cpu_utilization,
             mem_utilization,
