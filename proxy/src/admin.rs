@@ -55,6 +55,7 @@ fn app(admin: Admin) -> Router {
         .route("/listeners", get(listeners))
         .route("/endpoints", get(endpoints))
         .route("/explain", get(explain))
+        .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/log_level", post(log_level))
         .route("/drain", get(under_way).post(drain))
@@ -72,6 +73,7 @@ towpath proxy, admin endpoint
   GET  /endpoints                 endpoints and their state (JSON)
   GET  /explain?service=S         when each endpoint would complete a request, and why (JSON);
                                   optional: &origin=LATITUDE,LONGITUDE or a region, &size=BYTES
+  GET  /health                    how well this machine's GPUs are, and why (JSON)
   GET  /metrics                   Prometheus text
   POST /log_level?level=LEVEL     error, warn, info, debug, trace, or per module: info,h2=debug
   GET  /drain                     whether the proxy drains, and what is under way (JSON)
@@ -153,6 +155,11 @@ async fn listeners(State(admin): State<Admin>) -> Json<Value> {
 
 async fn endpoints(State(admin): State<Admin>) -> Json<Value> {
     Json(views::endpoints(&admin.control))
+}
+
+async fn health(State(admin): State<Admin>) -> Json<Value> {
+    let gpu = admin.control.gpus.seen().map(|seen| seen.json());
+    Json(serde_json::json!({ "gpu": gpu }))
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -7,6 +7,7 @@ use towpath_policies::{model::Node, parse_bytes, parse_time};
 
 use crate::{
     access_log::Target,
+    gpu::{Cards, GpuConfig, MetricsUrl},
     overload::{self, Ceilings},
     source::SourceConfig,
     spool::DEFAULT_MEMORY,
@@ -98,6 +99,19 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_streams: Option<u64>,
 
+    /// Where this machine's GPUs are found, whose health load reports tell: auto (amdgpu's tree, NVIDIA's library), off,
+    /// or sysfs:PATH for a tree like /sys/class/drm
+    #[arg(long, value_name = "WHERE", default_value = "off")]
+    pub gpu: Cards,
+
+    /// An exporter that tells of the GPUs in place of --gpu: dcgm-exporter or AMD's device-metrics-exporter, e.g. http://127.0.0.1:9400/metrics
+    #[arg(long, value_name = "URL")]
+    pub gpu_exporter: Option<MetricsUrl>,
+
+    /// The metrics of a model server on this machine, vLLM or Triton, e.g. http://127.0.0.1:8000/metrics
+    #[arg(long, value_name = "URL")]
+    pub model_server: Option<MetricsUrl>,
+
     /// End with the process that started this one
     #[arg(long, hide = true)]
     pub die_with_parent: bool,
@@ -132,6 +146,8 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// What says how much is used; [`overload::read`] but in tests.
     pub readings: Readings,
+    /// Where the health of this machine's GPUs is read.
+    pub gpu: GpuConfig,
 }
 
 /// Where readings of what is used come from.
@@ -169,6 +185,7 @@ impl Config {
             spool_encrypt: false,
             ceilings: Ceilings::of_this_machine(),
             readings: Readings::default(),
+            gpu: GpuConfig::default(),
         }
     }
 }
@@ -209,6 +226,12 @@ impl Args {
             spool_encrypt: self.spool_encrypt,
             ceilings,
             readings: Readings::default(),
+            gpu: GpuConfig {
+                cards: self.gpu,
+                exporter: self.gpu_exporter,
+                model_server: self.model_server,
+                ..GpuConfig::default()
+            },
         })
     }
 }

@@ -18,6 +18,7 @@ use towpath_policies::{
 use crate::{
     access_log::AccessLog,
     drain::{Leftovers, MOST_TRANSFERS, Signal},
+    gpu::Gpus,
     lock::lock,
     transfers::Transfers,
     upgrade::Place,
@@ -45,6 +46,7 @@ pub(crate) struct Control {
     pub(crate) in_charge: watch::Sender<bool>,
     transfers: Arc<Transfers>,
     pub(crate) started: Instant,
+    pub(crate) gpus: Arc<Gpus>,
     /// Snapshots put in force so far.
     applied: watch::Sender<u64>,
     source: Mutex<SourceStatus>,
@@ -91,6 +93,7 @@ impl Control {
         access_log: Option<AccessLog>,
         transfers: Arc<Transfers>,
         drain_timeout: Duration,
+        gpus: Arc<Gpus>,
     ) -> Arc<Self> {
         Arc::new(Self {
             view: world.view(),
@@ -104,6 +107,7 @@ impl Control {
             drain_began: OnceLock::new(),
             transfers,
             started: Instant::now(),
+            gpus,
             applied: watch::Sender::new(0),
             source: Mutex::default(),
             resolving: Mutex::default(),

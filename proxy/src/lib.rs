@@ -16,6 +16,7 @@ mod chains;
 mod control;
 pub mod drain;
 mod flow;
+mod gpu;
 mod h2;
 pub mod health;
 pub mod http;
@@ -43,6 +44,7 @@ mod world;
 
 pub use args::{Args, Config, Readings};
 pub use drain::Leftovers;
+pub use gpu::{Cards, GpuConfig, MetricsUrl};
 pub use run::{Running, run, start};
 pub use source::SourceConfig;
 pub use upstream::completion::explain;

@@ -13,12 +13,15 @@ use std::{
     time::Duration,
 };
 
+use crate::gpu::Gpus;
+
 /// The machine, as it was last looked at.
 #[derive(Debug, Default)]
 pub(crate) struct NodeLoad {
     asked: AtomicBool,
     cpu: Share,
     memory: Share,
+    pub(crate) gpus: Arc<Gpus>,
 }
 
 /// A share of a whole; 0 = unknown, as in a report.

@@ -37,6 +37,10 @@ pub struct Counter(Arc<AtomicU64>);
 #[derive(Clone, Debug, Default)]
 pub struct Gauge(Arc<AtomicI64>);
 
+/// A number that need not be whole.
+#[derive(Clone, Debug, Default)]
+pub struct Real(Arc<AtomicU64>);
+
 /// Durations in fixed buckets, two per power of two, from 64 µs to about 36 minutes.
 #[derive(Clone, Debug, Default)]
 pub struct Histogram(Arc<Buckets>);
@@ -50,6 +54,7 @@ struct Family {
 enum Series {
     Counter(Counter),
     Gauge(Gauge),
+    Real(Real),
     Histogram(Histogram),
 }
 
@@ -79,6 +84,15 @@ impl Registry {
         match series(&mut families, name, labels, || Series::Gauge(Gauge::default())) {
             Series::Gauge(gauge) => gauge.clone(),
             _ => Gauge::default(),
+        }
+    }
+
+    /// The gauge of a number that is not whole, of this name and these labels; made on first use.
+    pub fn real(&self, name: &'static str, labels: &[(&str, &str)]) -> Real {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Real(Real::default())) {
+            Series::Real(real) => real.clone(),
+            _ => Real::default(),
         }
     }
 
@@ -142,6 +156,18 @@ impl Counter {
     }
 }
 
+impl Real {
+    /// Replaces the value.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.0.load(Relaxed))
+    }
+}
+
 impl Gauge {
     /// Adds one.
     pub fn inc(&self) {
@@ -193,7 +219,7 @@ impl Series {
     fn kind(&self) -> &'static str {
         match self {
             Self::Counter(_) => "counter",
-            Self::Gauge(_) => "gauge",
+            Self::Gauge(_) | Self::Real(_) => "gauge",
             Self::Histogram(_) => "histogram",
         }
     }
@@ -203,6 +229,7 @@ impl Series {
         let _ = match self {
             Self::Counter(c) => writeln!(out, "{name}{braced} {}", c.value()),
             Self::Gauge(g) => writeln!(out, "{name}{braced} {}", g.value()),
+            Self::Real(r) => writeln!(out, "{name}{braced} {}", r.value()),
             Self::Histogram(h) => {
                 h.render(name, labels, &braced, out);
                 Ok(())
@@ -266,7 +293,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 48] = [
+const HELP: [(&str, &str); 53] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -300,6 +327,14 @@ const HELP: [(&str, &str); 48] = [
         "Body bytes per second of active large transfers, of late; 0 = unknown.",
     ),
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
+    ("towpath_gpu_busy_percent", "How much of the time something ran on a GPU."),
+    (
+        "towpath_gpu_goodput_factor",
+        "The share of its goodput that this machine has left, by its GPUs' health.",
+    ),
+    ("towpath_gpu_temperature_celsius", "The hottest of a GPU's temperatures."),
+    ("towpath_gpu_vram_bytes", "Memory of a GPU."),
+    ("towpath_gpu_vram_used_bytes", "Memory of a GPU that is taken."),
     ("towpath_health_probes_total", "Active health probes."),
     ("towpath_hedges_total", "Reads that were late and asked for once more, or would have been."),
     ("towpath_limited_total", "Requests refused, and transfers slowed, by a rate limit."),

@@ -20,6 +20,7 @@ use crate::{
     admin,
     control::Control,
     drain::{self, Leftovers},
+    gpu,
     load::{self, NodeLoad},
     logging,
     overload::{self, Overload},
@@ -161,6 +162,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
     let overload = Arc::new(Overload::default());
     let load = Arc::<NodeLoad>::default();
+    let gpus = load.gpus.clone();
     let terms = Terms {
         overload: overload.clone(),
         load: load.clone(),
@@ -177,8 +179,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         }),
     };
     let transfers = terms.transfers.clone();
-    let control =
-        Control::new(World::new(terms), workers, access_log, transfers, config.drain_timeout);
+    let control = Control::new(
+        World::new(terms),
+        workers,
+        access_log,
+        transfers,
+        config.drain_timeout,
+        gpus.clone(),
+    );
     let mut succession = Succession { path: config.upgrade_socket, door: None, spare };
     if predecessor.is_none() {
         succession.open()?;
@@ -190,6 +198,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         Owned(tokio::spawn(leading).abort_handle()),
         Owned(tokio::spawn(looking).abort_handle()),
         Owned(tokio::spawn(load::watch(load)).abort_handle()),
+        Owned(tokio::spawn(gpu::watch(config.gpu, gpus)).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(task) = source::start(config.source, &control).await? {

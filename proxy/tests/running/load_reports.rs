@@ -2,15 +2,18 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
+use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use towpath_policies::model::*;
-use towpath_proxy::Running;
+use towpath_proxy::{Cards, Config, Running, SourceConfig};
 use towpath_xds::orca::LoadReport;
 
 use crate::support::*;
@@ -59,6 +62,10 @@ impl App {
 
 /// A sidecar before this application.
 async fn sidecar(name: &str, app: &App) -> Running {
+    sidecar_with(Config::new(SourceConfig::Manual), name, app).await
+}
+
+async fn sidecar_with(config: Config, name: &str, app: &App) -> Running {
     let service = format!("inbound/{name}");
     let mut endpoint = Endpoint::new(app.origin.address);
     endpoint.slots = Some(4);
@@ -69,7 +76,9 @@ async fn sidecar(name: &str, app: &App) -> Running {
         .service_of(Service::new(&service, Protocol::Follow), vec![endpoint])
         .routes(&service, &service)
         .listener("in", vec![chain]);
-    proxy_with(world).await
+    let sidecar = towpath_proxy::start(config).await.unwrap();
+    sidecar.apply(world.build("v1")).unwrap();
+    sidecar
 }
 
 /// A gateway before these endpoints of a service of its own name.
@@ -298,4 +307,63 @@ async fn a_sidecar_reports_out_of_band_until_it_drains() {
     sidecar.drain();
     while body.data().await.is_some() {}
     assert_eq!(body.trailers().await.unwrap().unwrap()["grpc-status"], "14");
+}
+
+/// Copies a tree of files.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_gpu_is_gone_gets_no_more() {
+    let trees = Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/testdata/sysfs");
+    let tree = tempfile::tempdir().unwrap();
+    copy(&trees.join("rx7900xtx"), tree.path());
+    let (one, other) = (app("one").await, app("other").await);
+    let mut config = Config::new(SourceConfig::Manual);
+    config.gpu.cards = Cards::Sysfs(tree.path().to_owned());
+    config.gpu.every = Duration::from_millis(10);
+    let sidecars =
+        [sidecar_with(config, "gpu-one", &one).await, sidecar("gpu-other", &other).await];
+    let at = [inbound(&sidecars[0]), inbound(&sidecars[1])];
+    let gateway = gateway("gpus", Protocol::Http1, &at[..1]).await;
+    let mut client = connect(&gateway, "edge").await;
+    let mut ask = async || {
+        let (head, _) = get(&mut client, "/").await;
+        assert!(!head.contains("endpoint-load"), "{head}");
+    };
+    ask().await;
+    let well = eventually("the card is seen", async || {
+        let health = admin_json(&sidecars[0], "/health").await["gpu"].clone();
+        (!health.is_null()).then_some(health)
+    })
+    .await;
+    assert_eq!((&well["goodput_factor"], &well["reason"]), (&json!(1.0), &Value::Null), "{well}");
+    let card = std::fs::read_dir(tree.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_dir_all(card).unwrap();
+    eventually("the fault is known", async || {
+        ask().await;
+        (health(&gateway, "gpus", at[0]).await < 0.01).then_some(())
+    })
+    .await;
+    lead_to(&gateway, "gpus", Protocol::Http1, &at);
+    let before = one.served();
+    for _ in 0..20 {
+        ask().await;
+    }
+    assert_eq!((one.served(), other.served()), (before, 20));
+    let gone = admin_json(&sidecars[0], "/health").await["gpu"].clone();
+    assert_eq!(gone["goodput_factor"], 0.0, "{gone}");
+    assert!(gone["reason"].as_str().unwrap().contains("gone"), "{gone}");
+    let (_, metrics) = admin(&sidecars[0], "GET", "/metrics").await;
+    assert!(metrics.contains("towpath_gpu_goodput_factor 0\n"), "{metrics}");
 }

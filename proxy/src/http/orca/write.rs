@@ -10,7 +10,7 @@ use serde_json::json;
 use towpath_xds::orca::LoadReport;
 
 use super::{
-    METRICS, METRICS_BIN,
+    GOODPUT_FACTOR, METRICS, METRICS_BIN,
     read::{self, Found, MAX_BYTES, NAMED},
 };
 use crate::{
@@ -75,6 +75,7 @@ impl Reporter {
             let (requests, errors) = metrics.ended();
             lock(&self.rates).look(now_ms, requests, errors)
         });
+        let factor = self.node.gpus.goodput_factor();
         let requests = f64::from(service.requests.load(Relaxed));
         let bytes = service.bytes_in_flight.load(Relaxed) as f64;
         let slots = slots.filter(|slots| *slots > 0).map(f64::from);
@@ -85,10 +86,13 @@ impl Reporter {
             eps,
             application_utilization: slots.map_or(0.0, |slots| requests / slots),
             named_metrics: [
-                (REQUESTS_IN_FLIGHT.to_owned(), requests),
-                (BYTES_IN_FLIGHT.to_owned(), bytes),
+                (REQUESTS_IN_FLIGHT, Some(requests)),
+                (BYTES_IN_FLIGHT, Some(bytes)),
+                (GOODPUT_FACTOR, factor),
             ]
-            .into(),
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect(),
             ..LoadReport::default()
         }
     }
@@ -116,7 +120,12 @@ impl Rates {
 /// field may hold, what it says stays as it is.
 pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc: bool) {
     let mut report = read::find(fields).and_then(Found::report).unwrap_or_default();
+    let factor = ours.named_metrics.get(GOODPUT_FACTOR).copied();
     report.fill_in(ours);
+    if let (Some(ours), Some(factor)) = (factor, report.named_metrics.get_mut(GOODPUT_FACTOR)) {
+        // Each may know of what the other does not.
+        *factor = factor.min(ours);
+    }
     if let Some((name, value)) = encode(&report, format, grpc) {
         fields.remove(METRICS);
         fields.remove(METRICS_BIN);
@@ -265,6 +274,14 @@ mod tests {
         let text = "TEXT cpu_utilization=0.9, rps_fractional=12.5, \
             named_metrics.kv_cache_usage_perc=0.5, named_metrics.towpath.requests_in_flight=3";
         assert_eq!(value(&fields), text);
+        // But of two factors the lower counts.
+        for (app, sidecar, factor) in [(1.0, 0.25, "0.25"), (0.5, 1.0, "0.5")] {
+            let app = format!("TEXT named_metrics.{GOODPUT_FACTOR}={app}");
+            let named = [(GOODPUT_FACTOR.to_owned(), sidecar)].into();
+            let ours = LoadReport { named_metrics: named, ..LoadReport::default() };
+            let fields = written(Some((METRICS, &app)), ours, Format::Text);
+            assert_eq!(value(&fields), format!("TEXT named_metrics.{GOODPUT_FACTOR}={factor}"));
+        }
         // What is no report gives way to one.
         let fields = written(Some((METRICS_BIN, "!")), LoadReport::default(), Format::Text);
         assert_eq!(value(&fields), "TEXT ");
