@@ -9,13 +9,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::admin::{self, plain, print};
 use anyhow::Context as _;
 use towpath_control_plane::{
     DEFAULT_ADMIN,
     source::{Commit, short},
-    status::{Applied, Proxy, Rejected, Status},
+    status::{Applied, Proxy, Rejected, Status, UnknownPlace},
 };
+
+use crate::admin::{self, plain, print};
 
 /// Time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -208,6 +209,9 @@ fn about_names(status: &Status, lines: &mut Vec<String>) {
             count(name.addresses, "address")
         ));
     }
+    for UnknownPlace { place, source, error } in &status.places {
+        lines.push(format!("place     {} ({}): {}", plain(place), plain(source), plain(error)));
+    }
 }
 
 fn about_proxies(proxies: &[Proxy], now: u64, lines: &mut Vec<String>) {
@@ -355,6 +359,11 @@ mod tests {
                 max_ms: Some(35.0),
                 ..Applied::default()
             }],
+            places: vec![UnknownPlace {
+                place: "Lemuria".into(),
+                source: "services.yaml:7".into(),
+                error: "nobody knows it".into(),
+            }],
             ..Status::default()
         }
     }
@@ -370,6 +379,7 @@ REJECTED  9c8d7e6f5a4b  \"Break it\" by Bob  (seen 10 s ago; not served)
           routes.yaml:12: no Service `etk` (did you mean `etl`?)
           and 2 more
 applied   3f2a1b9c0d1e  2 of 4 proxies in 12 to 35 ms, 1 waited for, 1 REFUSED
+place     Lemuria (services.yaml:7): nobody knows it
 
 NODE        CLUSTER  VERSION       STATE    CONNECTED  PEER
 edge-1               3f2a1b9c0d1e  in sync  4 min      127.0.0.1:4242

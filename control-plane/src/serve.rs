@@ -92,7 +92,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let follower = Follower::new(source, store.folder());
     let released = store.released();
     let names = Names::new(resolver, hub.clone(), shared.clone());
-    let places = Places::new(maps, hub.clone(), store.place());
+    let places = Places::new(maps, hub.clone(), shared.clone(), store.place());
     let follow =
         Follow { follower, store, names, places, hub: hub.clone(), shared: shared.clone(), poll };
     let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));

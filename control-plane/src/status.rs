@@ -34,6 +34,9 @@ pub struct Status {
     pub applied: Vec<Applied>,
     /// Names that endpoints are found by.
     pub names: Vec<Name>,
+    /// Places that are not known so far, where a map service is asked for them.
+    #[serde(default)]
+    pub places: Vec<UnknownPlace>,
     /// Sums since the start.
     pub counters: Counters,
 }
@@ -207,6 +210,17 @@ pub struct Name {
     pub resolved_unix_ms: Option<u64>,
     /// Why the last question failed; `None` when it did not.
     pub error: Option<String>,
+}
+
+/// A place that an endpoint names and that nobody knows so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnknownPlace {
+    /// As it is written.
+    pub place: String,
+    /// File and line of a service with such an endpoint.
+    pub source: String,
+    /// Why it is not known.
+    pub error: String,
 }
 
 /// Sums since the start.

@@ -18,7 +18,11 @@ use towpath_policies::{
 };
 
 use super::{AskFor, MapService, Maps, PlaceError, cache::Cache};
-use crate::{hub::Hub, store::Place};
+use crate::{
+    hub::Hub,
+    status::{Shared, UnknownPlace},
+    store::Place,
+};
 
 /// The file of answers in the state folder.
 const FILE: &str = "places.json";
@@ -28,6 +32,9 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// Pause before the next look at what is due; at least and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+
+/// What the status says of a place that is asked for in vain.
+const NOBODY: &str = "nobody knows it";
 
 /// Names of places, each with the file and line of a service that names it.
 type Wanted = BTreeMap<String, String>;
@@ -40,6 +47,7 @@ pub(crate) struct Places {
 struct Asking {
     ask_for: AskFor,
     hub: Arc<Hub>,
+    shared: Arc<Shared>,
     cache: Arc<Mutex<Cache>>,
     wanted: watch::Sender<Arc<Wanted>>,
     _task: AbortOnDropHandle<()>,
@@ -47,13 +55,19 @@ struct Asking {
 
 impl Places {
     /// Knows what is stored at `place`, and asks `maps` where there are any.
-    pub(crate) fn new(maps: Option<Maps>, hub: Arc<Hub>, place: Place) -> Self {
+    pub(crate) fn new(
+        maps: Option<Maps>,
+        hub: Arc<Hub>,
+        shared: Arc<Shared>,
+        place: Place,
+    ) -> Self {
         let asking = maps.map(|Maps { service, ask_for }| {
             let cache = Arc::new(Mutex::new(load(&place)));
             let (wanted, names) = watch::channel(Arc::default());
             let asker = Asker {
                 service,
                 hub: hub.clone(),
+                shared: shared.clone(),
                 place,
                 cache: cache.clone(),
                 saved: Instant::now(),
@@ -61,7 +75,7 @@ impl Places {
                 away: false,
             };
             let task = AbortOnDropHandle::new(tokio::spawn(asker.run(names)));
-            Asking { ask_for, hub, cache, wanted, _task: task }
+            Asking { ask_for, hub, shared, cache, wanted, _task: task }
         });
         Self { asking }
     }
@@ -74,11 +88,18 @@ impl Places {
     /// Puts in what is known of the places of a mesh that is about to be served, and asks for the
     /// others from now on. Waits for nothing.
     pub(crate) fn follow(&self, mesh: &Mesh) {
-        let Some(Asking { ask_for, hub, cache, wanted, .. }) = &self.asking else { return };
+        let Some(Asking { ask_for, hub, shared, cache, wanted, .. }) = &self.asking else { return };
         let names = names(mesh, *ask_for);
         let cache = locked(cache);
         let known = names.keys().filter_map(|name| Some((name.clone(), cache.coordinates(name)?)));
         hub.set_places(known.collect());
+        let unknown = names.iter().filter(|(name, _)| cache.coordinates(name).is_none());
+        let unknown = unknown.map(|(name, written_at)| {
+            let asked = !cache.due_in(name, SystemTime::now()).is_zero();
+            let error = if asked { NOBODY.to_owned() } else { "not asked for yet".to_owned() };
+            UnknownPlace { place: name.clone(), source: written_at.clone(), error }
+        });
+        shared.update(|tracker| tracker.keep_places(unknown.collect()));
         drop(cache);
         wanted.send_replace(Arc::new(names));
     }
@@ -87,6 +108,7 @@ impl Places {
 struct Asker {
     service: Arc<dyn MapService>,
     hub: Arc<Hub>,
+    shared: Arc<Shared>,
     place: Place,
     cache: Arc<Mutex<Cache>>,
     /// When the answers were saved last.
@@ -150,6 +172,8 @@ impl Asker {
                 None
             }
             Err(error) => {
+                let why = error.to_string();
+                self.shared.update(|tracker| tracker.placed(name, Err(&why)));
                 let pause = error.wait().unwrap_or(PAUSE.0);
                 let news = !std::mem::replace(&mut self.away, true);
                 if news {
@@ -159,6 +183,7 @@ impl Asker {
             }
         };
         let mut cache = locked(&self.cache);
+        let mut unknown = None;
         match &found {
             Some(found) => {
                 let coordinates = found.coordinates;
@@ -172,7 +197,11 @@ impl Asker {
             }
             None if cache.coordinates(name).is_some() => {}
             None => {
-                let similar = places::similar(name).join("; ");
+                let similar = places::similar(name).join(" or ");
+                unknown = Some(match &*similar {
+                    "" => NOBODY.to_owned(),
+                    similar => format!("{NOBODY}; did you mean {similar}?"),
+                });
                 tracing::warn!(
                     place = name,
                     written_at,
@@ -186,6 +215,9 @@ impl Asker {
         if let Some(coordinates) = cache.coordinates(name) {
             self.hub.set_place(name, coordinates);
         }
+        drop(cache);
+        let answer = unknown.as_deref().map_or(Ok(()), Err);
+        self.shared.update(|tracker| tracker.placed(name, answer));
         Ok(())
     }
 

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use towpath_policies::model::{Node, ResourceKind, Snapshot};
 
 use super::{
-    Applied, Counters, Current, Nack, Name, Proxy, Rejected, SourceStatus, Status, kind_name,
+    Applied, Counters, Current, Nack, Name, Proxy, Rejected, SourceStatus, Status, UnknownPlace,
+    kind_name,
 };
 
 /// Versions whose way to the proxies is remembered.
@@ -41,6 +42,7 @@ pub(crate) struct Tracker {
     streams: BTreeMap<StreamId, Stream>,
     versions: VecDeque<Version>,
     names: BTreeMap<String, Name>,
+    places: BTreeMap<String, UnknownPlace>,
     counters: Counters,
     apply_times: Histogram,
 }
@@ -83,6 +85,7 @@ impl Tracker {
             streams: BTreeMap::new(),
             versions: VecDeque::new(),
             names: BTreeMap::new(),
+            places: BTreeMap::new(),
             counters: Counters::default(),
             apply_times: Histogram::default(),
         }
@@ -104,6 +107,7 @@ impl Tracker {
             proxies,
             applied: self.versions.iter().rev().map(|v| v.applied.clone()).collect(),
             names: self.names.values().cloned().collect(),
+            places: self.places.values().cloned().collect(),
             counters: self.counters.clone(),
         }
     }
@@ -267,6 +271,28 @@ impl Tracker {
                 known.applied.min_ms.get_or_insert(millis(took));
                 known.applied.max_ms = Some(millis(took));
                 self.apply_times.record(took);
+            }
+        }
+    }
+}
+
+/// Places that a map service is asked for.
+impl Tracker {
+    /// Those that a mesh names and that are not known.
+    pub(crate) fn keep_places(&mut self, unknown: Vec<UnknownPlace>) {
+        self.places = unknown.into_iter().map(|at| (at.place.clone(), at)).collect();
+    }
+
+    /// A place is known now, or why it is not.
+    pub(crate) fn placed(&mut self, place: &str, answer: Result<(), &str>) {
+        match answer {
+            Ok(()) => {
+                self.places.remove(place);
+            }
+            Err(error) => {
+                if let Some(unknown) = self.places.get_mut(place) {
+                    error.clone_into(&mut unknown.error);
+                }
             }
         }
     }

@@ -82,6 +82,8 @@ async fn places_come_to_the_proxies_when_they_are_found_and_stay_when_the_servic
     fs::write(folder.path().join("a.yaml"), placed(&["Frankfurt", "Avalon", "Lemuria"])).unwrap();
     running.refresh().await;
     stands_at(&mut client, &[Some(50.116), Some(51.144), None]).await;
+    let status = when(&running, |s| s.places.iter().any(|p| p.error.contains("Apple Maps"))).await;
+    assert_eq!((&*status.places[0].place, &*status.places[0].source), ("Lemuria", "a.yaml:22"));
 }
 
 #[tokio::test]

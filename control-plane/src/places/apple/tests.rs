@@ -102,6 +102,10 @@ async fn a_service_that_is_asked_too_much_gets_the_rest_it_wants() {
     assert_eq!(paths(&standin).len(), 2);
     tokio::time::advance(Duration::from_secs(3)).await;
     maps.find("Atlantis").await.unwrap();
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+    standin.instead([Instead::Error(429, Some(date))]);
+    let wait = maps.find("Atlantis").await.unwrap_err().wait().unwrap();
+    assert!((3500..=3600).contains(&wait.as_secs()), "{wait:?}");
 }
 
 #[tokio::test(start_paused = true)]

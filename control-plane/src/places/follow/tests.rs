@@ -9,6 +9,7 @@ use crate::{
     config::StateDir,
     hub::tests::{node, tcp_mesh},
     places::{Answer, Eta, Found},
+    status::{Moment, SourceStatus, Tracker},
     store::Store,
 };
 
@@ -88,6 +89,7 @@ fn mesh(version: &str, places: [(&str, Option<f64>); 2]) -> Mesh {
 
 struct Stage {
     hub: Arc<Hub>,
+    shared: Arc<Shared>,
     places: Places,
     store: Store,
 }
@@ -97,8 +99,10 @@ impl Stage {
         let store = Store::open(&StateDir::At(state.to_owned()), "here").unwrap();
         let hub = Arc::new(Hub::default());
         let maps = Maps { service: fake.clone(), ask_for };
-        let places = Places::new(Some(maps), hub.clone(), store.place());
-        Self { hub, places, store }
+        let tracker = Tracker::new(SourceStatus::default(), Moment::now());
+        let shared = Arc::new(Shared::new(tracker));
+        let places = Places::new(Some(maps), hub.clone(), shared.clone(), store.place());
+        Self { hub, shared, places, store }
     }
 
     /// As a change is published.
@@ -112,6 +116,12 @@ impl Stage {
         let mut released = self.store.released();
         drop(self);
         let _ = released.changed().await;
+    }
+
+    /// Places that are not known, with where they are written and why.
+    fn unknown(&self) -> Vec<String> {
+        let places = self.shared.look(|tracker| tracker.status().places);
+        places.iter().map(|p| format!("{} {}: {}", p.source, p.place, p.error)).collect()
     }
 
     fn latitude(&self, name: &str) -> Option<f64> {
@@ -226,6 +236,26 @@ async fn a_name_that_the_service_refuses_keeps_no_other_waiting() {
     asked(&fake, 2).await;
     assert_eq!(fake.asked(), ["?", "Atlantis"]);
     assert_eq!((stage.latitude("a"), stage.latitude("b")), (None, Some(31.0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_says_which_places_are_not_known_and_why() {
+    let script = [Ok(vec![]), away(100)];
+    let (fake, state) = (Fake::saying(script), tempfile::tempdir().unwrap());
+    let stage = Stage::new(&fake, AskFor::Unknown, state.path());
+    stage.publish(mesh("1", [("Amsterdm", None), ("Atlantis", None)]));
+    let asked_not = ["Amsterdm", "Atlantis"].map(|p| format!("a.yaml:1 {p}: not asked for yet"));
+    assert_eq!(stage.unknown(), asked_not);
+    asked(&fake, 2).await;
+    let amsterdam = "a.yaml:1 Amsterdm: nobody knows it; did you mean Amsterdam, NL?";
+    let unknown = stage.unknown();
+    assert!(unknown[0].starts_with(amsterdam), "{unknown:?}");
+    assert_eq!(unknown[1], "a.yaml:1 Atlantis: away");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    asked(&fake, 3).await;
+    assert_eq!(stage.unknown().len(), 1);
+    stage.publish(mesh("2", [("Amsterdm", None), ("Frankfurt", Some(50.0))]));
+    assert_eq!(stage.unknown(), ["a.yaml:1 Amsterdm: nobody knows it"]);
 }
 
 #[test]
