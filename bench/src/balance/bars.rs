@@ -39,13 +39,13 @@ const BARS: &[Bar] = &[
         OURS,
         "gpu_out_s",
         1.0,
-        "a GPU that fell has less than 5 % of new jobs within 1 s, in every round",
+        "a GPU that fell gets less than 5 % of the bytes within 1 s and ever after, in every round",
     ),
     always(
         OURS,
-        "gpu_share_of_bytes",
+        "gpu_share",
         judge::OUT,
-        "and less than 5 % of their bytes, in every round",
+        "and less than 5 % of the jobs from then on, in every round",
     ),
     always(
         OURS,

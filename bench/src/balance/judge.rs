@@ -16,10 +16,10 @@ pub struct Pick {
     pub bytes: u64,
 }
 
-/// The share below which a fallen GPU's traffic must be, of all new jobs.
+/// The share below which a fallen GPU's traffic must be, in bytes of new jobs.
 pub const OUT: f64 = 0.05;
-/// Windows in which it is looked at: in less time even the few jobs that a GPU at a tenth deserves
-/// come to that share now and then, by chance.
+/// Windows in which it is looked at: in less time the few jobs that a GPU at a tenth deserves come to
+/// that share now and then, by chance.
 const OUT_WINDOW: f64 = 0.5;
 /// From the start of one to that of the next.
 const OUT_STEP: f64 = 0.25;
@@ -36,13 +36,13 @@ pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
 }
 
 /// Seconds from `from` to the end of the last window, before `to`, in which `worker` got [`OUT`] or
-/// more of the new jobs.
+/// more of the bytes of new jobs.
 #[must_use]
 pub fn out_after(picks: &[Pick], worker: usize, from: f64, to: f64) -> f64 {
     let mut out = 0.0;
     for (start, window) in windows(picks, from, to, OUT_WINDOW, OUT_STEP) {
-        let its = window.iter().filter(|pick| pick.worker == worker).count();
-        if its > 0 && its as f64 >= OUT * window.len() as f64 {
+        let share = weighed(window, |is| is == worker, |pick| pick.bytes as f64);
+        if share.is_some_and(|share| share >= OUT) {
             out = start + OUT_WINDOW - from;
         }
     }
