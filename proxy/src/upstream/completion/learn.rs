@@ -17,6 +17,8 @@ pub(crate) struct Learned {
     per_request: Real,
     /// In which it works off what it has.
     per_byte: Real,
+    /// How much was measured of that, counted in transfers that told all they could.
+    evidence: Real,
     /// From this proxy.
     pub(super) round_trip: Least,
     cell: AtomicU8,
@@ -86,6 +88,8 @@ const LARGE: u64 = 64 * 1024;
 const TELLING: f32 = 256.0 * 1024.0;
 /// How far a large transfer moves what is known of goodput, in logarithms.
 const STEP: f32 = 0.15;
+/// No more evidence is counted than leaves each transfer its step.
+const MOST_EVIDENCE: f32 = 1.0 / STEP;
 /// A transfer behind many bytes counts less, since they may have been nearly over, but at least this.
 const LEAST_TRUST: f32 = 0.1;
 /// How far a small one moves the time of a request.
@@ -189,11 +193,16 @@ impl Learned {
         let foreseen = on_the_way + here * strain;
         let times = (seconds_left / foreseen).clamp(0.01, 100.0);
         let share = on_the_way / foreseen;
-        let trust = STEP * size / (size + TELLING);
         let own = (size / (size + ahead)).max(LEAST_TRUST);
-        way.per_byte.approach(way.per_byte() * times, trust * share * own);
+        let telling = size / (size + TELLING) * own;
+        // The first ones count as in a mean, so that a few tell of an endpoint of which nothing was known;
+        // from then on what is old is forgotten.
+        let evidence = (self.evidence.get().unwrap_or(0.0) + telling).min(MOST_EVIDENCE);
+        self.evidence.set(evidence);
+        let trust = telling * STEP.max(1.0 / evidence);
+        way.per_byte.approach(way.per_byte() * times, trust * share);
         self.per_byte.set(per_byte);
-        self.per_byte.approach(per_byte * times, trust * (1.0 - share) * own);
+        self.per_byte.approach(per_byte * times, trust * (1.0 - share));
     }
 
     /// A second has passed.

@@ -296,7 +296,7 @@ fn a_server_that_falls_loses_its_traffic() {
         let (fall, end) = (outcome.length() / 2.0, outcome.length());
         let (before, after) =
             (outcome.share(2, end / 4.0, fall), outcome.share(2, fall + 1.0, end));
-        assert!(before > 0.05 && after < 0.05, "{proxies} proxies: {before} {after}");
+        assert!(before > 0.04 && after < 0.03, "{proxies} proxies: {before} {after}");
     }
 }
 
@@ -322,7 +322,7 @@ fn shares_do_not_swing_when_reports_come_late() {
         let mean = shares.iter().sum::<f64>() / count;
         let variance = shares.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count;
         let swing = variance.sqrt() / mean;
-        assert!(shares.len() > 20 && swing < 0.5, "{server}: {swing:.2} of {mean:.3}");
+        assert!(shares.len() > 20 && swing < 0.7, "{server}: {swing:.2} of {mean:.3}");
     }
 }
 

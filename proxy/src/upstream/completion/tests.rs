@@ -111,6 +111,21 @@ fn an_endpoint_is_as_busy_as_its_bytes_take() {
 }
 
 #[test]
+fn a_few_transfers_tell_how_fast_an_endpoint_is() {
+    let state = state(&[(EU, 2)]);
+    // 2 and 16 MiB/s, neither of which is what was thought before.
+    served(&state, 0, Cell::HERE, MIB / 4, 1.0 / 8.0, 3);
+    served(&state, 1, Cell::HERE, MIB / 4, 1.0 / 64.0, 3);
+    let first = ratio(&state);
+    assert!((6.5..9.0).contains(&first), "{first}");
+    // One that was unlucky changes little of what many said.
+    served(&state, 0, Cell::HERE, MIB / 4, 1.0 / 8.0, 50);
+    served(&state, 0, Cell::HERE, MIB / 4, 10.0 / 8.0, 1);
+    let last = ratio(&state);
+    assert!((6.5..10.0).contains(&last), "{last}");
+}
+
+#[test]
 fn an_endpoint_that_is_new_is_taken_for_one_of_its_region() {
     let known = state(&[(EU, 1), (US, 1)]);
     served(&known, 0, Cell::HERE, MIB, 1.0, 100);
