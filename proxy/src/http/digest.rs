@@ -131,6 +131,11 @@ impl Body {
         self.make.is_some()
     }
 
+    /// Whether it may end before its last byte because it does not match.
+    pub(super) fn checks(&self) -> bool {
+        self.checks || !self.expected.is_empty()
+    }
+
     /// Begins anew: the same body for another try.
     pub(super) fn restart(&mut self) {
         for (algorithm, hasher) in &mut self.hashers {

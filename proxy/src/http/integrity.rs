@@ -117,6 +117,14 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// As [`Self::chunk_for_digest`], towards the client.
     pub(super) fn leave_room_for_digest(&self, answer: &mut ResponseHead) {
+        let checked = |digests: &Digests| digests.response.as_ref().is_some_and(Body::checks);
+        if self.digests.as_deref().is_some_and(checked)
+            && answer.status != StatusCode::PARTIAL_CONTENT
+        {
+            // Where it breaks off because it does not match, the rest from elsewhere would make what is
+            // wrong look whole.
+            answer.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));
+        }
         let made = |digests: &Digests| digests.response.as_ref().is_some_and(Body::makes);
         if !self.digests.as_deref().is_some_and(made) {
             return;

@@ -16,7 +16,7 @@ use tokio::{
     net::TcpStream,
     sync::Notify,
 };
-use towpath_policies::model::{Balancer, Mirror, Protocol, RetryCondition, RetryPolicy};
+use towpath_policies::model::{Balancer, Integrity, Mirror, Protocol, RetryCondition, RetryPolicy};
 use towpath_proxy::access_log::{AccessLog, Target};
 
 use crate::{
@@ -464,6 +464,27 @@ async fn parts_that_do_not_make_the_whole_never_end_cleanly() {
         assert!(!whole, "{more_or_less}: {} bytes", got.len());
         let proxy = setup(&[first, second], 1).start().await;
         download2(&proxy).await.unwrap_err();
+    }
+}
+
+/// A sidecar finds at the end that the body is not what its digest says. What it let pass may be wrong, and the
+/// rest from elsewhere would make it look whole.
+#[tokio::test]
+async fn what_does_not_match_its_digest_at_the_sidecar_is_not_completed_from_elsewhere() {
+    let other = "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:";
+    let (origin, _) = serving(move |_| {
+        format!("HTTP/1.1 200 OK\r\netag: \"v1\"\r\ncontent-digest: {other}\r\ncontent-length: {LENGTH}\r\n\r\n{}", body())
+    })
+    .await;
+    for checked in [true, false] {
+        let terms = Integrity { check: checked, ..Integrity::default() };
+        let sidecar =
+            Setup::to(origin).with(|s| s.forward.transfer.integrity = terms).start().await;
+        let (replica, asked) = good().await;
+        let gateway = setup(&[sidecar.addr, replica], 1).start().await;
+        let (_, got, whole) = download(&gateway).await;
+        assert_eq!(whole, !checked, "checked {checked}: {} bytes", got.len());
+        assert!(asked.all().is_empty(), "checked {checked}: the replica was asked");
     }
 }
 
