@@ -302,7 +302,7 @@ fn service_value(service: &Service, field: &str) -> String {
         "connect timeout" => words::time(service.connect_timeout),
         "pool idle timeout" => words::time(service.pool_idle_timeout),
         "health check" => words::health_check(service.health_check.as_ref()),
-        "balancer" => words::balancer(service.balancer, &service.prediction),
+        "balancer" => words::balancer(service),
         "limits" => words::thresholds(&service.breaker.service),
         "limits of each endpoint" => words::thresholds(&service.breaker.endpoint),
         "bandwidth" => words::bandwidth(service.admission.bandwidth.as_ref()),

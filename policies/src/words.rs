@@ -3,10 +3,11 @@
 use std::{fmt::Write as _, time::Duration};
 
 use crate::model::{
-    Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, HealthCheck, HealthProbe, Hedge,
-    HedgeAfter, Locality, NodeSelector, OriginSource, Outlier, PathMatch, PathRewrite, Prediction,
-    Protocol, Queue, Rate, RateLimits, Recovery, RetryCondition, RouteMatch, Stall, StreamAge,
-    TenantKey, Thresholds, ValueMatch, WeightedBackend,
+    Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
+    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, NodeSelector, OriginSource, Outlier,
+    PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
+    RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
+    WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -161,13 +162,33 @@ pub(crate) fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-pub(crate) fn balancer(balancer: Balancer, prediction: &Prediction) -> String {
-    match balancer {
+pub(crate) fn balancer(service: &Service) -> String {
+    let hashing = &service.hashing;
+    match service.balancer {
         Balancer::BytesInFlight => "fewest bytes in flight".to_owned(),
-        Balancer::CompletionTime => completion_time(prediction),
+        Balancer::CompletionTime => completion_time(&service.prediction),
         Balancer::LeastRequest => "fewest requests in flight".to_owned(),
         Balancer::RoundRobin => "in turn".to_owned(),
         Balancer::Random => "at random".to_owned(),
+        Balancer::Maglev => format!("by {} (Maglev){}", key(hashing), load_bound(hashing)),
+        Balancer::RingHash => format!("by {} (ring){}", key(hashing), load_bound(hashing)),
+    }
+}
+
+fn key(hashing: &Hashing) -> String {
+    match &hashing.key {
+        Some(KeySource::Header(name)) => format!("header `{name}`"),
+        Some(KeySource::PathSegment(nth)) => format!("segment {nth} of the path"),
+        Some(KeySource::Query(name)) => format!("query parameter `{name}`"),
+        Some(KeySource::ClientAddress) => "client address".to_owned(),
+        None => "a key that no request tells".to_owned(),
+    }
+}
+
+fn load_bound(hashing: &Hashing) -> String {
+    match hashing.load_bound_percent {
+        Some(percent) => format!(", at most {percent} % of the mean requests in flight"),
+        None => ", however many requests that makes".to_owned(),
     }
 }
 

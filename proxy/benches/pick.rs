@@ -63,7 +63,11 @@ fn state(count: u32, balancer: Balancer) -> Arc<ServiceState> {
 
 fn ask(state: &ServiceState) -> Ask {
     let near = HeaderValue::from_static("48.1,11.6");
-    Ask { bytes: 1 << 20, origin: state.origin(&HeaderMap::from_iter([(ORIGIN, near)])) }
+    Ask {
+        bytes: 1 << 20,
+        origin: state.origin(&HeaderMap::from_iter([(ORIGIN, near)])),
+        ..Ask::default()
+    }
 }
 
 #[divan::bench(args = SIZES)]

@@ -134,7 +134,7 @@ where
     let Some(service) = drawn else {
         return meter.refuse("no_service", client);
     };
-    let (mut upstream, _guard, ticket) = match connect(&service, &mut meter).await {
+    let (mut upstream, _guard, ticket) = match connect(&service, &mut meter, caller.address).await {
         Ok(connected) => connected,
         Err(reason) => return meter.refuse(reason, client),
     };
@@ -164,12 +164,14 @@ where
 async fn connect(
     service: &Arc<ServiceState>,
     meter: &mut Meter,
+    client: SocketAddr,
 ) -> Result<(UpstreamIo, ConnectionGuard, Ticket), &'static str> {
     let mut tried = Tried::default();
     let overflow = |_: Limit| "overflow";
     service.has_room(0).map_err(overflow)?;
+    let ask = Ask { key: service.connection_key(client.ip()), ..Ask::default() };
     for attempt in 1..=CONNECT_ATTEMPTS {
-        let endpoint = match pick::pick(service, &tried, now_ms(), Ask::default()) {
+        let endpoint = match pick::pick(service, &tried, now_ms(), ask) {
             Ok(endpoint) => endpoint.clone(),
             Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),
             Err(NoPick::Full(_)) => return Err("overflow"),

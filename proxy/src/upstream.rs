@@ -27,6 +27,7 @@ pub(crate) mod completion;
 pub(crate) mod concurrency;
 pub mod connect;
 pub(crate) mod h2_pool;
+mod hash;
 pub mod io;
 pub mod pick;
 pub(crate) mod pool;
@@ -42,6 +43,7 @@ use crate::{
 };
 use completion::{Completion, Experience, learn::Learned};
 use concurrency::Concurrency;
+use hash::Homes;
 use pool::Pools;
 
 /// One view of a service: what the configuration says, and the live state it
@@ -62,6 +64,8 @@ pub struct ServiceState {
     pub(crate) belief: admission::Belief,
     /// What completion times are predicted by, where they are.
     pub(crate) completion: Option<Box<Completion>>,
+    /// Where keys are at home, where requests have any.
+    pub(crate) homes: Option<Box<Homes>>,
 }
 
 /// The endpoints of one priority.
@@ -298,6 +302,8 @@ pub fn reconcile(
     }
     let belief = admission::Belief::under(&spec.breaker);
     let completion = Completion::new(&spec, &live, &endpoints, &mut levels);
+    let old_homes = old.and_then(|old| old.homes.as_deref());
+    let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let state = Arc::new(ServiceState {
         spec,
         endpoints,
@@ -306,6 +312,7 @@ pub fn reconcile(
         connector,
         belief,
         completion,
+        homes,
     });
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.

@@ -30,6 +30,8 @@ mod hedge;
 mod hold;
 #[path = "http/http2.rs"]
 mod http2;
+#[path = "http/partition_keys.rs"]
+mod partition_keys;
 #[path = "http/queue.rs"]
 mod queue;
 #[path = "http/relay.rs"]

@@ -15,6 +15,7 @@ mod action;
 mod common;
 mod endpoints;
 mod extension;
+mod hashing;
 mod headers;
 mod http;
 mod listener;

@@ -1,11 +1,15 @@
 //! `BalancerPolicy` (towpath.dev/v1alpha1).
 
 use super::{
-    own::TargetRef,
-    read::{AtLeastOne, choice, object},
-    value::{Factor, HeaderName},
+    own::{ClientAddressSpec, TargetRef},
+    read::{AtLeastOne, Definitions, Read, choice, object},
+    value::{Factor, HeaderName, QueryName, Whole},
 };
-use crate::problem::At;
+use crate::{
+    diagnostic::Rule,
+    problem::{At, Problems},
+    yaml::Node,
+};
 
 object! {
     /// How an endpoint is picked.
@@ -18,6 +22,12 @@ object! {
         "origin" => origin: Option<OriginSpec>,
         /// With `CompletionTime`: how much each part of the predicted time counts.
         "terms" => terms: Option<TermsSpec>,
+        /// With `Maglev` and `RingHash`: how a request tells what it is about.
+        "key" => key: Option<KeySpec>,
+        /// With `Maglev` and `RingHash`: an endpoint has at most so many per cent of the mean number of
+        /// requests in flight (in proportion to weight), what is beyond it goes to the next; 0 = not
+        /// bounded, default 125.
+        "loadBoundPercent" => load_bound_percent: Option<At<LoadBound>>,
     }
 }
 
@@ -34,7 +44,48 @@ choice! {
         "RoundRobin" => RoundRobin,
         /// At random, by weight.
         "Random" => Random,
+        /// The same endpoint for the same key, by a table that spreads keys evenly.
+        "Maglev" => Maglev,
+        /// The same endpoint for the same key, by the nearest point on a ring.
+        "RingHash" => RingHash,
     }
+}
+
+/// 0, or 100 and more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadBound(pub(crate) Option<u32>);
+
+impl Read for LoadBound {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        let percent = Whole::<0, 1000>::read(node, problems)?.0;
+        if (1..100).contains(&percent) {
+            let message = "less than the mean cannot be the most";
+            problems.error(Rule::InvalidValue, node.span, message).help("0, or from 100 to 1000");
+            return None;
+        }
+        Some(Self((percent > 0).then_some(percent)))
+    }
+
+    fn schema(_: &mut Definitions) -> serde_json::Value {
+        serde_json::json!({
+            "anyOf": [{ "const": 0 }, { "type": "integer", "minimum": 100, "maximum": 1000 }],
+        })
+    }
+}
+
+object! {
+    /// How a request tells what it is about. One that does not is balanced as by `BytesInFlight`.
+    struct KeySpec {
+        /// The value of this header.
+        "header" => header: Option<At<HeaderName>>,
+        /// The segment of the path at this place, as it is sent to the endpoint; 1 is the first.
+        "pathSegment" => path_segment: Option<At<Whole<1, 64>>>,
+        /// The value of this query parameter, not decoded.
+        "query" => query: Option<At<QueryName>>,
+        /// The client's IP address.
+        "clientAddress" => client_address: Option<ClientAddressSpec>,
+    }
+    exactly_one { ["header", "pathSegment", "query", "clientAddress"] }
 }
 
 object! {

@@ -442,6 +442,13 @@ text!(
     "letters, digits and !#$%&'*+-.^_`|~ (RFC 9110 token), at most 256; no pseudo-header"
 );
 text!(
+    /// Name of a query parameter.
+    QueryName,
+    "^[^&=#\\s]{1,256}$",
+    |text| if is_query_name(text) { Ok(()) } else { Err("is not the name of a query parameter") },
+    "1 to 256 characters as they are in the URL, without &, =, # or blanks"
+);
+text!(
     /// RFC 9110 field value: visible ASCII, inner blanks and tabs.
     HeaderValue,
     "^[!-~]([ \\t!-~]{0,4094}[!-~])?$",
@@ -462,6 +469,11 @@ text!(
     |text| if text.starts_with('/') && !text.contains('\0') { Ok(()) } else { Err("is not an absolute path") },
     "an absolute path on the proxy's machine, e.g. /etc/towpath/tls.crt"
 );
+
+fn is_query_name(text: &str) -> bool {
+    let odd = |c: char| matches!(c, '&' | '=' | '#') || c.is_whitespace();
+    (1..=256).contains(&text.chars().count()) && !text.contains(odd)
+}
 
 pub(crate) fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';

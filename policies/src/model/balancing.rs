@@ -17,6 +17,100 @@ pub enum Balancer {
     RoundRobin,
     /// Uniformly at random, by weight.
     Random,
+    /// The endpoint that a Maglev table has for the request's key, as [`Hashing`] says.
+    Maglev,
+    /// The endpoint next to the request's key on a ring, as [`Hashing`] says.
+    RingHash,
+}
+
+impl Balancer {
+    /// Whether it sends the same key to the same endpoint.
+    pub const fn hashes(self) -> bool {
+        matches!(self, Self::Maglev | Self::RingHash)
+    }
+}
+
+/// What [`Balancer::Maglev`] and [`Balancer::RingHash`] go by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hashing {
+    /// How a request tells its key; requests without one are balanced as by
+    /// [`Balancer::BytesInFlight`].
+    pub key: Option<KeySource>,
+    /// An endpoint has at most so many per cent of the mean number of requests in flight, in
+    /// proportion to weight; at least 100, `None` = not bounded.
+    pub load_bound_percent: Option<u32>,
+    /// Entries of a Maglev table: a prime of at most [`Self::MOST_IN_TABLE`]. Default 65,537.
+    pub table_size: u32,
+    /// Points on a ring, at least and at most (more of them only where weights are to be told
+    /// apart). Default 1,024 and [`Self::MOST_ON_RING`].
+    pub ring_size: (u32, u32),
+}
+
+/// How a request tells its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeySource {
+    /// By a header's value; its name is in lower case.
+    Header(String),
+    /// By this segment of the path, from 1 to [`Self::LAST_SEGMENT`].
+    PathSegment(u32),
+    /// By the value of this query parameter, as it is in the URL.
+    Query(String),
+    /// By its client's IP address.
+    ClientAddress,
+}
+
+impl Hashing {
+    /// The bound where a policy says none.
+    pub const DEFAULT_BOUND_PERCENT: u32 = 125;
+    /// Envoy's limit, a prime.
+    pub const MOST_IN_TABLE: u32 = 5_000_011;
+    /// Envoy's limit.
+    pub const MOST_ON_RING: u32 = 8 << 20;
+
+    /// Whether the figures are within their bounds.
+    ///
+    /// # Errors
+    /// What must be so and is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let (least, most) = self.ring_size;
+        if !(2..=Self::MOST_IN_TABLE).contains(&self.table_size) || !is_prime(self.table_size) {
+            return Err("a table's size must be a prime of at most 5,000,011");
+        }
+        if !(1..=Self::MOST_ON_RING).contains(&most) || !(1..=most).contains(&least) {
+            return Err("a ring must have from 1 to 8,388,608 points, and no least above its most");
+        }
+        if self.load_bound_percent.is_some_and(|percent| percent < 100) {
+            return Err("an endpoint must be let have at least 100 % of the mean load");
+        }
+        match &self.key {
+            Some(KeySource::PathSegment(nth)) if !(1..=KeySource::LAST_SEGMENT).contains(nth) => {
+                Err("a segment of the path is from 1 to 64")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_prime(number: u32) -> bool {
+    number >= 2 && !(2..).take_while(|i| i * i <= number).any(|i| number.is_multiple_of(i))
+}
+
+impl Default for Hashing {
+    fn default() -> Self {
+        Self {
+            key: None,
+            load_bound_percent: None,
+            table_size: 65_537,
+            ring_size: (1_024, Self::MOST_ON_RING),
+        }
+    }
+}
+
+impl KeySource {
+    /// Segments of a path beyond this one are not looked at.
+    pub const LAST_SEGMENT: u32 = 64;
 }
 
 /// What a completion time is predicted from.

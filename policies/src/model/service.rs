@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balancer, Bandwidth, Class, Prediction};
+use super::{Balancer, Bandwidth, Class, Hashing, Prediction};
 
 /// A named set of endpoints and the terms under which they are used (CDS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Service {
     /// With [`Balancer::CompletionTime`]: what the time is predicted from.
     #[serde(default)]
     pub prediction: Prediction,
+    /// With [`Balancer::Maglev`] and [`Balancer::RingHash`]: by what keys endpoints are found.
+    #[serde(default)]
+    pub hashing: Hashing,
     /// Limits.
     pub breaker: Breaker,
     /// Passive ejection; `None` = off.
@@ -399,6 +402,7 @@ impl Service {
             tls: None,
             balancer: Balancer::default(),
             prediction: Prediction::default(),
+            hashing: Hashing::default(),
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
             recovery: Recovery::default(),

@@ -231,7 +231,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// What a try of so many bytes asks for.
     fn ask(&self, service: &ServiceState, bytes: u64) -> Ask {
-        Ask { bytes, origin: service.origin(&self.head.headers) }
+        self.head.ask(service, bytes, self.client.peer.addr.ip())
     }
 
     fn admit(

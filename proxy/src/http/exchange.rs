@@ -375,7 +375,7 @@ impl<D: Downstream> Exchange<'_, D> {
             h1.finish(&ticket.endpoint.live, self.client.worker, idle);
         }
         if !mirrors.is_empty() {
-            mirror::send(mirrors, &self.head, &self.replay, self.client.worker);
+            mirror::send(mirrors, &self.head, &self.replay, self.client);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Messages between the two sides of an exchange, in terms of neither version.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
@@ -14,7 +14,7 @@ use super::{HttpListener, Peer, forwarded::Forwarding};
 use crate::{
     drain,
     router::Router,
-    upstream::{age, connect::Wire},
+    upstream::{ServiceState, age, connect::Wire, pick::Ask},
 };
 
 /// What all exchanges of one client connection share.
@@ -67,6 +67,14 @@ pub(super) struct RequestHead {
     pub(super) upgrade: Option<HeaderValue>,
     /// The client waits for `100 Continue`.
     pub(super) expects_continue: bool,
+}
+
+impl RequestHead {
+    /// What a try of so many bytes asks of an endpoint of this service.
+    pub(super) fn ask(&self, service: &ServiceState, bytes: u64, client: IpAddr) -> Ask {
+        let origin = service.origin(&self.headers);
+        Ask { bytes, origin, key: service.key(&self.target, &self.headers, client) }
+    }
 }
 
 /// A final response's head. `headers` holds end-to-end fields only.

@@ -6,6 +6,7 @@
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::Poll,
     time::Duration,
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use super::{
     h1_client::Http1,
     h2_client::{self, Http2},
-    message::{Length, Piece, RequestHead},
+    message::{Client, Length, Piece, RequestHead},
     relay::{Answer, Upstream},
     replay::Replay,
 };
@@ -29,7 +30,7 @@ use crate::{
         admission::Ticket,
         connect::{Connector, Wire},
         h2_pool,
-        pick::{self, Ask, Tried},
+        pick::{self, Tried},
         pool, queue,
     },
 };
@@ -51,7 +52,8 @@ pub(super) fn draw(forward: &Forward) -> Drawn<'_> {
 }
 
 /// Sends the copies from tasks of their own.
-pub(super) fn send(mirrors: Drawn<'_>, head: &RequestHead, replay: &Replay, worker: usize) {
+pub(super) fn send(mirrors: Drawn<'_>, head: &RequestHead, replay: &Replay, client: &Client) {
+    let (worker, client) = (client.worker, client.peer.addr.ip());
     for service in mirrors.into_iter().filter_map(|m| m.service.clone()) {
         let Some((pieces, trailers)) = whole(head, replay) else {
             service.metrics.mirrors_dropped.inc();
@@ -66,7 +68,8 @@ pub(super) fn send(mirrors: Drawn<'_>, head: &RequestHead, replay: &Replay, work
         // Owned by the count above, bounded by the time limit.
         tokio::spawn(async move {
             let _under_way = UnderWay;
-            let sent = timeout(LIMIT, exchange(&service, copy, pieces, trailers, worker)).await;
+            let sent =
+                timeout(LIMIT, exchange(&service, copy, pieces, trailers, (worker, client))).await;
             if !matches!(sent, Ok(Some(()))) {
                 tracing::debug!("a mirrored request failed");
             }
@@ -112,12 +115,12 @@ async fn exchange(
     mut head: RequestHead,
     pieces: Vec<Bytes>,
     trailers: Option<HeaderMap>,
-    worker: usize,
+    (worker, client): (usize, IpAddr),
 ) -> Option<()> {
     let service = live.current.load_full()?;
     let declared = head.length.declared();
     service.has_room(declared).ok()?;
-    let ask = Ask { bytes: declared, origin: service.origin(&head.headers) };
+    let ask = head.ask(&service, declared, client);
     let (endpoint, slot) = if service.spec.admission.queue.is_none() {
         let picked = pick::pick(&service, &Tried::default(), upstream::now_ms(), ask).ok()?;
         (picked.clone(), None)

@@ -11,6 +11,8 @@ use super::{
     concurrency::BULK,
 };
 
+mod home;
+
 /// Why none was picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoPick {
@@ -48,6 +50,8 @@ pub struct Ask {
     pub bytes: u64,
     /// Where its data comes from.
     pub origin: Cell,
+    /// What it is about, hashed.
+    pub key: Option<u64>,
 }
 
 fn key(live: &Arc<EndpointLive>) -> usize {
@@ -195,10 +199,15 @@ impl<'a, 't> Round<'a, 't> {
         if let Some(completion) = &self.service.completion {
             return self.soonest(completion, nth, level);
         }
+        if let (Some(homes), Some(key)) = (&self.service.homes, self.ask.key) {
+            return self.at_home(homes, nth, level, key);
+        }
         match self.service.spec.balancer {
             // Predicted above.
             Balancer::CompletionTime => None,
             Balancer::BytesInFlight | Balancer::LeastRequest => self.least(level),
+            // A request without a key.
+            Balancer::Maglev | Balancer::RingHash => self.least(level),
             Balancer::RoundRobin => {
                 let turn = self.service.live.turn.fetch_add(1, Relaxed);
                 let start = self.in_turn(level, turn);

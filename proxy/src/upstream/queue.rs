@@ -20,9 +20,7 @@ use towpath_policies::model::{Class, Queue as Terms};
 pub(crate) mod line;
 
 use super::{
-    EndpointState, ServiceLive, ServiceState,
-    completion::places::Cell,
-    now_ms, now_us,
+    EndpointState, ServiceLive, ServiceState, now_ms, now_us,
     pick::{self, Ask, NoPick, Tried},
 };
 use crate::{
@@ -50,7 +48,7 @@ struct State {
 #[derive(Debug)]
 struct Place {
     tried: Tried,
-    origin: Cell,
+    ask: Ask,
     estimate: Arc<Estimate>,
     waker: Option<Waker>,
     turn: Option<Turn>,
@@ -118,7 +116,7 @@ pub(crate) fn join(
     service: &ServiceState,
     terms: &Terms,
     want: Want,
-    (tried, origin): (Tried, Cell),
+    (tried, ask): (Tried, Ask),
     estimate: Arc<Estimate>,
 ) -> Result<Waiting, Duration> {
     let live = &service.live;
@@ -138,7 +136,7 @@ pub(crate) fn join(
             place.turn = Some(Turn::Displaced(advice));
             wakers.extend(place.waker.take());
         }
-        places.insert(joined.id, Place { tried, origin, estimate, waker: None, turn: None });
+        places.insert(joined.id, Place { tried, ask, estimate, waker: None, turn: None });
         queue.note_length(&state);
         joined.id
     };
@@ -219,7 +217,7 @@ impl Queue {
                     // The first in order, or large requests would never get through.
                     return Fit::Nobody;
                 }
-                let ask = Ask { bytes: want.bytes, origin: place.origin };
+                let ask = Ask { bytes: want.bytes, ..place.ask };
                 match pick::seat(service, &place.tried, now_ms, ask) {
                     Ok(endpoint) => Fit::Yes(endpoint),
                     Err(NoPick::Full(_)) => Fit::No,

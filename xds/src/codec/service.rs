@@ -39,7 +39,7 @@ pub(super) fn encode(service: &Service) -> Pb {
             .map(|check| upstream::encode_health_check(check, service.protocol))
             .collect(),
         transport_socket: service.tls.as_ref().map(|tls| tls::encode_client(tls, service.protocol)),
-        load_balancing_policy: Some(upstream::encode_balancer(service.balancer, &service.recovery)),
+        load_balancing_policy: Some(upstream::encode_balancer(service)),
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(outlier::encode_panic(&service.recovery)),
             ..Default::default()
@@ -66,6 +66,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("tls", &service.tls, &carried.tls);
     extra.keep("balancer", &service.balancer, &carried.balancer);
     extra.keep("prediction", &service.prediction, &carried.prediction);
+    extra.keep("hashing", &service.hashing, &carried.hashing);
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
     extra.keep("recovery", &service.recovery, &carried.recovery);
@@ -96,6 +97,10 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     let mut factors = service.prediction.terms.named().into_iter();
     let odd = factors.find(|(_, factor)| !(0.0..=100.0).contains(factor));
     refuse_if(odd.is_some(), "prediction.terms", "factors are from 0 to 100")?;
+    extra.restore("hashing", &mut service.hashing)?;
+    if let Err(why) = service.hashing.check() {
+        return refuse(why).at("hashing");
+    }
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
     extra.restore("recovery", &mut service.recovery)?;
@@ -117,13 +122,15 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
     let (protocol, pool_idle_timeout) = upstream::decode_protocol(pb)?;
     let (breaker, retry_budget) = upstream::decode_breakers(pb.circuit_breakers.as_ref());
     let connect_timeout = optional_duration(pb.connect_timeout.as_ref(), "connect_timeout")?;
+    let (balancer, hashing) = upstream::decode_balancer(pb)?;
     Ok(Service {
         name: pb.name.clone(),
         protocol,
         discovery,
         tls: tls::decode_client(pb.transport_socket.as_ref()).at("transport_socket")?,
-        balancer: upstream::decode_balancer(pb)?,
+        balancer,
         prediction: Prediction::default(),
+        hashing,
         breaker,
         outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
         recovery: outlier::decode_recovery(pb)?,

@@ -423,7 +423,10 @@ fn an_endpoint_set_may_have_a_name_of_its_own() {
 fn clusters_that_would_be_disobeyed_are_refused() {
     type Change = fn(&mut cds::Cluster);
     let table: [(Change, &str); 6] = [
-        (|c| c.lb_policy = cluster::LbPolicy::RingHash as i32, "lb_policy: RING_HASH"),
+        (
+            |c| c.lb_policy = cluster::LbPolicy::ClusterProvided as i32,
+            "lb_policy: CLUSTER_PROVIDED",
+        ),
         (|c| c.load_balancing_policy = Some(Default::default()), "load_balancing_policy"),
         (|c| c.transport_socket_matches = vec![Default::default()], "transport_socket_matches"),
         (

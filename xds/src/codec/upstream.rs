@@ -35,7 +35,7 @@ use envoy_types::pb::{
 };
 use prost::Name;
 use towpath_policies::model::{
-    Balancer, Breaker, BudgetShare, HealthCheck, HealthProbe, Protocol, Recovery, Service,
+    Balancer, Breaker, BudgetShare, Hashing, HealthCheck, HealthProbe, Protocol, Service,
     Thresholds,
 };
 
@@ -45,6 +45,7 @@ use super::{
         unpack,
     },
     extension::{typed_struct, typed_struct_url},
+    hashing,
     outlier::encode_slow_start,
 };
 
@@ -249,8 +250,8 @@ pub(super) fn decode_health_check(checks: &[core::HealthCheck]) -> Result<Option
 
 /// Ours first, then the nearest that Envoy has, then one that everybody has:
 /// a client takes the first it knows.
-pub(super) fn encode_balancer(balancer: Balancer, recovery: &Recovery) -> LoadBalancingPolicy {
-    let slow_start_config = encode_slow_start(recovery);
+pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
+    let slow_start_config = encode_slow_start(&service.recovery);
     let ours = |name: &str, url: &str| policy(name, typed_struct(url));
     let least = || {
         let config =
@@ -260,32 +261,55 @@ pub(super) fn encode_balancer(balancer: Balancer, recovery: &Recovery) -> LoadBa
     let random = || policy("envoy.load_balancing_policies.random", pack(&Random::default()));
     let config = RoundRobin { slow_start_config: slow_start_config.clone(), ..Default::default() };
     let round = policy("envoy.load_balancing_policies.round_robin", pack(&config));
-    let mut policies = match balancer {
+    let mut policies = match service.balancer {
         Balancer::BytesInFlight => vec![ours("towpath.bytes_in_flight", BYTES_IN_FLIGHT), least()],
         Balancer::CompletionTime => vec![ours("towpath.completion_time", COMPLETION_TIME), least()],
         Balancer::LeastRequest => vec![least()],
         Balancer::Random => vec![random()],
         Balancer::RoundRobin => vec![],
+        Balancer::Maglev => {
+            let config = hashing::encode_maglev(&service.hashing);
+            vec![policy("envoy.load_balancing_policies.maglev", config)]
+        }
+        Balancer::RingHash => {
+            let config = hashing::encode_ring(&service.hashing);
+            vec![policy("envoy.load_balancing_policies.ring_hash", config)]
+        }
     };
     policies.push(round);
     LoadBalancingPolicy { policies }
 }
 
-pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<Balancer> {
+/// How an endpoint is picked, and by what keys where by keys.
+pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<(Balancer, Hashing)> {
     if let Some(list) = &pb.load_balancing_policy {
         let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
-        return match configs.filter_map(|c| c.typed_config.as_ref()).find_map(known_balancer) {
-            Some(balancer) => Ok(balancer),
-            None => refuse("none of the policies is supported").at("load_balancing_policy"),
-        };
+        for config in configs.filter_map(|c| c.typed_config.as_ref()) {
+            if let Some(balancer) = known_balancer(config) {
+                return Ok((balancer, Hashing::default()));
+            }
+            if let Some(by_keys) = hashing::decode(config).at("load_balancing_policy")? {
+                return Ok(by_keys);
+            }
+        }
+        return refuse("none of the policies is supported").at("load_balancing_policy");
     }
-    match LbPolicy::try_from(pb.lb_policy) {
-        Ok(LbPolicy::RoundRobin) => Ok(Balancer::RoundRobin),
-        Ok(LbPolicy::LeastRequest) => Ok(Balancer::LeastRequest),
-        Ok(LbPolicy::Random) => Ok(Balancer::Random),
-        Ok(other) => refuse(format!("{} is not supported", other.as_str_name())).at("lb_policy"),
-        Err(_) => refuse(format!("unknown policy {}", pb.lb_policy)).at("lb_policy"),
-    }
+    let balancer = match LbPolicy::try_from(pb.lb_policy) {
+        Ok(LbPolicy::RoundRobin) => Balancer::RoundRobin,
+        Ok(LbPolicy::LeastRequest) => Balancer::LeastRequest,
+        Ok(LbPolicy::Random) => Balancer::Random,
+        Ok(LbPolicy::RingHash) => Balancer::RingHash,
+        Ok(LbPolicy::Maglev) => Balancer::Maglev,
+        Ok(other) => {
+            return refuse(format!("{} is not supported", other.as_str_name())).at("lb_policy");
+        }
+        Err(_) => return refuse(format!("unknown policy {}", pb.lb_policy)).at("lb_policy"),
+    };
+    let hashing = match balancer.hashes() {
+        true => hashing::decode_old(pb, balancer)?,
+        false => Hashing::default(),
+    };
+    Ok((balancer, hashing))
 }
 
 fn known_balancer(any: &Any) -> Option<Balancer> {

@@ -442,6 +442,23 @@ fn prediction() -> impl Strategy<Value = Prediction> {
         .prop_map(|(origin, terms)| Prediction { origin, terms })
 }
 
+fn hashing() -> impl Strategy<Value = Hashing> {
+    let key = prop_oneof![
+        token().prop_map(KeySource::Header),
+        (1..=KeySource::LAST_SEGMENT).prop_map(KeySource::PathSegment),
+        token().prop_map(KeySource::Query),
+        Just(KeySource::ClientAddress),
+    ];
+    let ring = select(vec![(1_024, Hashing::MOST_ON_RING), (1, 1), (5_000, 100_000)]);
+    (option::of(key), option::of(100u32..=1000), select(vec![65_537u32, 2, 4_999_999]), ring)
+        .prop_map(|(key, load_bound_percent, table_size, ring_size)| Hashing {
+            key,
+            load_bound_percent,
+            table_size,
+            ring_size,
+        })
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -460,13 +477,16 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         Balancer::LeastRequest,
         Balancer::RoundRobin,
         Balancer::Random,
+        Balancer::Maglev,
+        Balancer::RingHash,
     ]);
+    let balancing = (balancer, prediction(), hashing());
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
     let breaker =
         (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint });
     (
-        (name(), protocol, discovery, option::of(tls), (balancer, prediction()), breaker),
+        (name(), protocol, discovery, option::of(tls), balancing, breaker),
         (
             option::of(outlier()),
             recovery(),
@@ -479,7 +499,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     )
         .prop_map(
             |(
-                (name, protocol, discovery, tls, (balancer, prediction), breaker),
+                (name, protocol, discovery, tls, (balancer, prediction, hashing), breaker),
                 (
                     outlier,
                     recovery,
@@ -496,6 +516,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 tls,
                 balancer,
                 prediction,
+                hashing,
                 breaker,
                 outlier,
                 recovery,

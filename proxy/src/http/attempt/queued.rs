@@ -101,7 +101,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let want = Want { start_by_us: self.start_by_us(terms.max_wait), ..want };
         let mut waiting =
-            queue::join(service, terms, want, (*tried, ask.origin), backend.estimate.clone())
+            queue::join(service, terms, want, (*tried, ask), backend.estimate.clone())
                 .map_err(|wait| Stop::Reply(Reply::QUEUE_FULL.again_after(wait)))?;
         self.limits.of_try = Instant::now().checked_add(terms.max_wait);
         self.waits = Waits::Elsewhere;

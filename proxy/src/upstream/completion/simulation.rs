@@ -175,7 +175,7 @@ impl World {
         let origin =
             state.completion.as_ref().and_then(|c| c.cells.named(REGIONS[from].0.as_bytes()));
         let origin = origin.unwrap_or(Cell::HERE);
-        let ask = Ask { bytes, origin };
+        let ask = Ask { bytes, origin, ..Ask::default() };
         let picked = pick(state, &Tried::default(), self.base_ms, ask).unwrap();
         let [_, a, b, c] = match picked.spec.address.ip() {
             std::net::IpAddr::V4(address) => address.octets(),

@@ -53,7 +53,9 @@ fn origin(state: &ServiceState, value: &'static str) -> Cell {
 fn shares(state: &ServiceState, origin: Cell, bytes: u64, picks: u32) -> Vec<f64> {
     let mut counts = vec![0; state.endpoints.len()];
     for _ in 0..picks {
-        let picked = pick(state, &Tried::default(), now_ms(), Ask { bytes, origin }).unwrap();
+        let picked =
+            pick(state, &Tried::default(), now_ms(), Ask { bytes, origin, ..Ask::default() })
+                .unwrap();
         let at = state.endpoints.iter().position(|e| Arc::ptr_eq(e, picked)).unwrap();
         counts[at] += 1;
     }
@@ -190,7 +192,7 @@ fn fast_errors_attract_nothing() {
     (0..3).for_each(|at| served(&state, at, Cell::HERE, 1000, 0.02, 10));
     let mut errors = 0;
     for _ in 0..1000 {
-        let ask = Ask { bytes: 1000, origin: Cell::HERE };
+        let ask = Ask { bytes: 1000, ..Ask::default() };
         let picked = pick(&state, &Tried::default(), now_ms(), ask).unwrap();
         if Arc::ptr_eq(picked, &state.endpoints[0]) {
             errors += 1;

@@ -12,9 +12,7 @@ use towpath_policies::model::{Class, Endpoint, EndpointSet, Protocol, Queue as T
 
 use super::{Estimate, LONGEST_US, Turn, UNKNOWN_US, Waiting, Want, idle_slot, join};
 use crate::upstream::{
-    ServiceState,
-    completion::places::Cell,
-    now_ms, now_us,
+    ServiceState, now_ms, now_us,
     pick::{self, Ask, Tried},
     reconcile, retire,
 };
@@ -35,7 +33,7 @@ fn ask(state: &Arc<ServiceState>, class: Class, tried: Tried) -> Result<Waiting,
     let start_by_us = now_us() + 60_000_000;
     let want = Want { class, tenant: 0, bytes: 1, length_us: 1000, start_by_us, again: false };
     let terms = state.spec.admission.queue.unwrap_or_default();
-    join(state, &terms, want, (tried, Cell::HERE), Arc::default())
+    join(state, &terms, want, (tried, Ask::default()), Arc::default())
 }
 
 fn wait(state: &Arc<ServiceState>) -> Waiting {
