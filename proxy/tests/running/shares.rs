@@ -60,6 +60,18 @@ async fn one_alone_has_all_of_the_bandwidth_and_no_more() {
     assert!(begun.elapsed().as_millis() >= 1800, "{:?} for two seconds' worth", begun.elapsed());
 }
 
+/// What each class was let pass.
+async fn bytes(proxy: &Running) -> [f64; 3] {
+    let (_, metrics) = admin(proxy, "GET", "/metrics").await;
+    Class::ALL.map(|class| {
+        let labels = format!("{{service=\"compete\",class=\"{}\"}} ", class.name());
+        let line = metrics.lines().find_map(|line| {
+            line.strip_prefix("towpath_bandwidth_bytes_total")?.strip_prefix(&labels)
+        });
+        line.unwrap().parse::<f64>().unwrap()
+    })
+}
+
 #[tokio::test]
 async fn classes_that_compete_get_shares_by_weight_and_none_starves() {
     let (proxy, _origin) = shared("compete").await;
@@ -74,15 +86,12 @@ async fn classes_that_compete_get_shares_by_weight_and_none_starves() {
         while tcp.read(&mut part).await.is_ok_and(|n| n > 0) {}
     };
     let others = [tokio::spawn(drain(bulk)), tokio::spawn(drain(background))];
+    // What each got before the others had begun is no share.
+    let interactive = read(interactive, RATE).await;
+    let before = bytes(&proxy).await;
     read(interactive, 3 * RATE).await;
-    let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
-    let [first, second, third] = Class::ALL.map(|class| {
-        let labels = format!("{{service=\"compete\",class=\"{}\"}} ", class.name());
-        let line = metrics.lines().find_map(|line| {
-            line.strip_prefix("towpath_bandwidth_bytes_total")?.strip_prefix(&labels)
-        });
-        line.unwrap().parse::<f64>().unwrap()
-    });
+    let after = bytes(&proxy).await;
+    let [first, second, third] = std::array::from_fn(|class| after[class] - before[class]);
     others.iter().for_each(tokio::task::JoinHandle::abort);
     assert!((3.0..5.5).contains(&(first / second)), "{first} to {second}, 16 to 4");
     assert!((3.0..5.5).contains(&(second / third)), "{second} to {third}, 4 to 1");
