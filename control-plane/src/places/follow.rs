@@ -73,6 +73,7 @@ impl Places {
                 saved: Instant::now(),
                 unsaved: false,
                 away: false,
+                stuck: None,
             };
             let task = AbortOnDropHandle::new(tokio::spawn(asker.run(names)));
             Asking { ask_for, hub, shared, cache, wanted, _task: task }
@@ -117,6 +118,8 @@ struct Asker {
     unsaved: bool,
     /// The service could not be asked the last time.
     away: bool,
+    /// The name that it was asked for then.
+    stuck: Option<String>,
 }
 
 impl Asker {
@@ -143,7 +146,11 @@ impl Asker {
     fn due(&self, names: &Wanted) -> Due {
         let (cache, now) = (locked(&self.cache), SystemTime::now());
         let mut pause = PAUSE.1;
-        for (name, written_at) in names {
+        // After one that got no answer comes the next, or a name that never gets any would keep all others
+        // from being asked for.
+        let stuck = |name: &str| self.stuck.as_deref().is_some_and(|stuck| name <= stuck);
+        let later = names.iter().filter(|(name, _)| !stuck(name));
+        for (name, written_at) in later.chain(names.iter().filter(|(name, _)| stuck(name))) {
             let wait = cache.due_in(name, now);
             if wait.is_zero() {
                 return Due::Now(name.clone(), written_at.clone());
@@ -173,6 +180,7 @@ impl Asker {
             }
             Err(error) => {
                 let why = error.to_string();
+                self.stuck = Some(name.to_owned());
                 self.shared.update(|tracker| tracker.placed(name, Err(&why)));
                 let pause = error.wait().unwrap_or(PAUSE.0);
                 let news = !std::mem::replace(&mut self.away, true);

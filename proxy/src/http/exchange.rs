@@ -361,6 +361,9 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_length = answer.length;
         if let Some(ticket) = &mut self.ticket {
             ticket.answered(answer.length.declared(), self.record.was_turned_away());
+            if answer.status.is_client_error() {
+                ticket.tells_nothing();
+            }
         }
         self.limits.of_try = None;
         self.limits.half_closed = None;
@@ -412,9 +415,10 @@ impl<D: Downstream> Exchange<'_, D> {
         self.down.abort(&cause);
     }
 
-    fn report_answer(&self) {
-        let Some(ticket) = &self.ticket else { return };
+    fn report_answer(&mut self) {
+        let Some(ticket) = &mut self.ticket else { return };
         let outcome = if self.record.has_failed() {
+            ticket.tells_nothing();
             Outcome::Failure(Failure::Status)
         } else {
             Outcome::Success

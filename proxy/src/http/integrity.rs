@@ -118,9 +118,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// As [`Self::chunk_for_digest`], towards the client.
     pub(super) fn leave_room_for_digest(&self, answer: &mut ResponseHead) {
         let checked = |digests: &Digests| digests.response.as_ref().is_some_and(Body::checks);
-        if self.digests.as_deref().is_some_and(checked)
-            && answer.status != StatusCode::PARTIAL_CONTENT
-        {
+        if self.digests.as_deref().is_some_and(checked) {
             // Where it breaks off because it does not match, the rest from elsewhere would make what is
             // wrong look whole.
             answer.headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));

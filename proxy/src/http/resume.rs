@@ -29,6 +29,8 @@ pub enum ResumeOutcome {
 /// What must hold of whatever goes on with a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resume {
+    /// What goes on now must not be gone on with.
+    last: bool,
     etag: HeaderValue,
     coding: Option<HeaderValue>,
     media_type: Option<HeaderValue>,
@@ -101,6 +103,7 @@ impl Resume {
             _ => return None,
         };
         Some(Self {
+            last: false,
             etag: etag.clone(),
             coding: only(headers, &header::CONTENT_ENCODING)?.cloned(),
             media_type: media_type.cloned(),
@@ -115,7 +118,7 @@ impl Resume {
     /// The client's own conditions go: the first answer has settled them, and
     /// from here on only that same representation will do.
     pub(super) fn request(&self, headers: &HeaderMap, delivered: u64) -> Option<HeaderMap> {
-        let from = self.position(delivered)?;
+        let from = self.position(delivered).filter(|_| !self.last)?;
         let range = match self.extent {
             Some(Extent { end, .. }) if from >= end => return None,
             Some(Extent { end, complete }) if end < complete => format!("bytes={from}-{}", end - 1),
@@ -169,6 +172,7 @@ impl Resume {
             return Err(Mismatch::Length);
         }
         self.extent = Some(extent);
+        self.last = refuses_ranges(headers);
         Ok(())
     }
 

@@ -288,6 +288,11 @@ impl Ticket {
         }
     }
 
+    /// How it went says nothing of how fast the endpoint is.
+    pub(crate) fn tells_nothing(&mut self) {
+        self.watch = None;
+    }
+
     /// Counts what is believed by now of what the request declares.
     fn believe(&mut self) {
         let believed = self.service.belief.after(self.request.total()).min(self.declared);

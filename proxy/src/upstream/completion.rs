@@ -114,7 +114,7 @@ impl Completion {
         for draw in &self.draws {
             draw.weigh(&self.cells, |cell, origin| {
                 let way = &self.experience.ways[cell.index()][origin.index()];
-                let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT);
+                let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT).0;
                 self.network(cell, origin) + bytes * per_byte
             });
         }
@@ -128,10 +128,11 @@ impl Completion {
 }
 
 impl Experience {
-    /// Seconds per byte of an endpoint of this cell and weight of which nothing else is known.
-    fn usual(&self, cell: Cell, weight: f32) -> f32 {
-        let usual = self.usual[cell.index()].seconds_per_byte();
-        usual.unwrap_or(1.0 / UNKNOWN_BYTES_PER_SECOND) * USUAL_WEIGHT / weight
+    /// Seconds per byte and per request of an endpoint of this cell and weight of which nothing else is known.
+    fn usual(&self, cell: Cell, weight: f32) -> (f32, f32) {
+        let (usual, share) = (&self.usual[cell.index()], USUAL_WEIGHT / weight);
+        let per_byte = usual.per_byte().unwrap_or(1.0 / UNKNOWN_BYTES_PER_SECOND);
+        (per_byte * share, usual.per_request() * share)
     }
 }
 
@@ -167,10 +168,11 @@ impl ServiceState {
             return;
         }
         let window_ends = before / WINDOW_SECONDS != second / WINDOW_SECONDS;
-        self.endpoints.iter().for_each(|e| e.live.learned.second(now_ms, window_ends));
-        if window_ends {
-            experience.ways.as_flattened().iter().for_each(|way| way.round_trip.end_window());
+        for endpoint in &self.endpoints {
+            let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.weight.into()));
+            learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
+        experience.ways.as_flattened().iter().for_each(|way| way.second(window_ends));
         completion.weigh_cells();
     }
 }
@@ -192,9 +194,9 @@ impl Completion {
         let way = &experience.ways[cell.index()][sample.origin.index()];
         let network = self.round_trip(learned, sample.origin);
         learned.served(sample, way, network, experience.usual(cell, weight), self.factors.health);
-        if let Some(per_byte) = learned.per_byte() {
-            experience.usual[cell.index()].saw(per_byte * weight / USUAL_WEIGHT);
-        }
+        let as_usual = |seconds: f32| seconds * weight / USUAL_WEIGHT;
+        let (per_byte, per_request) = (learned.per_byte(), learned.per_request());
+        experience.usual[cell.index()].saw(per_byte.map(as_usual), per_request.map(as_usual));
     }
 
     fn round_trip(&self, learned: &Learned, origin: Cell) -> f32 {
@@ -216,15 +218,21 @@ impl Completion {
     ) -> Parts {
         let learned = &live.learned;
         let way = &self.experience.ways[learned.cell().index()][origin.index()];
-        let unknown = || self.experience.usual(learned.cell(), real(weight().into()));
+        let (per_byte, per_request) = match (learned.per_byte(), learned.per_request()) {
+            (Some(per_byte), Some(per_request)) => (per_byte, per_request),
+            (per_byte, per_request) => {
+                let usual = self.experience.usual(learned.cell(), real(weight().into()));
+                (per_byte.unwrap_or(usual.0), per_request.unwrap_or(usual.1))
+            }
+        };
         let facts = Facts {
             network: self.round_trip(learned, origin),
             bytes,
             seconds_per_byte_on_the_way: way.per_byte(),
             bytes_ahead: real(live.bytes_in_flight.load(Relaxed)),
-            seconds_per_byte: learned.per_byte().unwrap_or_else(unknown),
+            seconds_per_byte: per_byte,
             requests: real(u64::from(live.requests.load(Relaxed)) + 1),
-            seconds_per_request: learned.per_request(),
+            seconds_per_request: per_request,
             strain: learned.strain() / warmth,
             tries: learned.tries(),
         };

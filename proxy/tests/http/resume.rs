@@ -488,6 +488,25 @@ async fn what_does_not_match_its_digest_at_the_sidecar_is_not_completed_from_els
     }
 }
 
+/// As before, where the sidecar checks a part with which a download goes on.
+#[tokio::test]
+async fn a_part_that_does_not_match_its_digest_is_not_completed_either() {
+    let other = "content-digest: sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:\r\n";
+    let (origin, _) =
+        serving(move |request| part(request, &format!("etag: \"v1\"\r\n{other}"))).await;
+    for checked in [true, false] {
+        let terms = Integrity { check: checked, ..Integrity::default() };
+        let sidecar =
+            Setup::to(origin).with(|s| s.forward.transfer.integrity = terms).start().await;
+        let (first, _) = broken(STRONG, false, Break::Close).await;
+        let (replica, asked) = good().await;
+        let gateway = setup(&[first, sidecar.addr, replica], 3).start().await;
+        let (_, got, whole) = download(&gateway).await;
+        assert_eq!(whole, !checked, "checked {checked}: {} bytes", got.len());
+        assert!(asked.all().is_empty(), "checked {checked}: the replica was asked");
+    }
+}
+
 /// An HTTP/2 replica; its whole answer ends after half, by a reset once that is told to have arrived.
 async fn h2_replica(arrived: Option<Arc<Notify>>) -> SocketAddr {
     h2_origin(move |request, mut respond| {

@@ -239,6 +239,16 @@ async fn a_name_that_the_service_refuses_keeps_no_other_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_never_gets_an_answer_keeps_no_other_waiting() {
+    let (fake, state) = (Fake::saying([away(100)]), tempfile::tempdir().unwrap());
+    let stage = Stage::new(&fake, AskFor::Unknown, state.path());
+    stage.publish(mesh("1", [("?", None), ("Atlantis", None)]));
+    asked(&fake, 2).await;
+    assert_eq!(fake.asked()[..2], ["?", "Atlantis"]);
+    assert_eq!(stage.latitude("b"), Some(31.0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_status_says_which_places_are_not_known_and_why() {
     let script = [Ok(vec![]), away(100)];
     let (fake, state) = (Fake::saying(script), tempfile::tempdir().unwrap());

@@ -22,6 +22,8 @@ pub(crate) struct Learned {
     /// From this proxy.
     pub(super) round_trip: Least,
     cell: AtomicU8,
+    /// Seconds since it told anything; 255 = or longer.
+    idle: AtomicU8,
     /// When the last report came; 0 = never.
     reported_ms: AtomicU64,
 }
@@ -30,6 +32,10 @@ pub(crate) struct Learned {
 #[derive(Debug, Default)]
 pub(crate) struct Way {
     pub(super) round_trip: Least,
+    /// What the distance lets expect.
+    expected: Real,
+    /// As of an endpoint.
+    idle: AtomicU8,
     /// Besides what the endpoint at its end takes.
     per_byte: Real,
 }
@@ -44,7 +50,10 @@ pub(crate) struct Least {
 
 /// What endpoints of a place are like.
 #[derive(Debug, Default)]
-pub(crate) struct Usual(Real);
+pub(crate) struct Usual {
+    per_byte: Real,
+    per_request: Real,
+}
 
 /// A positive number; 0 = unknown.
 #[derive(Debug, Default)]
@@ -110,6 +119,8 @@ const MOST_STRAIN: f32 = 1e4;
 const STRAIN_TO_LEARN_BY: f32 = 10.0;
 /// A report holds for so long; from there on it is forgotten by a fifth each second.
 const REPORT_HOLDS_MS: u64 = 10_000;
+/// So long an endpoint or a way may tell nothing before what is bad of it is forgotten.
+const IDLE_SECONDS: u8 = 15;
 /// The least time is forgotten after this.
 pub(super) const WINDOW_SECONDS: u64 = 10;
 
@@ -127,8 +138,9 @@ impl Learned {
         self.per_byte.get()
     }
 
-    pub(super) fn per_request(&self) -> f32 {
-        self.per_request.get().unwrap_or(PER_REQUEST.0)
+    /// Seconds of a small request.
+    pub(super) fn per_request(&self) -> Option<f32> {
+        self.per_request.get()
     }
 
     pub(super) fn cell(&self) -> Cell {
@@ -142,8 +154,9 @@ impl Learned {
     /// A load report says what share of its goodput it has. What is no such share is ignored.
     pub(crate) fn reported(&self, goodput_factor: f64, now_ms: u64) {
         if (0.0..=1.0).contains(&goodput_factor) {
+            // Zero has a sign.
             #[expect(clippy::cast_possible_truncation, reason = "from 0 to 1")]
-            self.strain.set((1.0 / goodput_factor as f32).min(MOST_STRAIN));
+            self.strain.set((1.0 / goodput_factor.abs() as f32).min(MOST_STRAIN));
             self.reported_ms.store(now_ms, Relaxed);
         }
     }
@@ -171,20 +184,29 @@ impl Learned {
     }
 
     /// A try was served that went this way; `health`: how much that counts. Endpoints like this one take
-    /// `usual` for a byte, of those that nothing is known of.
-    pub(super) fn served(&self, sample: &Sample, way: &Way, network: f32, usual: f32, health: f32) {
+    /// so much for a byte and for a request (`usual`).
+    pub(super) fn served(
+        &self,
+        sample: &Sample,
+        way: &Way,
+        network: f32,
+        usual: (f32, f32),
+        health: f32,
+    ) {
+        self.idle.store(0, Relaxed);
+        way.idle.store(0, Relaxed);
         let Sample { seconds, bytes, ahead, load, .. } = *sample;
         let strain = 1.0 + (self.strain().min(STRAIN_TO_LEARN_BY) - 1.0) * health;
         let (size, ahead) = (real(bytes), real(ahead));
-        let per_byte = self.per_byte().unwrap_or(usual);
+        let per_byte = self.per_byte().unwrap_or(usual.0);
         let on_the_way = size * way.per_byte();
         let here = (size + ahead) * per_byte;
         let seconds_left = (seconds - network).max(seconds / 16.0);
         if bytes < LARGE {
-            way.round_trip.took(seconds);
+            way.took(seconds);
             let own = ((seconds_left - on_the_way) / strain - here) / load;
             let own = own.clamp(PER_REQUEST.0, PER_REQUEST.1);
-            let before = self.per_request.get().unwrap_or(own);
+            let before = self.per_request.get().unwrap_or(usual.1);
             self.per_request.set(before + SMALL_STEP * (own - before));
             return;
         }
@@ -205,8 +227,14 @@ impl Learned {
         self.per_byte.approach(per_byte * times, trust * (1.0 - share));
     }
 
-    /// A second has passed.
-    pub(super) fn second(&self, now_ms: u64, window_ends: bool) {
+    /// A second has passed. What is worse than `usual` is forgotten where nothing has borne it out for a
+    /// while: one that is avoided cannot tell that it is better now.
+    pub(super) fn second(&self, now_ms: u64, window_ends: bool, usual: (f32, f32)) {
+        if passed(&self.idle) > IDLE_SECONDS {
+            self.per_byte.forget(usual.0);
+            self.per_request.forget(usual.1);
+            self.evidence.set(1.0);
+        }
         if let Some(tries) = self.tries.get().filter(|tries| *tries > 1.0) {
             self.fails((1.0 - 1.0 / tries) * 0.95);
         }
@@ -229,6 +257,26 @@ impl Way {
         }
         if self.round_trip.seconds().is_none() {
             self.round_trip.known.set(round_trip);
+        }
+        self.expected.set(round_trip);
+    }
+
+    /// Something small took so long there and back. No answer comes sooner than light: those that do
+    /// needed nothing from there.
+    fn took(&self, seconds: f32) {
+        self.round_trip.took(seconds.max(self.expected.get().unwrap_or(0.0) / 2.0));
+    }
+
+    /// A second has passed, as for an endpoint.
+    pub(super) fn second(&self, window_ends: bool) {
+        if window_ends {
+            self.round_trip.end_window();
+        }
+        if passed(&self.idle) > IDLE_SECONDS
+            && let Some(expected) = self.expected.get()
+        {
+            self.round_trip.known.forget(expected);
+            self.per_byte.forget((expected / WINDOW_BYTES).max(PER_BYTE.0));
         }
     }
 
@@ -261,12 +309,23 @@ impl Least {
 }
 
 impl Usual {
-    pub(super) fn seconds_per_byte(&self) -> Option<f32> {
-        self.0.get()
+    pub(super) fn per_byte(&self) -> Option<f32> {
+        self.per_byte.get()
     }
 
-    pub(super) fn saw(&self, seconds_per_byte: f32) {
-        self.0.approach(seconds_per_byte, STEP / 2.0);
+    pub(super) fn per_request(&self) -> f32 {
+        self.per_request.get().unwrap_or(PER_REQUEST.0)
+    }
+
+    /// What is known of one of them now, were it of the usual weight.
+    pub(super) fn saw(&self, per_byte: Option<f32>, per_request: Option<f32>) {
+        if let Some(per_byte) = per_byte {
+            self.per_byte.approach(per_byte, STEP / 2.0);
+        }
+        if let Some(per_request) = per_request {
+            let before = self.per_request.get().unwrap_or(per_request);
+            self.per_request.set(before + (per_request - before) * STEP / 2.0);
+        }
     }
 }
 
@@ -355,12 +414,26 @@ impl Real {
         self.0.store(value.to_bits(), Relaxed);
     }
 
+    /// What is above this goes a twentieth of the way there.
+    fn forget(&self, usual: f32) {
+        if let Some(before) = self.get().filter(|before| *before > usual) {
+            self.set(before + (usual - before) * 0.05);
+        }
+    }
+
     /// Seconds per byte go part of the way there; in logarithms, since a tenth and ten times are as far.
     fn approach(&self, seconds: f32, step: f32) {
         let seconds = seconds.clamp(PER_BYTE.0, PER_BYTE.1);
         let before = self.get().unwrap_or(seconds);
         self.set(before * (seconds / before).powf(step));
     }
+}
+
+/// Counts a second, and says how many there were.
+fn passed(idle: &AtomicU8) -> u8 {
+    let seconds = idle.load(Relaxed).saturating_add(1);
+    idle.store(seconds, Relaxed);
+    seconds
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a measurement")]

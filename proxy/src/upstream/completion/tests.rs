@@ -175,6 +175,9 @@ fn what_is_slow_in_sickness_is_not_taken_for_slow_in_health() {
 fn reports_that_cannot_be_are_ignored() {
     let state = state(&[(EU, 2)]);
     let learned = &state.endpoints[0].live.learned;
+    learned.reported(-0.0, now_ms());
+    assert!(learned.strain() > 1000.0, "nothing is left");
+    learned.reported(1.0, now_ms());
     for odd in [f64::NAN, -1.0, 1.01, f64::INFINITY, f64::NEG_INFINITY] {
         learned.reported(odd, now_ms());
         assert_eq!(learned.strain(), 1.0, "{odd}");
@@ -250,4 +253,50 @@ fn a_response_that_may_pause_tells_only_when_it_began() {
         assert_eq!(sample.bytes, bytes, "{length_told}");
     }
     assert!(Stopwatch::start(1, 0).end(1, 0, 0).is_none(), "it was not served");
+}
+
+#[test]
+fn a_new_endpoint_takes_as_long_for_a_small_request_as_its_like() {
+    let known = state(&[(EU, 2)]);
+    (0..2).for_each(|at| served(&known, at, Cell::HERE, 1000, 0.3, 30));
+    for endpoint in &known.endpoints {
+        endpoint.live.requests.store(8, Relaxed);
+    }
+    let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+    set.endpoints.extend(known.endpoints.iter().map(|e| e.spec.clone()));
+    let mut new = set.endpoints[0].clone();
+    new.address = ([10, 9, 9, 9], 80).into();
+    set.endpoints.push(new);
+    let state = reconcile(Some(&known), known.spec.clone(), &set, 1).unwrap();
+    let new = &state.endpoints[2].live;
+    let mut taken = 0;
+    while shares(&state, Cell::HERE, 1000, 1)[2] > 0.5 {
+        taken += 1;
+        new.requests.store(taken, Relaxed);
+    }
+    assert!((4..12).contains(&taken), "{taken} at once");
+}
+
+#[test]
+fn what_was_bad_once_is_forgotten_where_nothing_bears_it_out() {
+    let state = state(&[(EU, 2)]);
+    served(&state, 1, Cell::HERE, 1000, 0.3, 30);
+    served(&state, 0, Cell::HERE, 1000, 30.0, 10);
+    assert_eq!(shares(&state, Cell::HERE, 1000, 10), [0.0, 1.0]);
+    let now = now_ms();
+    for second in 1..=200 {
+        state.forget(now + second * 1000);
+        served(&state, 1, Cell::HERE, 1000, 0.3, 1);
+    }
+    state.endpoints[1].live.requests.store(1, Relaxed);
+    assert_eq!(shares(&state, Cell::HERE, 1000, 10), [1.0, 0.0]);
+}
+
+#[test]
+fn an_answer_that_needed_nothing_from_the_origin_does_not_bring_it_near() {
+    let state = state(&[(EU, 1), (US, 1)]);
+    let us = origin(&state, "us");
+    served(&state, 0, us, 100, 0.001, 30);
+    served(&state, 1, us, 100, 0.001, 30);
+    assert_eq!(shares(&state, us, 1000, 100), [0.0, 1.0]);
 }
