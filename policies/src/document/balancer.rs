@@ -101,9 +101,10 @@ object! {
     struct TermsSpec {
         /// The round trip between the data's origin and the endpoint.
         "network" => network: Option<At<Factor>>,
-        /// The bytes in flight and those of the request, at the endpoint's goodput.
+        /// The bytes of the request, on the way from their origin and at the endpoint's goodput.
         "transfer" => transfer: Option<At<Factor>>,
-        /// The requests at the endpoint, each as long as small ones of late.
+        /// What the endpoint has to do before: the bytes in flight at its goodput, and the requests, each as
+        /// long as small ones of late.
         "queue" => queue: Option<At<Factor>>,
         /// How much slower it works than it could, by its load reports.
         "health" => health: Option<At<Factor>>,

@@ -138,9 +138,9 @@ pub enum OriginSource {
 pub struct Terms {
     /// The round trip between origin and endpoint.
     pub network: f64,
-    /// Bytes in flight, and those of the request, at the endpoint's goodput.
+    /// The bytes of the request, on the way from their origin and at the endpoint's goodput.
     pub transfer: f64,
-    /// Requests at the endpoint, at the time small ones took of late.
+    /// Bytes in flight at the endpoint's goodput, and requests there at the time small ones took of late.
     pub queue: f64,
     /// What its load reports say of its health.
     pub health: f64,
