@@ -10,6 +10,7 @@ pub mod demo;
 mod diff;
 pub mod etl;
 mod explain;
+mod inject;
 mod place;
 mod schema;
 mod status;
@@ -51,6 +52,8 @@ enum Command {
     Explain(explain::Args),
     /// Say where places are, what is at a point, and how long the way takes
     Place(place::Args),
+    /// Put a sidecar beside workloads: Kubernetes manifests, Compose files, systemd units
+    Inject(inject::Args),
     /// Print a shell completion script
     Completions(completions::Args),
     /// An ETL worker of the demonstration
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(&args),
         Command::Place(args) => place::run(args),
+        Command::Inject(args) => inject::run(&args),
         Command::Completions(args) => Ok(completions::run(&args, &mut Cli::command())),
         Command::EtlWorker(args) => etl::run_worker(args),
         Command::EtlLoad(args) => etl::run_load(args),

@@ -1,0 +1,365 @@
+//! One pod: what its sidecar looks like, and what speaks against it.
+
+use super::{INTERCEPT, PROXY, VOLUME, Workload, probes};
+use crate::{
+    Options,
+    emit::Value,
+    problem::Problem,
+    settings::{STATE, Settings},
+    tree::{Id, Tree},
+};
+
+/// Seconds a pod has to end, where it does not say.
+const GRACE: u64 = 30;
+/// Seconds before that by which a drain must be done, so that it is told of and not killed.
+const MARGIN: u64 = 5;
+/// Containers of meshes that intercept, too.
+const OTHER_MESHES: [&str; 4] =
+    ["istio-proxy", "linkerd-proxy", "kuma-sidecar", "consul-dataplane"];
+
+/// A pod and all that decides on its sidecar.
+pub(super) struct Pod<'a> {
+    pub(super) text: &'a str,
+    pub(super) tree: &'a Tree,
+    pub(super) workload: &'a Workload,
+    pub(super) options: &'a Options,
+    pub(super) settings: &'a Settings,
+}
+
+impl Pod<'_> {
+    /// Why this pod is passed over, if it is.
+    pub(super) fn not_for_us(&self) -> Option<Problem> {
+        let os = self
+            .find(&["os", "name"])
+            .or_else(|| self.find(&["nodeSelector", "kubernetes.io/os"]))?;
+        let windows = self.tree.text(os) == Some("windows");
+        windows.then(|| self.problem(os, "passed over: the proxy does not run on Windows"))
+    }
+
+    /// Refuses what would not work.
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        self.duplicates()?;
+        self.names()?;
+        self.ends()?;
+        self.ports()?;
+        if self.options.intercept { self.interception() } else { Ok(()) }
+    }
+
+    /// What a person should know.
+    pub(super) fn notes(&self) -> Vec<Problem> {
+        let mut notes = Vec::new();
+        if let Some(at) = self.host_network() {
+            let port = self.settings.admin_port;
+            let message = format!(
+                "the pod shares its machine's network: port {port} must be free on each machine"
+            );
+            notes.push(
+                self.problem(at, message)
+                    .help("choose another by the annotation towpath.dev/admin-port"),
+            );
+        }
+        if self.options.intercept {
+            notes.extend(probes::shared(self.tree, self.workload.spec).into_iter().map(|(at, port)| {
+                self.problem(at, format!("port {port} is probed, so it is not intercepted, and its other traffic is not either"))
+                    .help("give the probes a port of their own")
+            }));
+        }
+        notes
+    }
+
+    /// The container that is added.
+    pub(super) fn sidecar(&self) -> Value {
+        let settings = self.settings;
+        let host = if settings.admin_on_pod { "0.0.0.0" } else { "127.0.0.1" };
+        let admin = format!("{host}:{}", settings.admin_port);
+        let node =
+            settings.node.clone().unwrap_or_else(|| "$(POD_NAME).$(POD_NAMESPACE)".to_owned());
+        let own = self.workload.name.as_ref().map(|name| format!("{name}.$(POD_NAMESPACE)"));
+        let cluster = settings.cluster.clone().or(own);
+        let arguments =
+            settings.arguments(&node, cluster.as_deref(), &admin, &self.drain_timeout());
+        let mut container = vec![
+            ("name", Value::text(PROXY)),
+            ("image", Value::text(&settings.image)),
+            ("command", Value::texts([PROXY])),
+            ("args", Value::texts(arguments)),
+        ];
+        if !self.options.plain {
+            container.push(("restartPolicy", Value::text("Always")));
+        }
+        let env =
+            vec![field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")];
+        container.push(("env", Value::List(env)));
+        if settings.admin_on_pod {
+            let get = Value::map([
+                ("path", Value::text("/ready")),
+                ("port", Value::word(settings.admin_port)),
+            ]);
+            let probe = [
+                ("httpGet", get),
+                ("periodSeconds", Value::word(1)),
+                ("failureThreshold", Value::word(600)),
+            ];
+            container.push(("startupProbe", Value::map(probe)));
+        }
+        container.push(("resources", self.resources()));
+        container.push(("securityContext", self.security()));
+        let mount = Value::map([("name", Value::text(VOLUME)), ("mountPath", Value::text(STATE))]);
+        container.push(("volumeMounts", Value::List(vec![mount])));
+        Value::Map(container.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    /// The init step: the only thing with a privilege.
+    pub(super) fn intercept(&self) -> Value {
+        let mut arguments = vec![
+            "intercept".to_owned(),
+            "install".to_owned(),
+            format!("--exclude-user={}", self.settings.user),
+        ];
+        let mut inbound = self.settings.exclude_inbound_ports.clone();
+        inbound.extend(probes::ports(self.tree, self.workload.spec));
+        inbound.sort_unstable();
+        inbound.dedup();
+        for (option, ports) in
+            [("inbound", &inbound), ("outbound", &self.settings.exclude_outbound_ports)]
+        {
+            if !ports.is_empty() {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                arguments.push(format!("--exclude-{option}-ports={}", ports.join(",")));
+            }
+        }
+        let capabilities = [("drop", Value::texts(["ALL"])), ("add", Value::texts(["NET_ADMIN"]))];
+        Value::map([
+            ("name", Value::text(INTERCEPT)),
+            ("image", Value::text(&self.settings.image)),
+            ("command", Value::texts(["towpath"])),
+            ("args", Value::texts(arguments)),
+            ("resources", requests("10m", "16Mi", None, Some("64Mi"))),
+            (
+                "securityContext",
+                Value::map([
+                    ("allowPrivilegeEscalation", Value::word(false)),
+                    ("capabilities", Value::map(capabilities)),
+                    ("readOnlyRootFilesystem", Value::word(true)),
+                    ("runAsNonRoot", Value::word(false)),
+                    ("runAsUser", Value::word(0)),
+                    ("seccompProfile", Value::map([("type", Value::text("RuntimeDefault"))])),
+                ]),
+            ),
+        ])
+    }
+
+    /// The name of the first container, which is the one people mean.
+    pub(super) fn first_container(&self) -> Option<&str> {
+        let first = *self.list("containers").first()?;
+        self.tree.find_text(first, &["name"])
+    }
+
+    /// Whatever the `restricted` Pod Security Standard asks for, and no root file system to write to.
+    fn security(&self) -> Value {
+        let user = self.settings.user;
+        Value::map([
+            ("allowPrivilegeEscalation", Value::word(false)),
+            ("capabilities", Value::map([("drop", Value::texts(["ALL"]))])),
+            ("readOnlyRootFilesystem", Value::word(true)),
+            ("runAsNonRoot", Value::word(true)),
+            ("runAsUser", Value::word(user)),
+            ("runAsGroup", Value::word(user)),
+            ("seccompProfile", Value::map([("type", Value::text("RuntimeDefault"))])),
+        ])
+    }
+
+    fn resources(&self) -> Value {
+        let settings = self.settings;
+        let guaranteed = self.guaranteed();
+        let default = |text: &str| Some(text.to_owned());
+        let memory_limit = settings.memory_limit.clone().or_else(|| default("512Mi"));
+        let cpu_limit =
+            settings.cpu_limit.clone().or_else(|| if guaranteed { default("500m") } else { None });
+        // A pod whose containers all ask for what they may use is the last to be evicted; it stays so.
+        let (cpu, memory) =
+            if guaranteed { (cpu_limit.clone(), memory_limit.clone()) } else { (None, None) };
+        let cpu = settings.cpu_request.clone().or(cpu).unwrap_or_else(|| "50m".to_owned());
+        let memory =
+            settings.memory_request.clone().or(memory).unwrap_or_else(|| "64Mi".to_owned());
+        requests(&cpu, &memory, cpu_limit.as_deref(), memory_limit.as_deref())
+    }
+
+    /// Whether all containers ask for as much CPU and memory as they may use.
+    fn guaranteed(&self) -> bool {
+        let amount = |container: Id, what: &str, of: &str| {
+            self.tree.find_text(container, &["resources", what, of])
+        };
+        self.containers().all(|container| {
+            ["cpu", "memory"].iter().all(|of| {
+                let limit = amount(container, "limits", of);
+                limit.is_some()
+                    && amount(container, "requests", of).is_none_or(|asked| Some(asked) == limit)
+            })
+        })
+    }
+
+    /// The drain ends before the pod's time does.
+    fn drain_timeout(&self) -> String {
+        if let Some(timeout) = &self.settings.drain_timeout {
+            return timeout.clone();
+        }
+        let grace = self.find(&["terminationGracePeriodSeconds"]);
+        let grace = grace.and_then(|id| self.tree.text(id)?.parse().ok()).unwrap_or(GRACE);
+        let drain = if grace > 2 * MARGIN { grace - MARGIN } else { grace / 2 };
+        format!("{drain}s")
+    }
+
+    /// Of two keys of one name nobody knows which one counts.
+    fn duplicates(&self) -> Result<(), Problem> {
+        let workload = self.workload;
+        let metadata = self.tree.find(workload.holder, &["metadata"]);
+        let annotations = self.tree.find(workload.holder, &["metadata", "annotations"]);
+        let maps = [
+            Some(workload.object),
+            Some(workload.holder),
+            Some(workload.spec),
+            metadata,
+            annotations,
+        ];
+        let found = maps.into_iter().flatten().find_map(|map| self.tree.duplicate(map));
+        match found {
+            None => Ok(()),
+            Some((_, second)) => {
+                let key = self.tree.text(second).unwrap_or_default();
+                Err(self
+                    .problem(second, format!("the key `{key}` is there twice"))
+                    .help("take one of them out"))
+            }
+        }
+    }
+
+    fn names(&self) -> Result<(), Problem> {
+        let taken =
+            |id: &Id| matches!(self.tree.find_text(*id, &["name"]), Some(PROXY | INTERCEPT));
+        if let Some(id) = self.containers().find(|id| taken(id)) {
+            let at = self.tree.find(id, &["name"]).unwrap_or(id);
+            let message =
+                "there is a container of this name already, and towpath inject did not add it";
+            return Err(self
+                .problem(at, message)
+                .help("rename it, or keep it and annotate the pod towpath.dev/inject: \"false\""));
+        }
+        let volume = self.list("volumes").iter().copied();
+        let volume = volume
+            .filter_map(|id| self.tree.find(id, &["name"]))
+            .find(|id| self.tree.text(*id) == Some(VOLUME));
+        match volume {
+            Some(at) => Err(self
+                .problem(at, "the sidecar needs a volume of this name")
+                .help("rename this one")),
+            None => Ok(()),
+        }
+    }
+
+    /// A pod that is to end must not be kept alive.
+    fn ends(&self) -> Result<(), Problem> {
+        if !self.options.plain {
+            return Ok(());
+        }
+        let policy = self.find(&["restartPolicy"]);
+        let runs_on =
+            policy.and_then(|id| self.tree.text(id)).is_none_or(|policy| policy == "Always");
+        let job = matches!(self.workload.kind, "Job" | "CronJob");
+        if runs_on && !job {
+            return Ok(());
+        }
+        let at = policy.unwrap_or(self.workload.spec);
+        Err(self.problem(at, "this pod is to end, and a plain sidecar (--plain) would keep it alive")
+            .help("leave --plain out (Kubernetes 1.29 and newer), or annotate the pod towpath.dev/inject: \"false\""))
+    }
+
+    fn ports(&self) -> Result<(), Problem> {
+        let port = self.settings.admin_port;
+        let written = port.to_string();
+        let taken = self.containers().find_map(|container| {
+            let ports = self.tree.find(container, &["ports"])?;
+            let mut ports = self
+                .tree
+                .items(ports)
+                .iter()
+                .filter_map(|id| self.tree.find(*id, &["containerPort"]));
+            ports.find(|id| self.tree.text(*id) == Some(written.as_str()))
+        });
+        match taken {
+            Some(at) => Err(self
+                .problem(at, format!("port {port} is the one of the sidecar's admin endpoint"))
+                .help("give the sidecar another one by the annotation towpath.dev/admin-port")),
+            None => Ok(()),
+        }
+    }
+
+    fn interception(&self) -> Result<(), Problem> {
+        if let Some(at) = self.host_network() {
+            return Err(self.problem(at, "a pod on its machine's network cannot be intercepted: the whole machine would be")
+                .help("leave --intercept out, or annotate the pod towpath.dev/inject: \"false\""));
+        }
+        let other = self.containers().filter_map(|id| self.tree.find(id, &["name"]));
+        let mut other =
+            other.filter(|id| self.tree.text(*id).is_some_and(|name| OTHER_MESHES.contains(&name)));
+        if let Some(at) = other.next() {
+            return Err(self
+                .problem(at, "another mesh's sidecar takes this pod's traffic already")
+                .help("leave --intercept out, or take that sidecar out"));
+        }
+        let user = self.settings.user.to_string();
+        let all = self.containers().chain([self.workload.spec]);
+        let mut users = all.filter_map(|id| self.tree.find(id, &["securityContext", "runAsUser"]));
+        if let Some(at) = users.find(|id| self.tree.text(*id) == Some(user.as_str())) {
+            return Err(self
+                .problem(at, "the proxy runs as this user, and is told apart by it")
+                .help("give the proxy another one by the annotation towpath.dev/user"));
+        }
+        match self.list("initContainers").first() {
+            Some(at) if self.options.plain => {
+                Err(self.problem(*at, "with --plain, init containers run before the sidecar: intercepted, they would reach nothing")
+                    .help("leave --plain out (Kubernetes 1.29 and newer), or --intercept"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn host_network(&self) -> Option<Id> {
+        self.find(&["hostNetwork"]).filter(|id| self.tree.text(*id) == Some("true"))
+    }
+
+    fn containers(&self) -> impl Iterator<Item = Id> {
+        self.list("initContainers").iter().chain(self.list("containers")).copied()
+    }
+
+    fn list(&self, key: &str) -> &[Id] {
+        self.find(&[key]).map_or(&[], |id| self.tree.items(id))
+    }
+
+    fn find(&self, path: &[&str]) -> Option<Id> {
+        self.tree.find(self.workload.spec, path)
+    }
+
+    fn problem(&self, at: Id, message: impl Into<String>) -> Problem {
+        crate::edit::Edits::new(self.text, self.tree).problem(at, message)
+    }
+}
+
+fn field(name: &str, path: &str) -> Value {
+    let from = Value::map([("fieldRef", Value::map([("fieldPath", Value::text(path))]))]);
+    Value::map([("name", Value::text(name)), ("valueFrom", from)])
+}
+
+fn requests(cpu: &str, memory: &str, cpu_limit: Option<&str>, memory_limit: Option<&str>) -> Value {
+    let amounts = |cpu: Option<&str>, memory: Option<&str>| {
+        let amounts = [("cpu", cpu), ("memory", memory)];
+        let given = amounts
+            .into_iter()
+            .filter_map(|(of, amount)| Some((of.to_owned(), Value::text(amount?))));
+        Value::Map(given.collect())
+    };
+    Value::map([
+        ("requests", amounts(Some(cpu), Some(memory))),
+        ("limits", amounts(cpu_limit, memory_limit)),
+    ])
+}

@@ -1,0 +1,256 @@
+//! Whole files: golden outputs, and what must hold for any of them.
+
+use std::{fs, path::Path};
+
+use crate::{Options, Outcome, Problem, Source, inject, tree::Tree, uninject};
+
+mod generated;
+mod meaning;
+
+const VERSION: &str = "0.1.0";
+
+/// As a comment `# inject with: plain intercept` at the top of a file says.
+fn options(name: &str, text: &str) -> Options {
+    let said = text.lines().next().and_then(|line| line.strip_prefix("# inject with: "));
+    let has = |word: &str| said.is_some_and(|said| said.split(' ').any(|said| said == word));
+    let source = (name.contains("compose") && !has("nothing"))
+        .then(|| Source::Policies("./policies".to_owned()));
+    Options { plain: has("plain"), intercept: has("intercept"), source, ..Options::new(VERSION) }
+}
+
+fn files(folder: &str) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(folder);
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "json"))
+        .map(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// Compares with a golden file, or writes it when `BLESS` is set.
+fn golden(path: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(path);
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{} differs; BLESS=1 writes it", path.display());
+}
+
+fn told(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+fn injected(name: &str, text: &str) -> Outcome {
+    inject(name, text, &options(name, text)).unwrap_or_else(|p| panic!("{name}: {}", told(&p)))
+}
+
+#[test]
+fn manifests_become_what_their_golden_files_say() {
+    let files = files("");
+    assert!(files.len() >= 30, "{} files", files.len());
+    for (name, text) in files {
+        let outcome = injected(&name, &text);
+        golden(&format!("injected/{name}"), &outcome.text);
+        let notes = told(&outcome.notes);
+        let notes = format!("{}\n{notes}", outcome.changed.join("\n"));
+        golden(&format!("injected/{name}.notes"), &notes);
+    }
+}
+
+#[test]
+fn what_is_taken_out_leaves_the_input_to_the_byte() {
+    for (name, text) in files("") {
+        let back = uninject(&name, &injected(&name, &text).text).unwrap();
+        assert!(back.text == text, "{name}:\n{}", crate::unified(&name, &text, &back.text));
+        assert_eq!(back.changed.len(), injected(&name, &text).changed.len(), "{name}");
+    }
+}
+
+#[test]
+fn injecting_twice_is_injecting_once() {
+    for (name, text) in files("") {
+        let once = injected(&name, &text);
+        // What the options say stands on the first line, which is still there.
+        let twice = injected(&name, &once.text);
+        assert_eq!((twice.text, twice.changed), (once.text, once.changed), "{name}");
+    }
+}
+
+#[test]
+fn a_newer_version_injects_anew_and_takes_out_what_an_older_one_put_in() {
+    for (name, text) in files("") {
+        let newer = Options { image: "other:2".to_owned(), ..options(&name, &text) };
+        let newer = Options { version: "0.2.0".to_owned(), ..newer };
+        let old = injected(&name, &text).text;
+        let from_old = inject(&name, &old, &newer).unwrap().text;
+        assert_eq!(from_old, inject(&name, &text, &newer).unwrap().text, "{name}");
+        assert_eq!(uninject(&name, &from_old).unwrap().text, text, "{name}");
+    }
+}
+
+#[test]
+fn the_output_means_the_input_and_the_sidecar() {
+    for (name, text) in files("") {
+        meaning::check(&name, &text, &injected(&name, &text).text);
+    }
+}
+
+#[test]
+fn lines_of_block_style_are_only_added_to() {
+    for (name, text) in files("") {
+        let output = injected(&name, &text).text;
+        let mut lines = output.lines();
+        // Flow style shares its lines, and a null makes way for what it becomes.
+        let flow =
+            |line: &&str| line.contains(['{', '[']) || line.contains("null") || line.ends_with('~');
+        for line in text.lines().filter(|line| !flow(line)) {
+            assert!(lines.any(|other| other == line), "{name}: lost or moved: {line}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_pointed_at() {
+    for (name, text) in files("bad") {
+        let problems = match inject(&name, &text, &options(&name, &text)) {
+            Ok(outcome) => panic!("{name} became\n{}", outcome.text),
+            Err(problems) => problems,
+        };
+        golden(&format!("bad/{name}.txt"), &told(&problems));
+    }
+}
+
+#[test]
+fn what_is_not_ours_passes_through_untouched() {
+    for text in [
+        "",
+        "# nothing\n",
+        "---\n...\n",
+        "- a\n- b\n",
+        "just text",
+        "kind: Deployment\n",
+        "apiVersion: example.com/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{}]}}}\n",
+        "apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nspec: {template: {spec: {containers: [{}]}}}\n",
+        "a: !custom [1, !!binary aGk=]\n? [complex, key]\n: value\n",
+        "apiVersion: v1\nkind: Secret\ndata: {services: {}}\n",
+    ] {
+        let outcome = inject("f", text, &Options::new(VERSION)).unwrap();
+        assert_eq!((outcome.text.as_str(), outcome.changed.len()), (text, 0));
+    }
+}
+
+#[test]
+fn something_added_later_to_what_towpath_made_stays() {
+    let text =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - name: a\n";
+    let outcome = injected("f", text).text;
+    let later = outcome.replace("  volumes:\n", "  volumes:\n  - name: later\n    emptyDir: {}\n");
+    assert_ne!(later, outcome);
+    let back = uninject("f", &later).unwrap().text;
+    let expected = text.replace(
+        "  containers:\n",
+        "  volumes:\n  - name: later\n    emptyDir: {}\n  containers:\n",
+    );
+    assert_eq!(back, expected);
+}
+
+#[test]
+fn what_was_taken_out_by_hand_is_not_missed() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n    towpath.dev/injected: \"0.1.0 +spec/volumes/towpath +spec/initContainers/x\"\nspec:\n  containers:\n  - name: a\n";
+    let back = uninject("f", text).unwrap().text;
+    assert_eq!(
+        back,
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\nspec:\n  containers:\n  - name: a\n"
+    );
+}
+
+#[test]
+fn bytes_at_random_never_panic() {
+    let words = [
+        "apiVersion: v1\n",
+        "kind: Pod\n",
+        "spec:\n",
+        "  containers:\n",
+        "  - name: a\n",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ": ",
+        "- ",
+        "\n",
+        "  ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "? ",
+        "\"",
+        "'",
+        "|+\n",
+        "# c\n",
+        "\t",
+        "---\n",
+        "...\n",
+        "\u{feff}",
+        "é",
+        "annotations:",
+        "metadata:",
+        "services:\n",
+        "towpath.dev/injected: \"0.1.0 +spec/volumes\"\n",
+    ];
+    let mut seed = 1_u64;
+    for _ in 0..20_000 {
+        let mut text = String::new();
+        for _ in 0..seed % 24 {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            text += words[usize::try_from(seed >> 40).unwrap() % words.len()];
+        }
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+        let mut with = options("compose", "");
+        with.intercept = seed.is_multiple_of(2);
+        if let Ok(outcome) = inject("f", &text, &with) {
+            assert!(Tree::parse(&outcome.text).is_ok(), "{text:?} became {:?}", outcome.text);
+        }
+        let _ = uninject("f", &text);
+    }
+}
+
+/// <https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted>
+#[test]
+fn the_sidecar_keeps_to_the_restricted_standard_and_only_the_init_step_does_not() {
+    let text = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a}]}\n";
+    let with = Options { intercept: true, ..Options::new(VERSION) };
+    let outcome = inject("f", text, &with).unwrap().text;
+    let tree = Tree::parse(&outcome).unwrap();
+    let spec = tree.find(tree.documents[0], &["spec"]).unwrap();
+    let inits = tree.items(tree.find(spec, &["initContainers"]).unwrap());
+    let volumes = tree.items(tree.find(spec, &["volumes"]).unwrap());
+    assert!(volumes.iter().all(|volume| tree.find(*volume, &["emptyDir"]).is_some()));
+    let restricted = |id| {
+        let said = |path: &[&str]| tree.find_text(id, &[&["securityContext"], path].concat());
+        let added = tree.find(id, &["securityContext", "capabilities", "add"]);
+        let dropped = tree.find(id, &["securityContext", "capabilities", "drop"]).unwrap();
+        let hosts = tree.entries(id).iter().any(|entry| tree.text(entry.key) == Some("ports"));
+        said(&["allowPrivilegeEscalation"]) == Some("false")
+            && said(&["runAsNonRoot"]) == Some("true")
+            && said(&["runAsUser"]) != Some("0")
+            && said(&["privileged"]).is_none()
+            && said(&["seccompProfile", "type"]) == Some("RuntimeDefault")
+            && added.is_none()
+            && tree.items(dropped).iter().any(|name| tree.text(*name) == Some("ALL"))
+            && !hosts
+    };
+    let names: Vec<_> = inits.iter().map(|id| tree.find_text(*id, &["name"]).unwrap()).collect();
+    assert_eq!(names, ["towpath-intercept", "towpath-proxy"]);
+    assert_eq!(inits.iter().map(|id| restricted(*id)).collect::<Vec<_>>(), [false, true]);
+}
