@@ -18,7 +18,7 @@ mod snapshot;
 mod transfer;
 mod tries;
 
-pub use balancing::{Balancer, Hashing, KeySource, OriginSource, Prediction, Terms};
+pub use balancing::{Balancer, Hashing, KeySource, OriginSource, Prediction, Terms, Weighing};
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
 pub use listener::{
     Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,

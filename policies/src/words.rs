@@ -7,7 +7,7 @@ use crate::model::{
     HealthProbe, Hedge, HedgeAfter, KeySource, Locality, NodeSelector, OriginSource, Outlier,
     PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
     RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
-    WeightedBackend,
+    Weighing, WeightedBackend,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -163,16 +163,47 @@ pub(crate) fn protocol(protocol: Protocol) -> &'static str {
 }
 
 pub(crate) fn balancer(service: &Service) -> String {
+    let mut text = policy(service);
+    if let Some(every) = service.out_of_band.filter(|_| service.balancer.reads_reports()) {
+        let _ = write!(text, ", reports out of band every {}", time(every));
+    }
+    text
+}
+
+fn policy(service: &Service) -> String {
     let hashing = &service.hashing;
     match service.balancer {
         Balancer::BytesInFlight => "fewest bytes in flight".to_owned(),
         Balancer::CompletionTime => completion_time(&service.prediction),
         Balancer::LeastRequest => "fewest requests in flight".to_owned(),
         Balancer::RoundRobin => "in turn".to_owned(),
+        Balancer::WeightedRoundRobin => by_reports(&service.weighing),
         Balancer::Random => "at random".to_owned(),
         Balancer::Maglev => format!("by {} (Maglev){}", key(hashing), load_bound(hashing)),
         Balancer::RingHash => format!("by {} (ring){}", key(hashing), load_bound(hashing)),
     }
+}
+
+fn by_reports(weighing: &Weighing) -> String {
+    let utilization = match weighing.metrics.as_slice() {
+        [] => "utilization".to_owned(),
+        metrics => format!("the largest of {}", metrics.join(", ")),
+    };
+    let mut text = format!("in turn, by reported requests per second by {utilization}");
+    let default = Weighing::default();
+    for (what, own, usual) in [
+        ("blackout", weighing.blackout, default.blackout),
+        ("expiration", weighing.expiration, default.expiration),
+        ("update period", weighing.update_period, default.update_period),
+    ] {
+        if own != usual {
+            let _ = write!(text, ", {what} {}", time(own));
+        }
+    }
+    if weighing.error_penalty != default.error_penalty {
+        let _ = write!(text, ", errors × {}", weighing.error_penalty);
+    }
+    text
 }
 
 fn key(hashing: &Hashing) -> String {

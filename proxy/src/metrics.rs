@@ -293,7 +293,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 53] = [
+const HELP: [(&str, &str); 54] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -339,6 +339,10 @@ const HELP: [(&str, &str); 53] = [
     ("towpath_hedges_total", "Reads that were late and asked for once more, or would have been."),
     ("towpath_limited_total", "Requests refused, and transfers slowed, by a rate limit."),
     ("towpath_mirrors_dropped_total", "Mirror copies not sent."),
+    (
+        "towpath_out_of_band_reports_total",
+        "Load reports of an endpoint that came on a stream of their own.",
+    ),
     ("towpath_overflow_total", "Requests refused by a circuit breaker."),
     ("towpath_overload_level", "Shed now: 0 nothing, 1 background, 2 bulk too, 3 everything."),
     ("towpath_picks_total", "Times an endpoint was picked."),

@@ -32,6 +32,8 @@ pub mod io;
 pub mod pick;
 pub(crate) mod pool;
 pub(crate) mod queue;
+pub(crate) mod reports;
+mod weigh;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +47,7 @@ use completion::{Completion, Experience, learn::Learned};
 use concurrency::Concurrency;
 use hash::Homes;
 use pool::Pools;
+use weigh::{Capacity, Weights};
 
 /// One view of a service: what the configuration says, and the live state it
 /// shares with the views before and after it.
@@ -66,6 +69,8 @@ pub struct ServiceState {
     pub(crate) completion: Option<Box<Completion>>,
     /// Where keys are at home, where requests have any.
     pub(crate) homes: Option<Box<Homes>>,
+    /// The weights that load reports tell, where turns are taken by them.
+    pub(crate) weights: Option<Box<Weights>>,
 }
 
 /// The endpoints of one priority.
@@ -130,6 +135,8 @@ pub struct EndpointLive {
     pub meter: Meter,
     /// Bytes per second of active transfer, of late; 0 = unknown.
     pub goodput: AtomicU64,
+    /// What it can do, by its load reports, where turns are taken by that.
+    pub(crate) capacity: Capacity,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -178,6 +185,8 @@ pub struct ServiceLive {
     pub(crate) queue: OnceLock<queue::Queue>,
     /// What completion times are predicted from, once a policy wants them.
     pub(crate) experience: OnceLock<Arc<Experience>>,
+    /// Requests ask for load reports: the newest view goes by them, and does not ask out of band.
+    pub(crate) asks_for_reports: AtomicBool,
     /// When a load report was last asked for; 0 = never.
     pub(crate) report_asked_ms: AtomicU64,
     /// Where its bandwidth is shared, once a policy has bounded it.
@@ -304,6 +313,9 @@ pub fn reconcile(
     let completion = Completion::new(&spec, &live, &endpoints, &mut levels);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
+    let weights = Weights::new(&spec, &levels, now_ms());
+    let asks = spec.balancer.reads_reports() && spec.out_of_band.is_none();
+    live.asks_for_reports.store(asks, Relaxed);
     let state = Arc::new(ServiceState {
         spec,
         endpoints,
@@ -313,6 +325,7 @@ pub fn reconcile(
         belief,
         completion,
         homes,
+        weights,
     });
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
@@ -403,6 +416,7 @@ impl EndpointLive {
             meter: Meter::default(),
             learned: Learned::default(),
             goodput: AtomicU64::new(0),
+            capacity: Capacity::default(),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
             terms: AtomicU64::new(0),
@@ -483,6 +497,7 @@ impl ServiceLive {
             turn: AtomicU64::new(0),
             queue: OnceLock::new(),
             experience: OnceLock::new(),
+            asks_for_reports: AtomicBool::new(false),
             report_asked_ms: AtomicU64::new(0),
             gate: OnceLock::new(),
             metrics: ServiceMetrics::new(service),

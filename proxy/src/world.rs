@@ -35,7 +35,7 @@ use crate::{
     spool::Space,
     transfers::Transfers,
     upgrade::{Place, Sockets},
-    upstream::{self, ServiceState},
+    upstream::{self, ServiceState, reports::Streams},
     worker::Workers,
 };
 use plan::Plan;
@@ -71,6 +71,7 @@ pub(crate) struct World {
     /// Endpoints this proxy resolved itself, by service.
     resolved: BTreeMap<String, Arc<EndpointSet>>,
     probes: Probes,
+    streams: Streams,
     watch: AbortHandle,
     rejected: Counter,
     draining: bool,
@@ -124,6 +125,7 @@ impl World {
             listeners: BTreeMap::new(),
             resolved: BTreeMap::new(),
             probes: Probes::default(),
+            streams: Streams::default(),
             rejected: registry().counter("towpath_config_rejected_total", &[]),
             draining: false,
             leaving: Vec::new(),
@@ -155,6 +157,7 @@ impl World {
             upstream::retire(&service);
         }
         self.probes.reconcile(&self.services);
+        self.streams.reconcile(&self.services);
         self.publish(snapshot);
         Ok(())
     }
@@ -168,6 +171,7 @@ impl World {
                 self.services.insert(service.to_owned(), state);
                 self.resolved.insert(service.to_owned(), set);
                 self.probes.reconcile(&self.services);
+                self.streams.reconcile(&self.services);
                 let snapshot = self.view.load().snapshot.clone();
                 self.publish(snapshot);
             }

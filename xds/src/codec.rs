@@ -26,6 +26,7 @@ mod route;
 mod service;
 mod tls;
 mod upstream;
+mod weighing;
 
 use std::{fmt, sync::Arc};
 

@@ -8,6 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 use envoy_types::pb::google::protobuf;
 use prost::Message;
 
+/// Ours among the named metrics: the share of its goodput that the endpoint has, from 0 to 1, by the
+/// health of its accelerators.
+pub const GOODPUT_FACTOR: &str = "towpath.goodput_factor";
+
 /// What an endpoint says of its load. As in protobuf, a number that is 0 says nothing; an entry of
 /// a map that is 0 does.
 #[derive(Clone, PartialEq, Message)]
@@ -57,6 +61,15 @@ pub fn report_interval(request: &[u8]) -> Option<Duration> {
     };
     let nanos = u32::try_from(interval.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(u64::try_from(interval.seconds).ok()?, nanos))
+}
+
+/// A request for a report out of band each `interval`.
+pub fn report_request(interval: Duration) -> Vec<u8> {
+    let interval = protobuf::Duration {
+        seconds: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(interval.subsec_nanos()).unwrap_or(0),
+    };
+    Request { report_interval: Some(interval) }.encode_to_vec()
 }
 
 impl LoadReport {
@@ -161,6 +174,9 @@ mod tests {
             (b"\x0a\x05\x08", None),
         ] {
             assert_eq!(report_interval(request), interval, "{request:?}");
+        }
+        for interval in [Duration::from_millis(100), Duration::from_secs(5), Duration::new(9, 1)] {
+            assert_eq!(report_interval(&report_request(interval)), Some(interval));
         }
     }
 

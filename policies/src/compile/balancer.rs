@@ -1,13 +1,18 @@
 //! How an endpoint is picked.
 
+use std::time::Duration;
+
 use crate::{
     diagnostic::Rule,
     document::{
         Object,
-        balancer::{BalancerKind, BalancerPolicySpec, KeySpec, TermsSpec},
+        balancer::{BalancerKind, BalancerPolicySpec, KeySpec, TermsSpec, WeighingSpec},
+        read::invalid,
         value::Factor,
     },
-    model::{Balancer, Hashing, KeySource, OriginSource, Prediction, Protocol, Service, Terms},
+    model::{
+        Balancer, Hashing, KeySource, OriginSource, Prediction, Protocol, Service, Terms, Weighing,
+    },
     problem::{At, Problems},
 };
 
@@ -22,12 +27,15 @@ pub(super) fn compile(
         BalancerKind::BytesInFlight => Balancer::BytesInFlight,
         BalancerKind::LeastRequest => Balancer::LeastRequest,
         BalancerKind::RoundRobin => Balancer::RoundRobin,
+        BalancerKind::WeightedRoundRobin => Balancer::WeightedRoundRobin,
         BalancerKind::Random => Balancer::Random,
         BalancerKind::Maglev => Balancer::Maglev,
         BalancerKind::RingHash => Balancer::RingHash,
     };
     predict(spec, service, problems);
     hash(spec, service, problems);
+    weigh(spec, service, problems);
+    ask(spec, service, problems);
 }
 
 fn predict(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {
@@ -98,3 +106,87 @@ fn key_source(key: &KeySpec) -> Option<KeySource> {
     let client = key.client_address.as_ref().map(|_| KeySource::ClientAddress);
     header.or(segment).or(query).or(client)
 }
+
+fn weigh(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {
+    let written = spec.weighing.as_ref();
+    if service.balancer != Balancer::WeightedRoundRobin {
+        if let Some(weighing) = written {
+            problems
+                .error(Rule::NoEffect, weighing.span, "only WeightedRoundRobin looks at this")
+                .related(spec.policy.span, "this policy takes weights as they are configured");
+        }
+        return;
+    }
+    if service.protocol == Protocol::Tcp {
+        problems
+            .error(Rule::Conflict, spec.policy.span, "opaque connections carry no load reports")
+            .help("RoundRobin, or give the service a protocol that is HTTP");
+    }
+    if let Some(weighing) = written {
+        service.weighing = weighing_of(weighing, problems);
+    }
+}
+
+fn weighing_of(spec: &WeighingSpec, problems: &mut Problems) -> Weighing {
+    let default = Weighing::default();
+    let metrics = spec.metrics.as_ref();
+    if let Some(many) = metrics.filter(|metrics| metrics.len() > MOST_METRICS) {
+        let message = format!("{} metrics are looked for in each report", many.len());
+        invalid(many.span, message, "at most 16", problems);
+    }
+    let shortest = Weighing::SHORTEST_UPDATE;
+    if let Some(period) = spec.update_period.as_ref().filter(|period| period.0 < shortest) {
+        invalid(period.span, "weights are not reckoned that often", "at least 100ms", problems);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "from 0 to 100")]
+    let penalty = |factor: f64| factor as f32;
+    Weighing {
+        metrics: metrics.into_iter().flat_map(|all| all.iter().map(ToString::to_string)).collect(),
+        blackout: spec.blackout.as_ref().map_or(default.blackout, |time| time.0),
+        expiration: spec.expiration.as_ref().map_or(default.expiration, |time| time.0),
+        update_period: spec.update_period.as_ref().map_or(default.update_period, |time| time.0),
+        error_penalty: spec.error_penalty.as_ref().map_or(default.error_penalty, |f| penalty(f.0)),
+    }
+}
+
+fn ask(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {
+    let Some(reports) = &spec.load_reports else { return };
+    if !service.balancer.reads_reports() {
+        problems
+            .error(
+                Rule::NoEffect,
+                reports.span,
+                "only WeightedRoundRobin and CompletionTime look at this",
+            )
+            .related(spec.policy.span, "this policy goes by no reports");
+        return;
+    }
+    let every = &reports.out_of_band;
+    if !(LEAST_INTERVAL..=*Service::REPORT_INTERVALS.end()).contains(&every.0) {
+        invalid(every.span, "endpoints do not report that often or seldom", "1s to 1h", problems);
+    }
+    let holds = match service.balancer {
+        Balancer::CompletionTime => PREDICTION_HOLDS,
+        _ => service.weighing.expiration.saturating_sub(Duration::from_millis(1)),
+    };
+    if every.0 > holds {
+        let message = "a report is forgotten before the next one comes";
+        problems
+            .error(Rule::InvalidValue, every.span, message)
+            .help("CompletionTime: up to 10s; WeightedRoundRobin: less than `expiration`");
+    }
+    // A sidecar speaks HTTP/2 whatever its application does.
+    if service.protocol == Protocol::Tcp {
+        problems
+            .error(Rule::Conflict, reports.span, "endpoints of opaque connections do not report")
+            .help("remove it, or give the service a protocol that is HTTP");
+    }
+    service.out_of_band = Some(every.0);
+}
+
+/// Each report is looked for in so many places at most.
+const MOST_METRICS: usize = 16;
+/// The proxy forgets what it was told of an endpoint's health from then on.
+const PREDICTION_HOLDS: Duration = Duration::from_secs(10);
+/// The machine is looked at no more often.
+const LEAST_INTERVAL: Duration = Duration::from_secs(1);

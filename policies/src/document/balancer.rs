@@ -3,7 +3,7 @@
 use super::{
     own::{ClientAddressSpec, TargetRef},
     read::{AtLeastOne, Definitions, Read, choice, object},
-    value::{Factor, HeaderName, QueryName, Whole},
+    value::{Factor, HeaderName, PositiveTime, QueryName, Time, Whole, text},
 };
 use crate::{
     diagnostic::Rule,
@@ -28,6 +28,11 @@ object! {
         /// requests in flight (in proportion to weight), what is beyond it goes to the next; 0 = not
         /// bounded, default 125.
         "loadBoundPercent" => load_bound_percent: Option<At<LoadBound>>,
+        /// With `WeightedRoundRobin`: what weights are made of.
+        "weighing" => weighing: Option<WeighingSpec>,
+        /// With `WeightedRoundRobin` and `CompletionTime`: how endpoints are asked for load reports;
+        /// default: by the requests to them.
+        "loadReports" => load_reports: Option<LoadReportsSpec>,
     }
 }
 
@@ -42,6 +47,8 @@ choice! {
         "LeastRequest" => LeastRequest,
         /// In turn, by weight.
         "RoundRobin" => RoundRobin,
+        /// In turn, by weights that load reports tell: requests per second by utilization.
+        "WeightedRoundRobin" => WeightedRoundRobin,
         /// At random, by weight.
         "Random" => Random,
         /// The same endpoint for the same key, by a table that spreads keys evenly.
@@ -86,6 +93,48 @@ object! {
         "clientAddress" => client_address: Option<ClientAddressSpec>,
     }
     exactly_one { ["header", "pathSegment", "query", "clientAddress"] }
+}
+
+object! {
+    /// What weights are made of: requests per second by utilization (gRFC A58).
+    struct WeighingSpec {
+        /// Metrics of a report of which the largest is the utilization; where none is above 0, and by
+        /// default, it is `application_utilization`, else `cpu_utilization`. At most 16.
+        "metrics" => metrics: Option<At<Vec<At<MetricName>>>>,
+        /// An endpoint must have reported for so long before its weight counts; default 10s.
+        "blackout" => blackout: Option<At<Time>>,
+        /// A weight without a new report for so long counts no more; default 3m.
+        "expiration" => expiration: Option<At<PositiveTime>>,
+        /// Weights come into force so often, at least 100ms; default 1s.
+        "updatePeriod" => update_period: Option<At<PositiveTime>>,
+        /// How much the share of errors counts beside the utilization, 0 to 100; default 1.
+        "errorPenalty" => error_penalty: Option<At<Factor>>,
+    }
+}
+
+text!(
+    /// A metric of a load report.
+    MetricName,
+    "^((cpu|mem|application)_utilization|(named_metrics|utilization)\\.[!-~]{1,128})$",
+    |text| if is_metric(text) { Ok(()) } else { Err("is no metric of a load report") },
+    "cpu_utilization, mem_utilization, application_utilization, named_metrics.NAME or utilization.NAME"
+);
+
+fn is_metric(text: &str) -> bool {
+    let named = text.strip_prefix("named_metrics.").or_else(|| text.strip_prefix("utilization."));
+    let is_name = |name: &str| {
+        (1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    matches!(text, "cpu_utilization" | "mem_utilization" | "application_utilization")
+        || named.is_some_and(is_name)
+}
+
+object! {
+    /// How endpoints are asked for load reports.
+    struct LoadReportsSpec {
+        /// By a stream to each endpoint (`OpenRcaService`, HTTP/2), a report so often: 1s to 1h.
+        "outOfBand" => out_of_band: At<PositiveTime>,
+    }
 }
 
 object! {

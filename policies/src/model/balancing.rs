@@ -1,5 +1,7 @@
 //! How an endpoint is picked.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// How an endpoint is picked.
@@ -15,6 +17,8 @@ pub enum Balancer {
     LeastRequest,
     /// In turn, by weight.
     RoundRobin,
+    /// In turn, by weights that endpoints' load reports tell, as [`Weighing`] says.
+    WeightedRoundRobin,
     /// Uniformly at random, by weight.
     Random,
     /// The endpoint that a Maglev table has for the request's key, as [`Hashing`] says.
@@ -27,6 +31,61 @@ impl Balancer {
     /// Whether it sends the same key to the same endpoint.
     pub const fn hashes(self) -> bool {
         matches!(self, Self::Maglev | Self::RingHash)
+    }
+
+    /// Whether it goes by what endpoints report of their load.
+    pub const fn reads_reports(self) -> bool {
+        matches!(self, Self::CompletionTime | Self::WeightedRoundRobin)
+    }
+}
+
+/// What [`Balancer::WeightedRoundRobin`] makes of load reports (gRFC A58): a weight is requests per
+/// second by utilization.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Weighing {
+    /// Metrics of a report (`named_metrics.NAME`, `utilization.NAME`, `cpu_utilization`…) of which the
+    /// largest is the utilization. Where none is above 0 it is `application_utilization`, else
+    /// `cpu_utilization`.
+    pub metrics: Vec<String>,
+    /// An endpoint must have reported for so long before its weight counts. Default 10 s.
+    pub blackout: Duration,
+    /// A weight without a new report for so long counts no more. Default 3 min.
+    pub expiration: Duration,
+    /// Weights come into force so often, at least every [`Self::SHORTEST_UPDATE`]. Default 1 s.
+    pub update_period: Duration,
+    /// How much the share of errors counts beside the utilization: finite and not below 0. Default 1.
+    pub error_penalty: f32,
+}
+
+impl Weighing {
+    /// gRPC's limit.
+    pub const SHORTEST_UPDATE: Duration = Duration::from_millis(100);
+
+    /// Whether the figures are within their bounds.
+    ///
+    /// # Errors
+    /// What must be so and is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if !(self.error_penalty.is_finite() && self.error_penalty >= 0.0) {
+            return Err("the penalty of errors must be a number of 0 or more");
+        }
+        if self.update_period < Self::SHORTEST_UPDATE {
+            return Err("weights cannot come into force more often than every 100ms");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Weighing {
+    fn default() -> Self {
+        Self {
+            metrics: Vec::new(),
+            blackout: Duration::from_secs(10),
+            expiration: Duration::from_secs(180),
+            update_period: Duration::from_secs(1),
+            error_penalty: 1.0,
+        }
     }
 }
 

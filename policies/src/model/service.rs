@@ -1,10 +1,10 @@
 //! What requests are sent to, and how it is protected.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balancer, Bandwidth, Class, Hashing, Prediction};
+use super::{Balancer, Bandwidth, Class, Hashing, Prediction, Weighing};
 
 /// A named set of endpoints and the terms under which they are used (CDS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,13 @@ pub struct Service {
     /// With [`Balancer::Maglev`] and [`Balancer::RingHash`]: by what keys endpoints are found.
     #[serde(default)]
     pub hashing: Hashing,
+    /// With [`Balancer::WeightedRoundRobin`]: what weights are made of.
+    #[serde(default)]
+    pub weighing: Weighing,
+    /// Where the balancer goes by load reports: endpoints are asked for them out of band, so often
+    /// (within [`Self::REPORT_INTERVALS`]); `None` = by the requests.
+    #[serde(default)]
+    pub out_of_band: Option<Duration>,
     /// Limits.
     pub breaker: Breaker,
     /// Passive ejection; `None` = off.
@@ -393,6 +400,10 @@ pub enum HealthProbe {
 }
 
 impl Service {
+    /// How often endpoints may be asked for load reports out of band.
+    pub const REPORT_INTERVALS: RangeInclusive<Duration> =
+        Duration::from_millis(100)..=Duration::from_secs(3600);
+
     /// A service with every safe default, whose endpoints are listed.
     pub fn new(name: impl Into<String>, protocol: Protocol) -> Self {
         Self {
@@ -403,6 +414,8 @@ impl Service {
             balancer: Balancer::default(),
             prediction: Prediction::default(),
             hashing: Hashing::default(),
+            weighing: Weighing::default(),
+            out_of_band: None,
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
             recovery: Recovery::default(),

@@ -137,6 +137,7 @@ fn endpoint(endpoint: &EndpointState, service: &ServiceState, now: u64) -> Value
         "last_ejection": live.last_ejection.load().as_ref().map(|e| json!({ "reason": e.reason, "why": e.why })),
         "weight_percent_now": live.warmth(now, &service.recovery) / 10,
         "goodput_bytes_per_second": Some(live.goodput.load(Relaxed)).filter(|g| *g > 0),
+        "reported_capacity": live.capacity.value(),
         "consecutive_failures": live.consecutive_failures.load(Relaxed),
         "requests_in_flight": live.requests.load(Relaxed),
         "bytes_in_flight": live.bytes_in_flight.load(Relaxed),

@@ -21,7 +21,8 @@ use super::{
     message::{Length, ResponseHead},
     relay::Downstream,
 };
-use crate::upstream::{ServiceLive, now_ms};
+use crate::upstream::{EndpointLive, ServiceLive, ServiceState, now_ms};
+use towpath_xds::orca::GOODPUT_FACTOR;
 use write::Format;
 
 /// Who wants a load report of a request's endpoint.
@@ -39,17 +40,14 @@ const METRICS: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 /// gRPC's.
 const METRICS_BIN: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
 const FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
-/// Among the named metrics: the share of its goodput that the endpoint has, from 0 to 1, by the
-/// health of its accelerators.
-const GOODPUT_FACTOR: &str = "towpath.goodput_factor";
 /// Time between two requests of a service that ask for a report: small ones must not pay for one
 /// each, and nothing that a report says changes faster.
 const ASK_EVERY_MS: u64 = 5;
 
-/// Whether a request to this service is to ask for a report: now and then where completion times
-/// are predicted.
+/// Whether a request to this service is to ask for a report: now and then where the policy that is in
+/// force goes by what requests bring.
 pub(super) fn is_due(service: &ServiceLive) -> bool {
-    if service.experience.get().is_none() {
+    if !service.asks_for_reports.load(Relaxed) {
         return false;
     }
     let (asked, now) = (service.report_asked_ms.load(Relaxed), now_ms());
@@ -99,18 +97,18 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Lets a report count where completion times are predicted.
+    /// Lets a report count where the balancer goes by it.
     fn heed(&self, fields: &mut HeaderMap) {
         let Some(ticket) = &self.ticket else { return };
-        if !self.asked.by_us && ticket.service.completion.is_none() {
-            return;
-        }
-        if let Some(factor) = read::find(fields).and_then(read::Found::goodput_factor) {
-            ticket.endpoint.live.reported(factor, now_ms());
-        }
-        if !self.asked.by_client {
-            fields.remove(METRICS);
-            fields.remove(METRICS_BIN);
+        let (service, live) = (&ticket.service, &ticket.endpoint.live);
+        if self.asked.by_us || service.spec.balancer.reads_reports() {
+            if service.spec.out_of_band.is_none() {
+                hear(service, live, fields);
+            }
+            if !self.asked.by_client {
+                fields.remove(METRICS);
+                fields.remove(METRICS_BIN);
+            }
         }
     }
 
@@ -126,9 +124,49 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 }
 
+/// Looks into a report as far as it counts.
+fn hear(service: &ServiceState, live: &EndpointLive, fields: &HeaderMap) {
+    let now = now_ms();
+    if service.weights.is_some() {
+        if !live.capacity.wants_news(now) {
+            return;
+        }
+        if let Some(report) = read::find(fields).and_then(read::Found::report) {
+            service.heed(live, &report, now);
+        }
+    } else if let Some(factor) = read::find(fields).and_then(read::Found::goodput_factor) {
+        live.reported(factor, now);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use towpath_policies::model::{Balancer, Endpoint, EndpointSet, Protocol, Service};
+
     use super::*;
+    use crate::upstream::reconcile;
+
+    #[test]
+    fn a_policy_that_was_replaced_asks_for_nothing() {
+        let set = EndpointSet {
+            service: "s".into(),
+            endpoints: vec![Endpoint::new(([127, 0, 0, 1], 1).into())],
+        };
+        let view = |old: Option<&Arc<ServiceState>>, balancer| {
+            let spec = Service { balancer, ..Service::new("s", Protocol::Http1) };
+            let view = reconcile(old, Arc::new(spec), &set, 1).unwrap();
+            // As if it were long since the last one.
+            view.live.report_asked_ms.store(0, Relaxed);
+            view
+        };
+        let predicts = view(None, Balancer::CompletionTime);
+        assert!(is_due(&predicts.live) && !is_due(&predicts.live), "at most once in a while");
+        let counts = view(Some(&predicts), Balancer::BytesInFlight);
+        assert!(!is_due(&counts.live));
+        assert!(is_due(&view(Some(&counts), Balancer::WeightedRoundRobin).live));
+    }
 
     #[test]
     fn a_report_is_asked_for_where_it_counts_and_a_client_keeps_its_words() {

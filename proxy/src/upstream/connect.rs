@@ -129,10 +129,20 @@ impl Connector {
         wire: Option<Wire>,
     ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
         let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
+        let io = Self::connect_apart(service, endpoint, wire).await?;
+        Ok((io, guard))
+    }
+
+    /// As [`Self::connect`], for what lasts and is no request: it has no place among the service's
+    /// connections, and takes none.
+    pub(crate) async fn connect_apart(
+        service: &ServiceState,
+        endpoint: &EndpointState,
+        wire: Option<Wire>,
+    ) -> Result<UpstreamIo, ConnectError> {
         let limit = service.spec.connect_timeout;
         let standing = service.connector.connect_now(endpoint, wire);
-        let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
-        Ok((io, guard))
+        timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
     }
 
     async fn connect_now(

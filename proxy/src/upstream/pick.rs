@@ -9,6 +9,7 @@ use super::{
     admission::Limit,
     completion::{Completion, places::Cell},
     concurrency::BULK,
+    weigh::Weights,
 };
 
 mod home;
@@ -202,13 +203,18 @@ impl<'a, 't> Round<'a, 't> {
         if let (Some(homes), Some(key)) = (&self.service.homes, self.ask.key) {
             return self.at_home(homes, nth, level, key);
         }
+        let weights = self.service.weights.as_deref();
+        if let Some(weights) = weights.filter(|weights| weights.count_in(nth)) {
+            return self.by_reports(weights, nth, level);
+        }
         match self.service.spec.balancer {
             // Predicted above.
             Balancer::CompletionTime => None,
             Balancer::BytesInFlight | Balancer::LeastRequest => self.least(level),
             // A request without a key.
             Balancer::Maglev | Balancer::RingHash => self.least(level),
-            Balancer::RoundRobin => {
+            // As long as reports tell nothing, weights are those that are configured.
+            Balancer::RoundRobin | Balancer::WeightedRoundRobin => {
                 let turn = self.service.live.turn.fetch_add(1, Relaxed);
                 let start = self.in_turn(level, turn);
                 self.unweighed(|round| round.search(level, start))
@@ -219,6 +225,21 @@ impl<'a, 't> Round<'a, 't> {
                     .or_else(|| round.search(level, fastrand::usize(..level.members.len())))
             }),
         }
+    }
+
+    /// In turn, by the weights that reports tell.
+    fn by_reports(
+        &mut self,
+        weights: &Weights,
+        nth: usize,
+        level: &Level,
+    ) -> Option<&'a Arc<EndpointState>> {
+        let turn = &self.service.live.turn;
+        self.unweighed(|round| {
+            (0..DRAWS)
+                .find_map(|_| round.eligible(level, weights.next(nth, turn)))
+                .or_else(|| round.search(level, fastrand::usize(..level.members.len())))
+        })
     }
 
     /// Searches so that an endpoint that is not warm yet is found the less often.

@@ -18,3 +18,4 @@ mod support;
 mod tcp;
 mod tls;
 mod upgrade;
+mod weights;

@@ -3,6 +3,7 @@
 use envoy_types::pb::envoy::{
     config::cluster::v3::{self as cds, OutlierDetection},
     extensions::load_balancing_policies::{
+        client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
         common::v3::SlowStartConfig, least_request::v3::LeastRequest, round_robin::v3::RoundRobin,
     },
     r#type::v3::Percent,
@@ -98,6 +99,8 @@ pub(super) fn decode_recovery(pb: &cds::Cluster) -> Result<Recovery> {
                 LeastRequest::decode(bytes).ok()?.slow_start_config
             } else if any.type_url == RoundRobin::type_url() {
                 RoundRobin::decode(bytes).ok()?.slow_start_config
+            } else if any.type_url == ClientSideWeightedRoundRobin::type_url() {
+                ClientSideWeightedRoundRobin::decode(bytes).ok()?.slow_start_config
             } else {
                 None
             }

@@ -19,7 +19,8 @@ use super::{
     },
     endpoints,
     extension::Extra,
-    outlier, tls, upstream,
+    outlier, tls,
+    upstream::{self, Balancing},
 };
 
 pub(super) type Pb = cds::Cluster;
@@ -67,6 +68,8 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("balancer", &service.balancer, &carried.balancer);
     extra.keep("prediction", &service.prediction, &carried.prediction);
     extra.keep("hashing", &service.hashing, &carried.hashing);
+    extra.keep("weighing", &service.weighing, &carried.weighing);
+    extra.keep("outOfBand", &service.out_of_band, &carried.out_of_band);
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
     extra.keep("recovery", &service.recovery, &carried.recovery);
@@ -101,6 +104,13 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     if let Err(why) = service.hashing.check() {
         return refuse(why).at("hashing");
     }
+    extra.restore("weighing", &mut service.weighing)?;
+    if let Err(why) = service.weighing.check() {
+        return refuse(why).at("weighing");
+    }
+    extra.restore("outOfBand", &mut service.out_of_band)?;
+    let odd = service.out_of_band.filter(|every| !Service::REPORT_INTERVALS.contains(every));
+    refuse_if(odd.is_some(), "outOfBand", "reports come every 100ms to 1h")?;
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
     extra.restore("recovery", &mut service.recovery)?;
@@ -122,7 +132,7 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
     let (protocol, pool_idle_timeout) = upstream::decode_protocol(pb)?;
     let (breaker, retry_budget) = upstream::decode_breakers(pb.circuit_breakers.as_ref());
     let connect_timeout = optional_duration(pb.connect_timeout.as_ref(), "connect_timeout")?;
-    let (balancer, hashing) = upstream::decode_balancer(pb)?;
+    let Balancing { balancer, hashing, weighing, out_of_band } = upstream::decode_balancer(pb)?;
     Ok(Service {
         name: pb.name.clone(),
         protocol,
@@ -131,6 +141,8 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         balancer,
         prediction: Prediction::default(),
         hashing,
+        weighing,
+        out_of_band,
         breaker,
         outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
         recovery: outlier::decode_recovery(pb)?,

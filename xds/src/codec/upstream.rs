@@ -36,7 +36,7 @@ use envoy_types::pb::{
 use prost::Name;
 use towpath_policies::model::{
     Balancer, Breaker, BudgetShare, Hashing, HealthCheck, HealthProbe, Protocol, Service,
-    Thresholds,
+    Thresholds, Weighing,
 };
 
 use super::{
@@ -47,6 +47,7 @@ use super::{
     extension::{typed_struct, typed_struct_url},
     hashing,
     outlier::encode_slow_start,
+    weighing,
 };
 
 /// HTTP version and pool options, under their fixed key; none for opaque bytes.
@@ -248,6 +249,15 @@ pub(super) fn decode_health_check(checks: &[core::HealthCheck]) -> Result<Option
     }))
 }
 
+/// How an endpoint is picked, as far as a policy says it.
+#[derive(Default)]
+pub(super) struct Balancing {
+    pub(super) balancer: Balancer,
+    pub(super) hashing: Hashing,
+    pub(super) weighing: Weighing,
+    pub(super) out_of_band: Option<Duration>,
+}
+
 /// Ours first, then the nearest that Envoy has, then one that everybody has:
 /// a client takes the first it knows.
 pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
@@ -267,6 +277,10 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
         Balancer::LeastRequest => vec![least()],
         Balancer::Random => vec![random()],
         Balancer::RoundRobin => vec![],
+        Balancer::WeightedRoundRobin => {
+            let config = weighing::encode(service);
+            vec![policy("envoy.load_balancing_policies.client_side_weighted_round_robin", config)]
+        }
         Balancer::Maglev => {
             let config = hashing::encode_maglev(&service.hashing);
             vec![policy("envoy.load_balancing_policies.maglev", config)]
@@ -280,19 +294,13 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
     LoadBalancingPolicy { policies }
 }
 
-/// How an endpoint is picked, and by what keys where by keys.
-pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<(Balancer, Hashing)> {
+/// How an endpoint is picked, and what that goes by.
+pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<Balancing> {
     if let Some(list) = &pb.load_balancing_policy {
-        let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
-        for config in configs.filter_map(|c| c.typed_config.as_ref()) {
-            if let Some(balancer) = known_balancer(config) {
-                return Ok((balancer, Hashing::default()));
-            }
-            if let Some(by_keys) = hashing::decode(config).at("load_balancing_policy")? {
-                return Ok(by_keys);
-            }
-        }
-        return refuse("none of the policies is supported").at("load_balancing_policy");
+        return match first_known(list, true).at("load_balancing_policy")? {
+            Some(balancing) => Ok(balancing),
+            None => refuse("none of the policies is supported").at("load_balancing_policy"),
+        };
     }
     let balancer = match LbPolicy::try_from(pb.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Balancer::RoundRobin,
@@ -309,7 +317,30 @@ pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<(Balancer, Hashing)> 
         true => hashing::decode_old(pb, balancer)?,
         false => Hashing::default(),
     };
-    Ok((balancer, hashing))
+    Ok(Balancing { balancer, hashing, ..Balancing::default() })
+}
+
+/// The first of the policies that is known; `outermost` ones may say it of localities.
+fn first_known(list: &LoadBalancingPolicy, outermost: bool) -> Result<Option<Balancing>> {
+    let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
+    for config in configs.filter_map(|c| c.typed_config.as_ref()) {
+        if let Some(balancer) = known_balancer(config) {
+            return Ok(Some(Balancing { balancer, ..Balancing::default() }));
+        }
+        if let Some((balancer, hashing)) = hashing::decode(config)? {
+            return Ok(Some(Balancing { balancer, hashing, ..Balancing::default() }));
+        }
+        if let Some((weighing, out_of_band)) = weighing::decode(config)? {
+            let balancer = Balancer::WeightedRoundRobin;
+            let hashing = Hashing::default();
+            return Ok(Some(Balancing { balancer, hashing, weighing, out_of_band }));
+        }
+        let inner = if outermost { weighing::within_locality(config)? } else { None };
+        if let Some(known) = inner.map_or(Ok(None), |inner| first_known(&inner, false))? {
+            return Ok(Some(known));
+        }
+    }
+    Ok(None)
 }
 
 fn known_balancer(any: &Any) -> Option<Balancer> {

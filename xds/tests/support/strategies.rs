@@ -459,6 +459,21 @@ fn hashing() -> impl Strategy<Value = Hashing> {
         })
 }
 
+fn weighing() -> impl Strategy<Value = Weighing> {
+    let metrics = vec(token().prop_map(|name| format!("named_metrics.{name}")), 0..3);
+    let update = select(vec![100u64, 1_000, 60_000]).prop_map(Duration::from_millis);
+    let penalty = prop_oneof![Just(1.0f32), 0.0f32..100.0];
+    (metrics, duration(), duration(), update, penalty).prop_map(
+        |(metrics, blackout, expiration, update_period, error_penalty)| Weighing {
+            metrics,
+            blackout,
+            expiration,
+            update_period,
+            error_penalty,
+        },
+    )
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -479,8 +494,11 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         Balancer::Random,
         Balancer::Maglev,
         Balancer::RingHash,
+        Balancer::WeightedRoundRobin,
     ]);
-    let balancing = (balancer, prediction(), hashing());
+    let interval = select(vec![100u64, 1_000, 10_000, 3_600_000]).prop_map(Duration::from_millis);
+    // On the heap: what all of a service takes is much of a test's stack.
+    let balancing = (balancer, prediction(), hashing(), weighing(), option::of(interval)).boxed();
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
     let breaker =
@@ -499,7 +517,14 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     )
         .prop_map(
             |(
-                (name, protocol, discovery, tls, (balancer, prediction, hashing), breaker),
+                (
+                    name,
+                    protocol,
+                    discovery,
+                    tls,
+                    (balancer, prediction, hashing, weighing, out_of_band),
+                    breaker,
+                ),
                 (
                     outlier,
                     recovery,
@@ -517,6 +542,8 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 balancer,
                 prediction,
                 hashing,
+                weighing,
+                out_of_band,
                 breaker,
                 outlier,
                 recovery,

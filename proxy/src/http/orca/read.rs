@@ -2,9 +2,9 @@
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
-use towpath_xds::orca::LoadReport;
+use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
 
-use super::{GOODPUT_FACTOR, METRICS, METRICS_BIN};
+use super::{METRICS, METRICS_BIN};
 use crate::http::base64;
 
 /// A report that was not read yet.

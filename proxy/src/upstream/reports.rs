@@ -1,0 +1,331 @@
+//! Load reports out of band: where a policy asks for them, one stream of them from each endpoint
+//! (`xds.service.orca.v3.OpenRcaService/StreamCoreMetrics`), over a connection of its own on the control
+//! thread.
+//!
+//! A stream that breaks is asked for again after a pause; an endpoint that does not know the method is not
+//! asked again while it is the same. Knows nothing of what a report is good for.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use tokio::{
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+use towpath_xds::orca::{LoadReport, report_request};
+
+#[cfg(test)]
+mod tests;
+
+use super::{
+    EndpointLive, EndpointState, ServiceLive, ServiceState,
+    connect::{Connector, Wire},
+    io::UpstreamIo,
+    now_ms,
+};
+use crate::{
+    h2::{Config, Connection, MEMORY, Part, RequestRef, StreamError},
+    metrics::registry,
+};
+
+/// The method that streams load reports.
+pub(crate) const STREAM_CORE_METRICS: &str =
+    "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
+
+/// The streams that run, by service and address.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    running: HashMap<(String, SocketAddr), Running>,
+    /// Some do without, and that was said.
+    full: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    terms: Terms,
+    task: AbortHandle,
+}
+
+/// A stream under other terms is another one.
+#[derive(Clone, Debug)]
+struct Terms {
+    every: Duration,
+    connector: u64,
+    endpoint: Weak<EndpointLive>,
+}
+
+/// Pauses between tries.
+#[derive(Debug, Default)]
+struct Backoff {
+    tries: i32,
+}
+
+/// Why a stream is over.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The endpoint does not know the method.
+    Unknown,
+    Broken(String),
+}
+
+/// All endpoints of all services together.
+const MOST_STREAMS: usize = 1024;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// Each pause is so many times the one before, as in gRPC.
+const PAUSE_GROWS: f64 = 1.6;
+/// One that says nothing for three intervals and so long is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Nobody makes us read reports more often.
+const REST: Duration = Duration::from_millis(50);
+const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+/// Of a message in gRPC: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("towpath/", env!("CARGO_PKG_VERSION"), " load reports"));
+/// `UNIMPLEMENTED`
+const UNIMPLEMENTED: &[u8] = b"12";
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Streams {
+    /// Starts and stops streams so that they are those the services ask for.
+    pub(crate) fn reconcile(&mut self, services: &BTreeMap<String, Arc<ServiceState>>) {
+        self.running.retain(|(name, address), running| {
+            services.get(name).is_some_and(|service| {
+                let mut endpoints = service.endpoints.iter();
+                let endpoint = endpoints.find(|e| e.spec.address == *address);
+                endpoint.and_then(|e| Terms::of(service, e)).as_ref() == Some(&running.terms)
+            })
+        });
+        let mut full = false;
+        for (name, service) in services {
+            for endpoint in &service.endpoints {
+                let Some(terms) = Terms::of(service, endpoint) else { break };
+                let key = (name.clone(), endpoint.spec.address);
+                if self.running.contains_key(&key) {
+                    continue;
+                }
+                if self.running.len() >= MOST_STREAMS {
+                    full = true;
+                    break;
+                }
+                let live = Arc::downgrade(&service.live);
+                let following = follow(live, endpoint.spec.address, terms.every);
+                let task = tokio::spawn(following).abort_handle();
+                self.running.insert(key, Running { terms, task });
+            }
+        }
+        if full && !self.full {
+            tracing::warn!(
+                most = MOST_STREAMS,
+                "too many endpoints: some are not asked for reports"
+            );
+        }
+        self.full = full;
+    }
+}
+
+impl Terms {
+    /// `None` where reports are not asked for out of band.
+    fn of(service: &ServiceState, endpoint: &EndpointState) -> Option<Self> {
+        let every = service.spec.out_of_band.filter(|_| service.spec.balancer.reads_reports())?;
+        let endpoint = Arc::downgrade(&endpoint.live);
+        Some(Self { every, connector: service.connector.terms(), endpoint })
+    }
+}
+
+impl PartialEq for Terms {
+    fn eq(&self, other: &Self) -> bool {
+        let same = self.every == other.every && self.connector == other.connector;
+        same && Weak::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+}
+
+impl Backoff {
+    /// The next pause; `jitter` is from 0 to 1.
+    fn next(&mut self, jitter: f64) -> Duration {
+        let pause = FIRST_PAUSE.as_secs_f64() * PAUSE_GROWS.powi(self.tries);
+        self.tries = (self.tries + 1).min(20);
+        let pause = pause.min(LONGEST_PAUSE.as_secs_f64());
+        Duration::from_secs_f64(pause * (0.8 + 0.4 * jitter))
+    }
+}
+
+/// Listens to one address for as long as its service has it and it has something to say.
+async fn follow(service: Weak<ServiceLive>, address: SocketAddr, every: Duration) {
+    let mut backoff = Backoff::default();
+    // Not all at once.
+    sleep(every.min(FIRST_PAUSE).mul_f64(fastrand::f64())).await;
+    loop {
+        let Some((state, endpoint)) = now(&service, address) else { return };
+        let names = (state.spec.name.clone(), endpoint.spec.name.clone());
+        let connected = Connector::connect_apart(&state, &endpoint, Some(Wire::Http2)).await;
+        let https = state.connector.is_tls();
+        // A stream lasts longer than a view of the service should.
+        drop((state, endpoint));
+        let end = match connected {
+            Ok(io) => {
+                let counted = [("service", names.0.as_str()), ("endpoint", names.1.as_str())];
+                let mut heard = |report: LoadReport| {
+                    backoff = Backoff::default();
+                    registry().counter("towpath_out_of_band_reports_total", &counted).inc();
+                    if let Some((state, endpoint)) = now(&service, address) {
+                        state.heed(&endpoint.live, &report, now_ms());
+                    }
+                };
+                listen(io, &names.0, https, every, &mut heard).await
+            }
+            Err(error) => End::Broken(error.to_string()),
+        };
+        let (service, endpoint) = (&names.0, &names.1);
+        match end {
+            End::Unknown => {
+                tracing::warn!(service, endpoint, "endpoint does not report its load out of band");
+                return;
+            }
+            End::Broken(reason) => {
+                tracing::debug!(service, endpoint, reason, "no load reports out of band for now");
+            }
+        }
+        sleep(backoff.next(fastrand::f64())).await;
+    }
+}
+
+/// The newest view of the service, and of this endpoint in it.
+fn now(
+    service: &Weak<ServiceLive>,
+    address: SocketAddr,
+) -> Option<(Arc<ServiceState>, Arc<EndpointState>)> {
+    let state = service.upgrade()?.current.load_full()?;
+    let endpoint = state.endpoints.iter().find(|e| e.spec.address == address)?.clone();
+    Some((state, endpoint))
+}
+
+/// Asks for reports and hears them until the stream is over.
+async fn listen(
+    io: UpstreamIo,
+    authority: &str,
+    https: bool,
+    every: Duration,
+    heard: &mut impl FnMut(LoadReport),
+) -> End {
+    let config = Config {
+        first_window: 65_535,
+        stream_window: 65_535,
+        connection_window: 65_535,
+        frame: 16_384,
+        streams: 1,
+        header_list: 64 * 1024,
+        fields: 100,
+        memory: &MEMORY,
+    };
+    let (mut connection, client) = Connection::client(io, config);
+    let request = RequestRef {
+        method: &Method::POST,
+        https,
+        authority,
+        path: STREAM_CORE_METRICS,
+        headers: &HeaderMap::from_iter([
+            (header::USER_AGENT, USER_AGENT),
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+        ]),
+        te_trailers: true,
+        expects_continue: false,
+    };
+    let Ok(mut stream) = client.open(&request, false) else {
+        return End::Broken("the connection takes no request".to_owned());
+    };
+    let patience = every * 3 + PATIENCE;
+    let hearing = async {
+        let say = |error: StreamError| error.to_string();
+        let late = |_| format!("nothing for {patience:?}");
+        stream.send(message(&report_request(every)), true).map_err(say)?;
+        let head = loop {
+            let head = timeout(patience, poll_fn(|cx| stream.poll_head(cx))).await;
+            let head = head.map_err(late)?.map_err(say)?;
+            if !head.status.is_informational() {
+                break head;
+            }
+        };
+        if let Some(end) = refused(head.status, &head.headers) {
+            return Ok::<_, String>(end);
+        }
+        let mut buffer = BytesMut::new();
+        loop {
+            let part = timeout(patience, poll_fn(|cx| stream.poll_part(cx))).await;
+            match part.map_err(late)?.map_err(say)? {
+                Part::End(trailers) => {
+                    let fields = trailers.unwrap_or_default();
+                    let end = refused(StatusCode::OK, &fields);
+                    return Ok(end.unwrap_or(End::Broken("ended".to_owned())));
+                }
+                Part::Data { bytes, .. } => {
+                    stream.credit(bytes.len());
+                    buffer.extend_from_slice(&bytes);
+                    if let Some(last) = last_message(&mut buffer)? {
+                        heard(LoadReport::from_bytes(&last).ok_or("what came is no report")?);
+                        sleep(REST).await;
+                    }
+                }
+            }
+        }
+    };
+    let mut hearing = std::pin::pin!(hearing);
+    let end: Result<End, String> = tokio::select! {
+        biased;
+        end = &mut hearing => end,
+        // What came before the end is still there to be read.
+        () = poll_fn(|cx| connection.poll(cx)) => hearing.await,
+    };
+    end.unwrap_or_else(End::Broken)
+}
+
+/// Whether a head or trailers end the stream, and how.
+fn refused(status: StatusCode, fields: &HeaderMap) -> Option<End> {
+    match fields.get("grpc-status").map(HeaderValue::as_bytes) {
+        Some(UNIMPLEMENTED) => Some(End::Unknown),
+        Some(code) => Some(End::Broken(format!("grpc-status {}", String::from_utf8_lossy(code)))),
+        // As gRPC takes it.
+        None if status == StatusCode::NOT_FOUND => Some(End::Unknown),
+        None if status != StatusCode::OK => Some(End::Broken(format!("answered {status}"))),
+        None => None,
+    }
+}
+
+fn message(bytes: &[u8]) -> Bytes {
+    let mut message = BytesMut::with_capacity(PREFIX_BYTES + bytes.len());
+    message.put_u8(0);
+    message.put_u32(u32::try_from(bytes.len()).unwrap_or(0));
+    message.put_slice(bytes);
+    message.freeze()
+}
+
+/// Takes the whole messages out of what came, and keeps the newest.
+fn last_message(buffer: &mut BytesMut) -> Result<Option<Bytes>, String> {
+    let mut last = None;
+    while let Some((&compressed, rest)) = buffer.split_first() {
+        let Some(length) = rest.first_chunk::<4>() else { break };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        if compressed != 0 || length > MAX_MESSAGE_BYTES {
+            return Err(format!("a message of {length} bytes, or a compressed one"));
+        }
+        if rest.len() < PREFIX_BYTES - 1 + length {
+            break;
+        }
+        buffer.advance(PREFIX_BYTES);
+        last = Some(buffer.split_to(length).freeze());
+    }
+    Ok(last)
+}
