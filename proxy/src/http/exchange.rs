@@ -310,6 +310,8 @@ impl<D: Downstream> Exchange<'_, D> {
             let path = rewrite.apply(head.target.path());
             head.target = with_path(&head.target, &path).map_err(Stop::Reply)?;
         }
+        self.keep_from_endpoint()?;
+        let head = &mut self.head;
         self.client.forwarding.apply(&mut head.headers);
         if let Some(via) = self.client.listener.via(head.received) {
             head.headers.append(header::VIA, via.clone());

@@ -22,7 +22,6 @@ use super::{
     relay::Downstream,
 };
 use crate::upstream::{EndpointLive, ServiceLive, ServiceState, now_ms};
-use towpath_xds::orca::GOODPUT_FACTOR;
 use write::Format;
 
 /// Who wants a load report of a request's endpoint.
@@ -97,7 +96,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Lets a report count where the balancer goes by it.
+    /// Lets a report count where the balancer goes by it, and takes out of the fields what tells those
+    /// before us nothing, or what is not so.
     fn heed(&self, fields: &mut HeaderMap) {
         let Some(ticket) = &self.ticket else { return };
         let (service, live) = (&ticket.service, &ticket.endpoint.live);
@@ -108,7 +108,13 @@ impl<D: Downstream> Exchange<'_, D> {
             if !self.asked.by_client {
                 fields.remove(METRICS);
                 fields.remove(METRICS_BIN);
+                return;
             }
+        }
+        // Who asked would take the health of one endpoint for that of all behind us.
+        let is_beside_it = self.client.listener.load.is_some();
+        if !is_beside_it && (self.asked.by_client || self.grpc) {
+            write::without_factor(fields);
         }
     }
 

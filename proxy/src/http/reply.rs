@@ -64,6 +64,8 @@ replies! {
     EXPECTATION = EXPECTATION_FAILED, "expectation", "The only expectation understood is 100-continue.";
     OVERLOAD = SERVICE_UNAVAILABLE, "overload", "The proxy is overloaded and sheds requests of this class.";
     LIMITED = TOO_MANY_REQUESTS, "rate_limit", "The limit on requests per second is reached.";
+    REPORTS_OF_ONE = NOT_IMPLEMENTED, "reports_of_one", "Reports out of band are of one endpoint, and there are others behind this proxy: ask the endpoint.";
+    REPORTS_FULL = TOO_MANY_REQUESTS, "reports_full", "Too many ask for reports out of band already.";
     VERSION = HTTP_VERSION_NOT_SUPPORTED, "version", "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.";
 }
 
@@ -143,7 +145,8 @@ impl Reply {
     /// The gRPC status that says the same.
     pub(super) fn grpc_status(&self) -> u32 {
         match (self.reason, self.status.as_u16()) {
-            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _) => 8,
+            ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _)
+            | ("reports_full", _) => 8,
             ("digest", _) => 15,
             (_, 408 | 504) => 4,
             (_, 404 | 405 | 501) => 12,

@@ -190,6 +190,39 @@ async fn a_client_that_asks_is_told_in_its_own_words() {
     assert!(head.contains("endpoint-load-metrics: JSON {"), "{head}");
 }
 
+#[tokio::test]
+async fn a_gateway_does_not_pass_on_the_health_of_one_endpoint_as_its_own() {
+    for (nth, balancer) in
+        [Balancer::BytesInFlight, Balancer::CompletionTime].into_iter().enumerate()
+    {
+        let app = app("app").await;
+        app.broken.store(true, SeqCst);
+        let name = format!("passed-on-{nth}");
+        let service = Service { balancer, ..Service::new(&name, Protocol::Http1) };
+        let world = World::default().service_with(service, &[app.origin.address]);
+        let gateway = proxy_with(world.http("edge", &name)).await;
+        for format in ["text", "json"] {
+            let mut tcp = connect(&gateway, "edge").await;
+            let request = format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nendpoint-load-metrics-format: {format}\r\n\r\n"
+            );
+            tcp.write_all(request.as_bytes()).await.unwrap();
+            let head = head(&mut tcp).await.unwrap();
+            assert!(head.contains("kv_cache_usage_perc"), "{balancer:?}: {head}");
+            assert!(!head.contains("goodput_factor"), "{balancer:?}: {head}");
+        }
+        let calls = grpc_app().await;
+        calls.broken.store(true, SeqCst);
+        let name = format!("passed-calls-{nth}");
+        let service = Service { balancer, ..Service::new(&name, Protocol::Http2) };
+        let world = World::default().service_with(service, &[calls.origin.address]);
+        let gateway = proxy_with(world.http("edge", &name)).await;
+        let trailers = call(&mut grpc_client(&gateway, "edge").await, true).await;
+        // All that it said was that.
+        assert_eq!(trailers["endpoint-load-metrics-bin"], "", "{balancer:?}");
+    }
+}
+
 /// A gRPC application that reports in its trailers, unasked, as gRPC's servers do.
 async fn grpc_app() -> App {
     let (served, broken) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
@@ -282,6 +315,62 @@ async fn a_sidecar_reports_in_the_trailers_of_calls() {
     let asked = call(&mut client, true).await;
     let both = asked["endpoint-load-metrics-bin"].to_str().unwrap();
     assert!(both.len() > alone.len() + 60, "{alone}: {both}");
+}
+
+/// A stream of reports, one each hour, or how it was refused.
+async fn reports_of(
+    client: &mut h2::client::SendRequest<bytes::Bytes>,
+) -> Result<h2::RecvStream, http::HeaderMap> {
+    let request =
+        http::Request::post("http://a.test/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+    let mut ready = client.clone().ready().await.unwrap();
+    let (answer, mut send) = ready.send_request(request.body(()).unwrap(), false).unwrap();
+    // report_interval: 3600 s
+    send.send_data(b"\0\0\0\0\x05\x0a\x03\x08\x90\x1c".to_vec().into(), true).unwrap();
+    let answer = answer.await.unwrap();
+    if answer.headers().contains_key("grpc-status") {
+        return Err(answer.headers().clone());
+    }
+    let mut body = answer.into_body();
+    body.data().await.unwrap().unwrap();
+    Ok(body)
+}
+
+#[tokio::test]
+async fn a_gateway_does_not_send_a_call_for_reports_on_to_some_endpoint() {
+    let app = grpc_app().await;
+    let sidecar = sidecar("kept", &app).await;
+    let gateway = gateway("kept", Protocol::Http2, &[inbound(&sidecar)]).await;
+    let refused = reports_of(&mut grpc_client(&gateway, "edge").await).await.unwrap_err();
+    // UNIMPLEMENTED, so that nobody asks again.
+    assert_eq!(refused["grpc-status"], "12");
+    assert_eq!(refused["x-towpath-reason"], "reports_of_one");
+    // The sidecar itself answers, and other calls pass.
+    assert!(reports_of(&mut grpc_client(&sidecar, "in").await).await.is_ok());
+    call(&mut grpc_client(&gateway, "edge").await, false).await;
+    assert_eq!(app.served(), 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_streams_reports_to_so_many_and_no_more() {
+    let app = grpc_app().await;
+    let sidecar = sidecar("many-streams", &app).await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut client = grpc_client(&sidecar, "in").await;
+        for _ in 0..64 {
+            streams.push(reports_of(&mut client).await.unwrap());
+        }
+    }
+    let mut client = grpc_client(&sidecar, "in").await;
+    let refused = reports_of(&mut client).await.unwrap_err();
+    // RESOURCE_EXHAUSTED
+    assert_eq!(refused["grpc-status"], "8");
+    assert_eq!(refused["x-towpath-reason"], "reports_full");
+    streams.pop();
+    eventually("a place is free", async || reports_of(&mut client).await.ok()).await;
 }
 
 #[tokio::test]

@@ -23,10 +23,12 @@ use crate::{
         reply::Reply,
     },
     router::Backend,
-    upstream::now_ms,
+    upstream::{now_ms, reports::STREAM_CORE_METRICS},
 };
 
-const METHOD: &str = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
+/// Of a listener. Each may want ten reports a second, and lasts.
+pub(super) const MOST_STREAMS: usize = 256;
+const SERVICE: &str = "/xds.service.orca.v3.OpenRcaService/";
 /// Where the caller does not say how often.
 const USUAL_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,16 +48,28 @@ enum End {
 impl<D: Downstream> Exchange<'_, D> {
     /// Whether this is a call for a stream of reports, and we are the endpoint's sidecar.
     pub(in crate::http) fn wants_reports(&self) -> bool {
-        self.client.listener.load.is_some() && self.grpc && self.head.path() == METHOD
+        self.client.listener.load.is_some() && self.grpc && self.head.path() == STREAM_CORE_METRICS
+    }
+
+    /// A call for reports is not sent on from elsewhere: its answer would tell of the one endpoint that
+    /// happens to be picked, as if that were all that is behind us. Once the route has changed the path.
+    pub(in crate::http) fn keep_from_endpoint(&self) -> Result<(), Stop> {
+        if self.grpc && self.client.listener.load.is_none() && self.head.path().starts_with(SERVICE)
+        {
+            return Err(Stop::Reply(Reply::REPORTS_OF_ONE));
+        }
+        Ok(())
     }
 
     /// Reports on the application behind `backend` until the caller leaves or we drain.
     pub(in crate::http) async fn stream_reports(&mut self, backend: &Backend) -> Result<(), Stop> {
         let client = self.client;
+        let Some(reporter) = &client.listener.load else { return Err(Stop::Reply(Reply::BROKEN)) };
+        let place = reporter.streams.try_acquire();
+        let _place = place.map_err(|_| Stop::Reply(Reply::REPORTS_FULL))?;
         let limit = client.listener.options.head_timeout;
         let every = timeout(limit, self.interval()).await;
         let every = every.map_err(|_| Stop::Reply(Reply::HEAD_TIMEOUT))??;
-        let Some(reporter) = &client.listener.load else { return Err(Stop::Reply(Reply::BROKEN)) };
         let mut headers = HeaderMap::with_capacity(1);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         let head = ResponseHead { status: StatusCode::OK, headers, length: Length::Unknown };

@@ -7,11 +7,13 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
-use towpath_xds::orca::LoadReport;
+use tokio::sync::Semaphore;
+use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
 
 use super::{
-    GOODPUT_FACTOR, METRICS, METRICS_BIN,
+    METRICS, METRICS_BIN,
     read::{self, Found, MAX_BYTES, NAMED},
+    stream::MOST_STREAMS,
 };
 use crate::{
     http::base64, load::NodeLoad, lock::lock, router::RouteMetrics, upstream::ServiceLive,
@@ -30,6 +32,8 @@ pub(in crate::http) enum Format {
 pub(crate) struct Reporter {
     node: Arc<NodeLoad>,
     rates: Mutex<Rates>,
+    /// Places for those who ask out of band.
+    pub(super) streams: Semaphore,
 }
 
 /// Requests and errors per second, over at least a second.
@@ -58,7 +62,7 @@ impl Format {
 
 impl Reporter {
     pub(crate) fn new(node: Arc<NodeLoad>) -> Self {
-        Self { node, rates: Mutex::default() }
+        Self { node, rates: Mutex::default(), streams: Semaphore::new(MOST_STREAMS) }
     }
 
     /// What the sidecar itself knows of the application, its service here, and of the machine.
@@ -129,6 +133,27 @@ pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc
     if let Some((name, value)) = encode(&report, format, grpc) {
         fields.remove(METRICS);
         fields.remove(METRICS_BIN);
+        fields.insert(name, value);
+    }
+}
+
+/// Takes the endpoint's health out of a report that is passed on.
+pub(super) fn without_factor(fields: &mut HeaderMap) {
+    let Some(found) = read::find(fields) else { return };
+    if found.goodput_factor().is_none() {
+        return;
+    }
+    let report = found.report();
+    let (format, grpc) = match found {
+        Found::Text(_) => (Format::Text, false),
+        Found::Json(_) => (Format::Json, false),
+        Found::Binary(_) => (Format::Binary, fields.contains_key(METRICS_BIN)),
+    };
+    fields.remove(METRICS);
+    fields.remove(METRICS_BIN);
+    let Some(mut report) = report else { return };
+    report.named_metrics.remove(GOODPUT_FACTOR);
+    if let Some((name, value)) = encode(&report, format, grpc) {
         fields.insert(name, value);
     }
 }
@@ -292,6 +317,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_passed_on_says_all_but_the_health_of_the_endpoint() {
+        let factor = format!("named_metrics.{GOODPUT_FACTOR}");
+        let binary = |report: &LoadReport| base64::encode(&report.to_bytes());
+        let mut sick = ours();
+        sick.named_metrics.insert(GOODPUT_FACTOR.to_owned(), 0.0);
+        let rest = "cpu_utilization=0.25, rps_fractional=12.5, \
+            named_metrics.towpath.requests_in_flight=3";
+        let json = r#"JSON {"cpu_utilization":0.25,"rps_fractional":12.5,"named_metrics":{"towpath.requests_in_flight":3.0}}"#;
+        for (name, before, after) in [
+            (METRICS, format!("TEXT {rest}, {factor}=0"), format!("TEXT {rest}")),
+            (METRICS, format!("{rest},{factor}:0"), format!("TEXT {rest}")),
+            (METRICS, json.replace(":{", &format!(r#":{{"{GOODPUT_FACTOR}":0,"#)), json.to_owned()),
+            (METRICS, format!("BIN {}", binary(&sick)), format!("BIN {}", binary(&ours()))),
+            (METRICS_BIN, binary(&sick), binary(&ours())),
+            // What does not say it is not touched, whatever it is.
+            (METRICS, format!("{rest}, other"), format!("{rest}, other")),
+            (METRICS, "XML <report/>".to_owned(), "XML <report/>".to_owned()),
+            (METRICS_BIN, "!".to_owned(), "!".to_owned()),
+        ] {
+            let mut fields = HeaderMap::from_iter([(name.clone(), before.parse().unwrap())]);
+            without_factor(&mut fields);
+            assert_eq!(fields.len(), 1, "{before}: {fields:?}");
+            assert_eq!(fields[name].to_str().unwrap(), after, "{before}");
+        }
+    }
+
+    #[test]
     fn rates_are_those_of_the_last_second_or_more() {
         let mut rates = Rates::default();
         for (now_ms, requests, errors, expected) in [
@@ -314,17 +366,17 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_again(
-            numbers in any::<[f64; 5]>(),
+            figures in any::<[f64; 5]>(),
             named in metrics(),
             utilization in metrics(),
             format in prop::sample::select(&[Format::Text, Format::Json, Format::Binary][..]),
         ) {
             let mut report = LoadReport {
-                cpu_utilization: numbers[0],
-                mem_utilization: numbers[1],
-                rps_fractional: numbers[2],
-                eps: numbers[3],
-                application_utilization: numbers[4],
+                cpu_utilization: figures[0],
+                mem_utilization: figures[1],
+                rps_fractional: figures[2],
+                eps: figures[3],
+                application_utilization: figures[4],
                 named_metrics: named,
                 utilization,
                 ..LoadReport::default()
@@ -339,7 +391,18 @@ mod tests {
             };
             report.named_metrics.retain(|name, _| sayable(name));
             report.utilization.retain(|name, _| sayable(name));
-            prop_assert_eq!(again, report);
+            let said = |report: &LoadReport| -> Vec<(String, f64)> {
+                let whole = numbers(report).map(|(name, value)| (name.to_owned(), value));
+                let maps = report.named_metrics.clone().into_iter().chain(report.utilization.clone());
+                whole.chain(maps).collect()
+            };
+            let (again, report) = (said(&again), said(&report));
+            prop_assert_eq!(again.len(), report.len());
+            for ((name, value), (own_name, own)) in again.into_iter().zip(report) {
+                prop_assert_eq!(&name, &own_name);
+                // JSON is read to within the last digit.
+                prop_assert!((value - own).abs() <= own.abs() * 1e-15, "{}: {} {}", name, value, own);
+            }
         }
     }
 }
