@@ -1,6 +1,10 @@
 //! `towpath explain`: when each endpoint of a service would complete a request, and why.
 
-use std::{fmt::Write as _, net::SocketAddr, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use towpath_proxy::explain::{Explanation, Prediction};
@@ -11,6 +15,8 @@ use crate::admin::{self, plain, print};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   towpath explain --service transform --origin 48.1,11.6 --size 2GiB
+  towpath explain --service transform --registered acme
+  towpath explain --service transform --client 203.0.113.7
   towpath explain --service transform --origin us-east --format json")]
 pub(crate) struct Args {
     /// The service a request is for
@@ -20,6 +26,14 @@ pub(crate) struct Args {
     /// Where its data comes from: LATITUDE,LONGITUDE in degrees, or the region of an endpoint [default: beside the proxy]
     #[arg(long, value_name = "PLACE", allow_hyphen_values = true)]
     origin: Option<String>,
+
+    /// Or the tenant or device that it is of, for which a policy has registered a place
+    #[arg(long, value_name = "NAME", conflicts_with = "origin")]
+    registered: Option<String>,
+
+    /// Or the address of its client, which the proxy looks up (--geoip)
+    #[arg(long, value_name = "IP", conflicts_with_all = ["origin", "registered"])]
+    client: Option<IpAddr>,
 
     /// Bytes that it brings: 65536, 64KiB, 2GiB
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
@@ -53,6 +67,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut path = format!("/explain?service={}&size={}", escaped(&args.service), args.size);
     if let Some(origin) = &args.origin {
         let _ = write!(path, "&origin={}", escaped(origin));
+    }
+    if let Some(name) = &args.registered {
+        let _ = write!(path, "&registered={}", escaped(name));
+    }
+    if let Some(client) = args.client {
+        let _ = write!(path, "&client={}", escaped(&client.to_string()));
     }
     let body = runtime.block_on(admin::ask(args.admin, &path, "proxy"))?;
     let explanation: Explanation = serde_json::from_slice(&body).with_context(|| {

@@ -8,9 +8,11 @@ use std::{
 
 use tokio::sync::watch;
 use towpath_policies::model::{
-    Coordinates, Discovery, Endpoint, EndpointSet, Mesh, Node, ResourceKey, ResourceKind,
-    ScopedListener, Snapshot,
+    Coordinates, Discovery, EndpointSet, Mesh, Node, ResourceKey, ResourceKind, ScopedListener,
+    Snapshot,
 };
+
+use crate::places::Locate;
 
 /// Most different nodes served at a time.
 pub(crate) const MAX_NODES: usize = 10_000;
@@ -86,11 +88,9 @@ impl Hub {
                 None => mesh.endpoints.remove(name),
             };
         }
-        for set in mesh.endpoints.values_mut() {
-            if let Some(located) = located(set, places) {
-                *set = located;
-            }
-        }
+        locate_all(mesh.endpoints.values_mut(), places);
+        locate_all(mesh.services.values_mut(), places);
+        locate_all(mesh.listeners.values_mut().map(|scoped| &mut scoped.listener), places);
         share(&mut mesh, held);
         *held = mesh;
         sweep(nodes);
@@ -128,8 +128,7 @@ impl Hub {
         self.state().places = known;
     }
 
-    /// Takes a map service's word for where a place is; costs nothing but the sets with endpoints
-    /// that are there.
+    /// Takes a map service's word for where a place is; costs nothing but the resources that name it.
     pub(crate) fn set_place(&self, name: &str, at: Coordinates) {
         let mut state = self.state();
         let State { mesh, places, nodes, .. } = &mut *state;
@@ -138,6 +137,25 @@ impl Hub {
         let moved: Vec<_> = mesh.endpoints.values().filter_map(|set| located(set, &this)).collect();
         for set in moved {
             put(mesh, nodes, &set);
+        }
+        let services = locate_all(mesh.services.values_mut(), &this);
+        let listeners = mesh.listeners.values_mut().map(|scoped| &mut scoped.listener);
+        let listeners = locate_all(listeners, &this);
+        for view in nodes.values() {
+            view.send_if_modified(|current| {
+                let services = services.iter().filter(|s| current.services.contains_key(&s.name));
+                let services: Vec<_> = services.cloned().collect();
+                let listeners =
+                    listeners.iter().filter(|l| current.listeners.contains_key(&l.name));
+                let listeners: Vec<_> = listeners.cloned().collect();
+                let news = !services.is_empty() || !listeners.is_empty();
+                if news {
+                    let current = Arc::make_mut(current);
+                    current.services.extend(services.into_iter().map(|s| (s.name.clone(), s)));
+                    current.listeners.extend(listeners.into_iter().map(|l| (l.name.clone(), l)));
+                }
+                news
+            });
         }
     }
 
@@ -198,23 +216,27 @@ fn put(
     }
 }
 
-/// The set with the coordinates of these places put in; `None` where that changes nothing.
-fn located(
-    set: &Arc<EndpointSet>,
+/// Puts the coordinates of these places in; those that this changes.
+fn locate_all<'a, T: Locate + 'a>(
+    all: impl Iterator<Item = &'a mut Arc<T>>,
     places: &BTreeMap<String, Coordinates>,
-) -> Option<Arc<EndpointSet>> {
-    let told = |endpoint: &Endpoint| {
-        let at = *places.get(endpoint.place.as_ref()?)?;
-        (endpoint.coordinates != Some(at)).then_some(at)
-    };
-    if places.is_empty() || !set.endpoints.iter().any(|endpoint| told(endpoint).is_some()) {
-        return None;
-    }
-    let mut set = EndpointSet::clone(set);
-    for endpoint in &mut set.endpoints {
-        endpoint.coordinates = told(endpoint).or(endpoint.coordinates);
-    }
-    Some(Arc::new(set))
+) -> Vec<Arc<T>> {
+    all.filter_map(|this| {
+        *this = located(this, places)?;
+        Some(this.clone())
+    })
+    .collect()
+}
+
+/// The same with the coordinates of these places put in; `None` where that changes nothing.
+fn located<T: Locate>(this: &Arc<T>, places: &BTreeMap<String, Coordinates>) -> Option<Arc<T>> {
+    let mut news = false;
+    this.places(|place, at| news |= places.get(place).is_some_and(|told| at != Some(*told)));
+    news.then(|| {
+        let mut this = T::clone(this);
+        this.locate(|place| places.get(place).copied());
+        Arc::new(this)
+    })
 }
 
 /// Forgets nodes that nobody listens for any more.
@@ -258,8 +280,8 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use towpath_policies::model::{
-        Bind, Chain, ChainKind, Endpoint, Listener, NodeSelector, Protocol, Service, Source,
-        TcpForward, WeightedBackend,
+        Bind, Chain, ChainKind, Endpoint, Listener, Location, NodeSelector, Protocol, Service,
+        Source, TcpForward, WeightedBackend,
     };
 
     use super::*;
@@ -277,6 +299,7 @@ pub(crate) mod tests {
             name: name.to_owned(),
             bind: Bind::Socket(([127, 0, 0, 1], 1).into()),
             chains: vec![Chain { server_names: vec![], tls: None, kind }],
+            location: Location::default(),
         };
         let nodes = NodeSelector::Matching(vec![pattern.to_owned()]);
         let scoped = ScopedListener { nodes, listener: Arc::new(listener) };

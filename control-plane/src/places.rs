@@ -8,6 +8,7 @@ mod apple;
 mod cache;
 mod follow;
 mod gazetteer;
+mod locate;
 mod options;
 mod pace;
 
@@ -21,13 +22,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use towpath_policies::model::Coordinates;
 
-pub(crate) use self::follow::Places;
 pub use self::{
     apple::{AppleKey, AppleMaps, HttpError, KeyError},
     gazetteer::Gazetteer,
     options::{APPLE_HEADING, AppleArgs, AppleError, AskFor},
     pace::Limits,
 };
+pub(crate) use self::{follow::Places, locate::Locate};
 
 /// A place as a map service knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -28,6 +28,7 @@ pub(crate) use self::origin::{Notes, Origin};
 use self::{
     index::Index,
     origin::{Origins, RouteNote},
+    place::Places,
     policies::{Policies, Terms},
     rules::PreparedRule,
     sockets::Sockets,
@@ -68,6 +69,7 @@ pub(crate) struct Output<'f> {
     files: &'f [(PathBuf, String)],
     mesh: Mesh,
     notes: Notes,
+    places: Places,
     /// Where each resource was first claimed.
     claimed: BTreeMap<ResourceKey, Span>,
 }
@@ -75,7 +77,8 @@ pub(crate) struct Output<'f> {
 impl<'f> Output<'f> {
     fn new(files: &'f [(PathBuf, String)], version: String) -> Self {
         let mesh = Mesh { version, ..Mesh::default() };
-        Self { files, mesh, notes: Notes::default(), claimed: BTreeMap::new() }
+        let (notes, places) = (Notes::default(), Places::default());
+        Self { files, mesh, notes, places, claimed: BTreeMap::new() }
     }
 
     /// Takes a name for a resource; false when it is taken.

@@ -131,8 +131,13 @@ pub(crate) fn qualified(namespace: &str, name: &str) -> String {
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Annotations that a Gateway may carry.
-pub(crate) const GATEWAY_ANNOTATIONS: [&str; 4] =
-    ["towpath.dev/nodes", "towpath.dev/bind", "towpath.dev/via", "towpath.dev/forwarded"];
+pub(crate) const GATEWAY_ANNOTATIONS: [&str; 5] = [
+    "towpath.dev/nodes",
+    "towpath.dev/bind",
+    "towpath.dev/via",
+    "towpath.dev/forwarded",
+    "towpath.dev/place",
+];
 
 /// All documents of a folder, by kind, in order of appearance.
 #[derive(Default)]

@@ -78,7 +78,8 @@ impl Page<'_> {
             self.line(0, &format!("mesh clients of xds:///{name}{place}"));
         } else {
             self.line(0, &format!("listener {name} on {}{place}", words::bind(&listener.bind)));
-            self.line(1, &format!("for {}", words::nodes(&scoped.nodes)));
+            let location = words::location(&listener.location);
+            self.line(1, &format!("for {}{location}", words::nodes(&scoped.nodes)));
         }
         for chain in &listener.chains {
             self.chain(chain, listener.bind == Bind::Api);
@@ -243,16 +244,7 @@ impl Page<'_> {
         if !locality.is_empty() {
             let _ = write!(text, ", {locality}");
         }
-        if let Some(place) = &endpoint.place {
-            let _ = write!(text, ", in {place}");
-        }
-        match endpoint.coordinates {
-            Some(at) => {
-                let _ = write!(text, " ({}, {})", at.latitude, at.longitude);
-            }
-            None if endpoint.place.is_some() => text += " (coordinates not known here)",
-            None => {}
-        }
+        text += &words::location(&endpoint.location());
         let _ = write!(text, ", weight {}, priority {}", endpoint.weight, endpoint.priority);
         if let Some(gpu) = &endpoint.gpu {
             let _ = write!(text, ", {} × {} {}", gpu.count, gpu.vendor, gpu.model);

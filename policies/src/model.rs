@@ -18,8 +18,10 @@ mod snapshot;
 mod transfer;
 mod tries;
 
-pub use balancing::{Balancer, Hashing, KeySource, OriginSource, Prediction, Terms, Weighing};
-pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
+pub use balancing::{
+    Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing,
+};
+pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, Location};
 pub use listener::{
     Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
 };

@@ -4,8 +4,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
-    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, NodeSelector, OriginSource, Outlier,
-    PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
+    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, OriginSource,
+    Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
     RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
     Weighing, WeightedBackend,
 };
@@ -225,8 +225,16 @@ fn load_bound(hashing: &Hashing) -> String {
 
 fn completion_time(prediction: &Prediction) -> String {
     let mut text = "least predicted time to completion".to_owned();
-    if let Some(OriginSource::Header(name)) = &prediction.origin {
-        let _ = write!(text, ", data from where `{name}` says");
+    for (nth, source) in prediction.origin.iter().enumerate() {
+        text += if nth == 0 { ", data from where " } else { ", else where " };
+        let _ = match source {
+            OriginSource::Header(name) => write!(text, "`{name}` says"),
+            OriginSource::Registered(registered) => {
+                let (header, count) = (&registered.header, registered.places.len());
+                write!(text, "what `{header}` names is registered ({count})")
+            }
+            OriginSource::ClientAddress => write!(text, "the client's address is"),
+        };
     }
     for (name, factor) in prediction.terms.named() {
         if factor == 0.0 {
@@ -234,6 +242,22 @@ fn completion_time(prediction: &Prediction) -> String {
         } else if factor != 1.0 {
             let _ = write!(text, ", {name} × {factor}");
         }
+    }
+    text
+}
+
+/// To be added to what stands there; empty where nothing is known.
+pub(crate) fn location(location: &Location) -> String {
+    let mut text = String::new();
+    if let Some(place) = &location.place {
+        let _ = write!(text, ", in {place}");
+    }
+    match location.coordinates {
+        Some(at) => {
+            let _ = write!(text, " ({}, {})", at.latitude, at.longitude);
+        }
+        None if location.place.is_some() => text += " (coordinates not known here)",
+        None => {}
     }
     text
 }

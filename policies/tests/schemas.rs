@@ -234,12 +234,17 @@ fn visit(root: &Value, schema: &Value, name: &str, instance: &Value, used: &mut 
     if let Some(definition) = schema["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")) {
         return visit(root, &root["$defs"][definition], definition, instance, used);
     }
+    for alternative in schema["anyOf"].as_array().into_iter().flatten() {
+        visit(root, alternative, name, instance, used);
+    }
     match instance {
         Value::Object(object) => {
             for (key, value) in object {
                 if let Some(property) = schema["properties"].get(key) {
                     used.insert(format!("{name}.{key}"));
                     visit(root, property, "", value, used);
+                } else if let Some(any) = schema.get("additionalProperties") {
+                    visit(root, any, "", value, used);
                 }
             }
         }

@@ -2,19 +2,26 @@
 //!
 //! `cargo bench -p towpath-proxy --bench pick`. Allocations are counted: a pick makes none.
 
-use std::{hint::black_box, sync::Arc};
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use divan::{AllocProfiler, Bencher};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use towpath_policies::model::{
     Balancer, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service,
 };
-use towpath_proxy::upstream::{
-    ServiceState,
-    admission::Ticket,
-    now_ms,
-    pick::{Ask, Tried, pick},
-    reconcile,
+use towpath_proxy::{
+    geoip::ClientPlaces,
+    upstream::{
+        ServiceState, Site,
+        admission::Ticket,
+        now_ms,
+        pick::{Ask, Tried, pick},
+        reconcile_at,
+    },
 };
 
 #[global_allocator]
@@ -30,6 +37,12 @@ const REGIONS: [(&str, f64, f64); 6] = [
     ("sa-east", -23.5, -46.6),
 ];
 const ORIGIN: HeaderName = HeaderName::from_static("x-origin");
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+
+#[path = "../src/geoip/writer.rs"]
+mod geoip_writer;
+
+use geoip_writer::{city, database};
 
 fn main() {
     divan::main();
@@ -39,18 +52,9 @@ fn main() {
 fn state(count: u32, balancer: Balancer) -> Arc<ServiceState> {
     let mut service = Service::new("bench", Protocol::Http2);
     service.balancer = balancer;
-    service.prediction.origin = Some(OriginSource::Header(ORIGIN.to_string()));
-    let endpoint = |n: u32| {
-        let [_, a, b, c] = (n + 1).to_be_bytes();
-        let (region, latitude, longitude) = REGIONS[n as usize % REGIONS.len()];
-        let mut endpoint = Endpoint::new(([10, a, b, c], 80).into());
-        region.clone_into(&mut endpoint.locality.region);
-        endpoint.coordinates = Some(Coordinates { latitude, longitude });
-        endpoint
-    };
-    let set =
-        EndpointSet { service: "bench".into(), endpoints: (0..count).map(endpoint).collect() };
-    let state = reconcile(None, Arc::new(service), &set, 1).expect("no TLS");
+    service.prediction.origin = vec![OriginSource::Header(ORIGIN.to_string())];
+    let set = EndpointSet { service: "bench".into(), endpoints: endpoints(count) };
+    let state = view(service, &set, None);
     for endpoint in &state.endpoints {
         let mut ticket = Ticket::new(state.clone(), endpoint.clone(), 1 << 20);
         ticket.answered(1 << 20, false);
@@ -61,11 +65,32 @@ fn state(count: u32, balancer: Balancer) -> Arc<ServiceState> {
     state
 }
 
+fn endpoints(count: u32) -> Vec<Endpoint> {
+    let endpoint = |n: u32| {
+        let [_, a, b, c] = (n + 1).to_be_bytes();
+        let (region, latitude, longitude) = REGIONS[n as usize % REGIONS.len()];
+        let mut endpoint = Endpoint::new(([10, a, b, c], 80).into());
+        region.clone_into(&mut endpoint.locality.region);
+        endpoint.coordinates = Some(Coordinates { latitude, longitude });
+        endpoint
+    };
+    (0..count).map(endpoint).collect()
+}
+
+fn view(
+    service: Service,
+    set: &EndpointSet,
+    clients: Option<Arc<ClientPlaces>>,
+) -> Arc<ServiceState> {
+    let site = Site { workers: 1, here: None, clients };
+    reconcile_at(&site, None, Arc::new(service), set).expect("no TLS")
+}
+
 fn ask(state: &ServiceState) -> Ask {
     let near = HeaderValue::from_static("48.1,11.6");
     Ask {
         bytes: 1 << 20,
-        origin: state.origin(&HeaderMap::from_iter([(ORIGIN, near)])),
+        origin: state.origin(&HeaderMap::from_iter([(ORIGIN, near)]), CLIENT),
         ..Ask::default()
     }
 }
@@ -112,5 +137,38 @@ fn learn(bencher: Bencher<'_, '_>, endpoints: u32) {
 fn origin(bencher: Bencher<'_, '_>) {
     let state = state(30, Balancer::CompletionTime);
     let headers = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_static("48.1374,11.5755"))]);
-    bencher.bench_local(|| state.origin(black_box(&headers)));
+    bencher.bench_local(|| state.origin(black_box(&headers), CLIENT));
+}
+
+/// Where data comes from, by its client's address: one of 65,536 networks, half of them by IPv6.
+#[divan::bench(args = [4, 6])]
+fn origin_of_client(bencher: Bencher<'_, '_>, version: u8) {
+    let networks = |n: u16| {
+        let [a, b] = n.to_be_bytes();
+        let place = city(f64::from(a) / 3.0, f64::from(b) - 128.0);
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, n, 0, 0, 0, 0, 0);
+        [([a | 1, b, a ^ b, 0].into(), 24, place.clone()), (IpAddr::V6(v6), 48, place)]
+    };
+    let file = std::env::temp_dir().join(format!("towpath-bench-{}.mmdb", std::process::id()));
+    std::fs::write(&file, database(6, &(0..1 << 15).flat_map(networks).collect::<Vec<_>>()))
+        .expect("a temporary file");
+    let clients = Arc::new(ClientPlaces::open(&file).expect("a sound database"));
+    std::fs::remove_file(&file).expect("it is there");
+    let mut service = Service::new("bench", Protocol::Http2);
+    service.balancer = Balancer::CompletionTime;
+    service.prediction.origin = vec![OriginSource::ClientAddress];
+    let set = EndpointSet { service: "bench".into(), endpoints: endpoints(30) };
+    let state = view(service, &set, Some(clients));
+    let headers = HeaderMap::new();
+    let client = || {
+        let n = fastrand::u16(..1 << 15);
+        let [a, b] = n.to_be_bytes();
+        match version {
+            4 => IpAddr::from([a | 1, b, a ^ b, 7]),
+            _ => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, n, 1, 2, 3, 4, 5)),
+        }
+    };
+    bencher
+        .with_inputs(client)
+        .bench_local_values(|client| state.origin(black_box(&headers), client));
 }

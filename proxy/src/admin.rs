@@ -6,7 +6,10 @@
 
 mod views;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -20,7 +23,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use crate::{control::Control, logging, metrics::registry};
+use crate::{control::Control, logging, metrics::registry, upstream::completion::explain::Whence};
 
 #[derive(Clone)]
 struct Admin {
@@ -72,7 +75,8 @@ towpath proxy, admin endpoint
   GET  /listeners                 listeners, their addresses and open connections (JSON)
   GET  /endpoints                 endpoints and their state (JSON)
   GET  /explain?service=S         when each endpoint would complete a request, and why (JSON);
-                                  optional: &origin=LATITUDE,LONGITUDE or a region, &size=BYTES
+                                  optional: &size=BYTES, and where its data comes from: &origin=LATITUDE,LONGITUDE
+                                  or a region, &registered=NAME of a tenant or device, or &client=ADDRESS
   GET  /health                    how well this machine's GPUs are, and why (JSON)
   GET  /metrics                   Prometheus text
   POST /log_level?level=LEVEL     error, warn, info, debug, trace, or per module: info,h2=debug
@@ -172,19 +176,31 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 struct Question {
     service: String,
     origin: Option<String>,
+    registered: Option<String>,
+    client: Option<IpAddr>,
     #[serde(default)]
     size: u64,
 }
 
 async fn explain(State(admin): State<Admin>, Query(question): Query<Question>) -> Response {
-    let Question { service: name, origin, size } = question;
+    let Question { service: name, origin, registered, client, size } = question;
+    let whence = match (origin, registered, client) {
+        (Some(origin), None, None) => Whence::Origin(origin),
+        (None, Some(name), None) => Whence::Registered(name),
+        (None, None, Some(address)) => Whence::Client(address),
+        (None, None, None) => Whence::Here,
+        _ => {
+            let text = "only one of origin, registered and client may be given\n";
+            return (StatusCode::BAD_REQUEST, text).into_response();
+        }
+    };
     let view = admin.control.view();
     let Some(service) = view.services.get(&name) else {
         let known = view.services.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let text = format!("there is no service {name}; there are: {known}\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     };
-    match service.explain(origin.as_deref(), size) {
+    match service.explain(&whence, size) {
         Ok(explanation) => Json(explanation).into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("{name}: {error}\n")).into_response(),
     }

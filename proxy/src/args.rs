@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use towpath_policies::{model::Node, parse_bytes, parse_time};
+use towpath_policies::{
+    model::{Coordinates, Node},
+    parse_bytes, parse_time, places,
+};
 
 use crate::{
     access_log::Target,
@@ -39,6 +42,16 @@ pub struct Args {
     /// The group this proxy belongs to
     #[arg(long, value_name = "NAME", env = "TOWPATH_CLUSTER", default_value = "")]
     pub cluster: String,
+
+    /// Where this proxy stands: a city, a cloud's region, or LATITUDE,LONGITUDE; requests that say nothing else come
+    /// from there [default: as its Gateway or its sidecar's endpoint says]
+    #[arg(long, value_name = "PLACE", value_parser = place, allow_hyphen_values = true)]
+    pub place: Option<Coordinates>,
+
+    /// A database in MaxMind's format that says where addresses are, for policies that ask where clients are;
+    /// read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub geoip: Option<PathBuf>,
 
     /// Where the admin endpoint listens; it has no authentication, so keep it on loopback
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
@@ -148,6 +161,10 @@ pub struct Config {
     pub readings: Readings,
     /// Where the health of this machine's GPUs is read.
     pub gpu: GpuConfig,
+    /// Where the proxy stands; `None` = as the configuration says.
+    pub place: Option<Coordinates>,
+    /// The database of where addresses are.
+    pub geoip: Option<PathBuf>,
 }
 
 /// Where readings of what is used come from.
@@ -186,6 +203,8 @@ impl Config {
             ceilings: Ceilings::of_this_machine(),
             readings: Readings::default(),
             gpu: GpuConfig::default(),
+            place: None,
+            geoip: None,
         }
     }
 }
@@ -232,6 +251,8 @@ impl Args {
                 model_server: self.model_server,
                 ..GpuConfig::default()
             },
+            place: self.place,
+            geoip: self.geoip,
         })
     }
 }
@@ -253,6 +274,21 @@ fn size<const LEAST: u64>(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A place as policies write it, or coordinates.
+fn place(text: &str) -> Result<Coordinates, String> {
+    if let Some(point) = Coordinates::read(text) {
+        return Ok(point);
+    }
+    if let Some(place) = places::find(text) {
+        return Ok(place.coordinates);
+    }
+    let near = match &*places::similar(text).join(" or ") {
+        "" => "write a larger city near it, or latitude,longitude in degrees".to_owned(),
+        near => format!("did you mean {near}?"),
+    };
+    Err(format!("no place of this name is known; {near}"))
+}
+
 /// A time as policies write it.
 fn time(text: &str) -> Result<Duration, String> {
     parse_time(text).ok_or_else(|| format!("`{text}` is no time: write 30s, 1h30m or 250ms"))
@@ -262,7 +298,7 @@ fn time(text: &str) -> Result<Duration, String> {
 mod tests {
     use clap::Parser;
 
-    use super::Args;
+    use super::{Args, place};
 
     #[derive(Parser)]
     struct Program {
@@ -296,6 +332,25 @@ mod tests {
             assert_eq!(memory(text), spool_memory, "{text}");
             assert_eq!(most(text), max_memory, "{text}");
         }
+    }
+
+    #[test]
+    fn the_proxys_place_is_a_name_or_coordinates() {
+        for (text, expected) in [
+            ("Frankfurt", Some((50.116, 8.684))),
+            ("eu-central-1", Some((50.116, 8.684))),
+            ("-33.9,18.4", Some((-33.9, 18.4))),
+            ("91,0", None),
+            ("NaN,0", None),
+            ("", None),
+        ] {
+            let read = place(text).ok().map(|at| (at.latitude, at.longitude));
+            let near = |(a, b): (f64, f64), (c, d): (f64, f64)| (a - c).hypot(b - d) < 0.01;
+            let right = read.zip(expected).map_or(read == expected, |(a, b)| near(a, b));
+            assert!(right, "{text}: {read:?}");
+        }
+        assert!(parse("--place", "-33.9,18.4").is_some());
+        assert!(place("Frankfrt").unwrap_err().contains("did you mean Frankfurt am Main, DE?"));
     }
 
     #[test]

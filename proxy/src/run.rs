@@ -20,6 +20,7 @@ use crate::{
     admin,
     control::Control,
     drain::{self, Leftovers},
+    geoip::ClientPlaces,
     gpu,
     load::{self, NodeLoad},
     logging,
@@ -39,6 +40,7 @@ pub struct Running {
     control: Arc<Control>,
     admin: SocketAddr,
     tasks: Vec<Owned>,
+    clients: Option<Arc<ClientPlaces>>,
 }
 
 #[derive(Debug)]
@@ -50,8 +52,8 @@ impl Drop for Owned {
     }
 }
 
-/// How often certificate files are looked at.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
+/// How often certificate files and the database of places are looked at.
+const FILE_CHECK: Duration = Duration::from_secs(2);
 /// Time for the last lines of the access log, when the proxy ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// How often a drain looks whether it is done.
@@ -103,8 +105,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
             () = asked.drained() => break false,
-            _ = hangup.recv() => running.rotate(),
-            _ = user1.recv() => running.rotate(),
+            _ = hangup.recv() => running.rotate().await,
+            _ = user1.recv() => running.rotate().await,
             _ = user2.recv() => upgrade::start_successor(program.as_deref()),
         }
     };
@@ -147,6 +149,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 /// When the admin address cannot be had, the access log cannot be opened, or
 /// the policies are wrong.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let clients = config.geoip.as_deref().map(ClientPlaces::open).transpose().context("--geoip")?;
+    let clients = clients.map(Arc::new);
     let inherited = Arc::new(Sockets::default());
     let predecessor = match &config.upgrade_socket {
         Some(path) => upgrade::inherit(path, &inherited)
@@ -167,6 +171,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         overload: overload.clone(),
         load: load.clone(),
         workers: workers.clone(),
+        place: config.place,
+        clients: clients.clone(),
         access_log: access_log.clone(),
         max_connections: config.max_connections,
         inherited: inherited.clone(),
@@ -201,10 +207,13 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         Owned(tokio::spawn(gpu::watch(config.gpu, gpus)).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
+    if let Some(clients) = &clients {
+        tasks.push(Owned(tokio::spawn(watch_places(clients.clone())).abort_handle()));
+    }
     if let Some(task) = source::start(config.source, &control).await? {
         tasks.push(Owned(task));
     }
-    Ok(Running { control, admin, tasks })
+    Ok(Running { control, admin, tasks, clients })
 }
 
 /// The admin endpoint's socket: the one that another process handed over, or a new one.
@@ -271,9 +280,32 @@ async fn lead(
 
 async fn watch_certificates(control: Arc<Control>) {
     loop {
-        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        tokio::time::sleep(FILE_CHECK).await;
         control.reload_certificates();
     }
+}
+
+async fn watch_places(clients: Arc<ClientPlaces>) {
+    loop {
+        tokio::time::sleep(FILE_CHECK).await;
+        reload_places(&clients).await;
+    }
+}
+
+async fn reload_places(clients: &Arc<ClientPlaces>) {
+    let clients = clients.clone();
+    // It is large, and all of it is looked through.
+    let reloading = tokio::task::spawn_blocking(move || match clients.reload() {
+        Ok(false) => {}
+        Ok(true) => {
+            tracing::info!(file = %clients.path().display(), "places of addresses read again")
+        }
+        Err(error) => {
+            tracing::error!(%error, "--geoip changed but cannot be used, keeping what was read before")
+        }
+    });
+    // One that panicked has said so, and what was read before stays.
+    let _ = reloading.await;
 }
 
 impl Running {
@@ -351,17 +383,25 @@ impl Running {
         }
     }
 
+    /// Reads the database of places again if its file changed; done every two seconds anyway.
+    pub async fn reload_places(&self) {
+        if let Some(clients) = &self.clients {
+            reload_places(clients).await;
+        }
+    }
+
     /// Reads certificates again whose files changed; done every two seconds anyway.
     pub fn reload_certificates(&self) {
         self.control.reload_certificates();
     }
 
-    /// Opens the access log anew and reads changed certificates.
-    fn rotate(&self) {
+    /// Opens the access log anew, and reads certificates and places of addresses that changed.
+    async fn rotate(&self) {
         if let Some(log) = &self.control.access_log {
             log.reopen();
         }
         self.control.reload_certificates();
+        self.reload_places().await;
     }
 }
 
@@ -394,8 +434,8 @@ mod tests {
         time::timeout,
     };
     use towpath_policies::model::{
-        Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Protocol, Service, TcpForward,
-        WeightedBackend,
+        Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Location, Protocol, Service,
+        TcpForward, WeightedBackend,
     };
 
     use super::*;
@@ -404,7 +444,12 @@ mod tests {
         let backend = WeightedBackend::new("s");
         let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
         let chains = vec![Chain { server_names: vec![], tls: None, kind }];
-        let listener = Listener { name: "in".into(), bind: Bind::Socket(listen), chains };
+        let listener = Listener {
+            name: "in".into(),
+            bind: Bind::Socket(listen),
+            chains,
+            location: Location::default(),
+        };
         let set = EndpointSet { service: "s".into(), endpoints: vec![Endpoint::new(origin)] };
         let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };
         snapshot.listeners.insert("in".into(), Arc::new(listener));

@@ -169,7 +169,9 @@ async fn connect(
     let mut tried = Tried::default();
     let overflow = |_: Limit| "overflow";
     service.has_room(0).map_err(overflow)?;
-    let ask = Ask { key: service.connection_key(client.ip()), ..Ask::default() };
+    let (key, origin) =
+        (service.connection_key(client.ip()), service.connection_origin(client.ip()));
+    let ask = Ask { origin, key, ..Ask::default() };
     for attempt in 1..=CONNECT_ATTEMPTS {
         let endpoint = match pick::pick(service, &tried, now_ms(), ask) {
             Ok(endpoint) => endpoint.clone(),
@@ -182,6 +184,7 @@ async fn connect(
         });
         meter.listed.transfer.endpoint.store(Some(endpoint.clone()));
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
+        ticket.comes_from(origin);
         // There is none in opaque bytes.
         ticket.has_head();
         match Connector::connect(service, &endpoint, None).await {

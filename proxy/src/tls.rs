@@ -5,8 +5,6 @@
 //! sockets.
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -22,7 +20,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_rustls::TlsAcceptor;
 use towpath_policies::model::TlsServer;
 
-use crate::lock::lock;
+use crate::{
+    lock::lock,
+    stamp::{self, Stamp},
+};
 
 /// Why certificates cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -69,10 +70,13 @@ pub(crate) struct ServerTls {
 #[derive(Debug)]
 struct Read {
     /// Of the files in use.
-    stamp: Stamp,
+    stamp: Stamps,
     /// The last failure that was told: tried again, but not told again.
-    failed: Option<(Stamp, String)>,
+    failed: Option<(Stamps, String)>,
 }
+
+/// Of both files.
+type Stamps = [Option<Stamp>; 2];
 
 /// Serves whatever certificate is current, to any name: the chain was chosen by name before.
 #[derive(Debug)]
@@ -88,7 +92,7 @@ impl ServerTls {
     /// Reads the files and builds the settings.
     pub(crate) fn new(spec: &TlsServer) -> Result<Self, TlsError> {
         // Taken before the files are read: a change in between is then seen as one.
-        let stamp = Stamp::of(spec);
+        let stamp = stamps(spec);
         let key = Arc::new(Key(ArcSwap::from_pointee(load(spec)?)));
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -112,7 +116,7 @@ impl ServerTls {
     /// Reads the files again if they changed. On an error the old certificate stays in
     /// use; the next call tries again, and is silent about the same error.
     pub(crate) fn reload(&self) -> Result<bool, TlsError> {
-        let now = Stamp::of(&self.spec);
+        let now = stamps(&self.spec);
         let mut read = lock(&self.read);
         if read.stamp == now {
             return Ok(false);
@@ -135,19 +139,8 @@ impl ServerTls {
     }
 }
 
-/// Tells whether files changed: device, inode, length and times of both.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp([Option<[i64; 5]>; 2]);
-
-impl Stamp {
-    fn of(spec: &TlsServer) -> Self {
-        Self([&spec.certificate_file, &spec.private_key_file].map(|path| {
-            let meta = fs::metadata(path).ok()?;
-            let inode = i64::from_ne_bytes(meta.ino().to_ne_bytes());
-            let length = i64::try_from(meta.len()).unwrap_or(i64::MAX);
-            Some([inode, length, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
-        }))
-    }
+fn stamps(spec: &TlsServer) -> Stamps {
+    [&spec.certificate_file, &spec.private_key_file].map(|path| stamp::of(path))
 }
 
 fn load(spec: &TlsServer) -> Result<CertifiedKey, TlsError> {

@@ -19,7 +19,9 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
-use towpath_policies::model::{Endpoint, EndpointSet, Health, Protocol, Queue, Recovery, Service};
+use towpath_policies::model::{
+    Coordinates, Endpoint, EndpointSet, Health, Protocol, Queue, Recovery, Service,
+};
 
 pub mod admission;
 pub(crate) mod age;
@@ -40,6 +42,7 @@ mod tests;
 
 use crate::{
     flow::Gate,
+    geoip::ClientPlaces,
     metrics,
     outlier::{Ejection, meter::Meter},
 };
@@ -71,6 +74,17 @@ pub struct ServiceState {
     pub(crate) homes: Option<Box<Homes>>,
     /// The weights that load reports tell, where turns are taken by them.
     pub(crate) weights: Option<Box<Weights>>,
+}
+
+/// What a proxy is to the services it sends to.
+#[derive(Clone, Debug, Default)]
+pub struct Site {
+    /// Worker threads.
+    pub workers: usize,
+    /// Where it stands.
+    pub here: Option<Coordinates>,
+    /// Where its clients are.
+    pub clients: Option<Arc<ClientPlaces>>,
 }
 
 /// The endpoints of one priority.
@@ -251,7 +265,7 @@ pub(crate) fn wall_us() -> u64 {
 ///
 /// An endpoint that `old` had under the same address keeps its counters,
 /// ejection and pools; one that is gone is marked `removed`, and its idle
-/// connections close. `workers` is the number of pools for a new endpoint.
+/// connections close. For a proxy with so many workers that does not know where it is.
 ///
 /// # Errors
 /// When the TLS settings cannot be built (a CA file that cannot be read or parsed).
@@ -260,6 +274,19 @@ pub fn reconcile(
     spec: Arc<Service>,
     set: &EndpointSet,
     workers: usize,
+) -> Result<Arc<ServiceState>, connect::ConnectorError> {
+    reconcile_at(&Site { workers, ..Site::default() }, old, spec, set)
+}
+
+/// As [`reconcile`], for a proxy of which more is known.
+///
+/// # Errors
+/// As there.
+pub fn reconcile_at(
+    site: &Site,
+    old: Option<&Arc<ServiceState>>,
+    spec: Arc<Service>,
+    set: &EndpointSet,
 ) -> Result<Arc<ServiceState>, connect::ConnectorError> {
     let connector = match old {
         Some(old) if old.spec.tls == spec.tls && old.spec.protocol == spec.protocol => {
@@ -280,7 +307,7 @@ pub fn reconcile(
             Some(state) => Arc::new(EndpointState { spec: e.clone(), live: state.live.clone() }),
             None => Arc::new(EndpointState {
                 spec: e.clone(),
-                live: Arc::new(EndpointLive::new(&spec.name, e, workers)),
+                live: Arc::new(EndpointLive::new(&spec.name, e, site.workers)),
             }),
         })
         .collect();
@@ -310,7 +337,7 @@ pub fn reconcile(
         }
     }
     let belief = admission::Belief::under(&spec.breaker);
-    let completion = Completion::new(&spec, &live, &endpoints, &mut levels);
+    let completion = Completion::new(&spec, &live, &endpoints, &mut levels, site);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());

@@ -19,12 +19,13 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::task::AbortHandle;
 use towpath_policies::model::{
-    Discovery, EndpointSet, Listener, ResourceKey, RouteTable, Service, Snapshot,
+    Coordinates, Discovery, EndpointSet, Listener, ResourceKey, RouteTable, Service, Snapshot,
 };
 
 use crate::{
     access_log::AccessLog,
     drain,
+    geoip::ClientPlaces,
     health::Probes,
     listener::Listening,
     load::NodeLoad,
@@ -35,7 +36,7 @@ use crate::{
     spool::Space,
     transfers::Transfers,
     upgrade::{Place, Sockets},
-    upstream::{self, ServiceState, reports::Streams},
+    upstream::{self, ServiceState, Site, reports::Streams},
     worker::Workers,
 };
 use plan::Plan;
@@ -58,6 +59,8 @@ pub(crate) struct View {
     pub(crate) listeners: Vec<Arc<Listening>>,
     /// `None` until the first snapshot is in force.
     pub(crate) applied: Option<SystemTime>,
+    /// Where the proxy stands.
+    pub(crate) here: Option<Coordinates>,
 }
 
 /// The one writer of everything workers read.
@@ -75,6 +78,8 @@ pub(crate) struct World {
     watch: AbortHandle,
     rejected: Counter,
     draining: bool,
+    /// Where the proxy stands.
+    here: Option<Coordinates>,
     /// The listeners that this proxy closed to stop.
     leaving: Vec<drain::Signal>,
 }
@@ -83,6 +88,10 @@ pub(crate) struct World {
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) workers: Arc<Workers>,
+    /// Where the proxy stands; `None` = as the configuration says.
+    pub(crate) place: Option<Coordinates>,
+    /// Where clients are.
+    pub(crate) clients: Option<Arc<ClientPlaces>>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) max_connections: u32,
     /// Where request bodies are kept on disk for another try.
@@ -128,6 +137,7 @@ impl World {
             streams: Streams::default(),
             rejected: registry().counter("towpath_config_rejected_total", &[]),
             draining: false,
+            here: None,
             leaving: Vec::new(),
         }
     }
@@ -144,7 +154,13 @@ impl World {
             // Its tables were compiled to see whether they can be.
             self.forget_routes(snapshot.routes.values());
         })?;
-        let gone = self.reconcile_services(&snapshot)?;
+        let here = self.whereabouts(&snapshot);
+        let before = std::mem::replace(&mut self.here, here);
+        let moved = before != self.here;
+        let gone = self.reconcile_services(&snapshot, moved).inspect_err(|_| self.here = before)?;
+        if let (true, Some(Coordinates { latitude, longitude })) = (moved, here) {
+            tracing::info!(latitude, longitude, "the proxy's own place");
+        }
         // Before new routers count: what they make must stay.
         for service in &gone {
             registry().forget(&[("service", &service.spec.name)]);
@@ -160,6 +176,21 @@ impl World {
         self.streams.reconcile(&self.services);
         self.publish(snapshot);
         Ok(())
+    }
+
+    /// Where the proxy stands: as it was told, or as the first of its listeners says that does.
+    fn whereabouts(&self, snapshot: &Snapshot) -> Option<Coordinates> {
+        let mut listeners = snapshot.listeners.values();
+        let said = || listeners.find_map(|listener| listener.location.coordinates);
+        self.terms.place.or_else(said)
+    }
+
+    fn site(&self) -> Site {
+        Site {
+            workers: self.terms.workers.count(),
+            here: self.here,
+            clients: self.terms.clients.clone(),
+        }
     }
 
     /// Gives a service the endpoints that were resolved for it here.
@@ -230,6 +261,7 @@ impl World {
     fn reconcile_services(
         &mut self,
         snapshot: &Snapshot,
+        moved: bool,
     ) -> Result<Vec<Arc<ServiceState>>, Vec<Rejection>> {
         let mut services = BTreeMap::new();
         let old_snapshot = self.view.load().snapshot.clone();
@@ -243,6 +275,7 @@ impl World {
             let state = match self.services.get(name) {
                 Some(old)
                     if same(&old.spec, spec)
+                        && !(moved && old.completion.is_some())
                         && set.as_ref().is_some_and(|set| {
                             old_snapshot.endpoints.get(name).is_some_and(|o| same(o, set))
                                 || self.resolved.get(name).is_some_and(|o| Arc::ptr_eq(o, set))
@@ -254,11 +287,8 @@ impl World {
                     let set = set.unwrap_or_default();
                     match old {
                         Some(old) => self.reconcile(old, spec.clone(), &set),
-                        None => {
-                            let workers = self.terms.workers.count();
-                            upstream::reconcile(None, spec.clone(), &set, workers)
-                                .map_err(|error| error.to_string())
-                        }
+                        None => upstream::reconcile_at(&self.site(), None, spec.clone(), &set)
+                            .map_err(|error| error.to_string()),
                     }
                     .map_err(|reason| vec![plan::rejection_of_service(name, reason)])?
                 }
@@ -280,8 +310,8 @@ impl World {
         set: &EndpointSet,
     ) -> Result<Arc<ServiceState>, String> {
         let name = spec.name.clone();
-        let workers = self.terms.workers.count();
-        let new = upstream::reconcile(Some(old), spec, set, workers).map_err(|e| e.to_string())?;
+        let new = upstream::reconcile_at(&self.site(), Some(old), spec, set)
+            .map_err(|error| error.to_string())?;
         for gone in old
             .endpoints
             .iter()
@@ -310,6 +340,7 @@ impl World {
             services: self.services.clone(),
             listeners: self.listeners.values().map(|open| open.listening.clone()).collect(),
             applied: Some(SystemTime::now()),
+            here: self.here,
         }));
         if before.snapshot.version != version || before.applied.is_none() {
             registry().forget(&[("version", &before.snapshot.version)]);

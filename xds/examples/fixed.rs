@@ -13,9 +13,9 @@ use tokio::{
 use towpath_policies::model::{
     Action, Bind, Breaker, Chain, ChainKind, DirectResponse, Endpoint, EndpointSet, Forward,
     ForwardedHeader, Gpu, HeaderEdit, HealthCheck, HealthProbe, HostRewrite, HttpOptions, Listener,
-    Mirror, Node, PathMatch, PathRewrite, Pattern, Protocol, Redirect, RetryCondition, RetryPolicy,
-    Route, RouteMatch, RouteTable, Service, Snapshot, TcpForward, Thresholds, ValueMatch,
-    VirtualHost, WeightedBackend,
+    Location, Mirror, Node, PathMatch, PathRewrite, Pattern, Protocol, Redirect, RetryCondition,
+    RetryPolicy, Route, RouteMatch, RouteTable, Service, Snapshot, TcpForward, Thresholds,
+    ValueMatch, VirtualHost, WeightedBackend,
 };
 use towpath_xds::server::{AdsServer, StreamEvent, Views};
 
@@ -129,7 +129,12 @@ fn http(port: u16) -> Listener {
     };
     let kind = ChainKind::Http { route_table: "gateway/edge".to_owned(), options };
     let chains = vec![Chain { server_names: vec![], tls: None, kind }];
-    Listener { name: "gateway/edge".to_owned(), bind: socket(port), chains }
+    Listener {
+        name: "gateway/edge".to_owned(),
+        bind: socket(port),
+        chains,
+        location: Location::default(),
+    }
 }
 
 fn tcp_forward() -> ChainKind {
@@ -138,21 +143,31 @@ fn tcp_forward() -> ChainKind {
 
 fn tcp(port: u16) -> Listener {
     let chains = vec![Chain { server_names: vec![], tls: None, kind: tcp_forward() }];
-    Listener { name: "gateway/tcp".to_owned(), bind: socket(port), chains }
+    Listener {
+        name: "gateway/tcp".to_owned(),
+        bind: socket(port),
+        chains,
+        location: Location::default(),
+    }
 }
 
 fn sni(port: u16) -> Listener {
     let chain =
         |name: &str| Chain { server_names: vec![name.to_owned()], tls: None, kind: tcp_forward() };
     let chains = vec![chain("db.example"), chain("*.db.example")];
-    Listener { name: "gateway/sni".to_owned(), bind: socket(port), chains }
+    Listener {
+        name: "gateway/sni".to_owned(),
+        bind: socket(port),
+        chains,
+        location: Location::default(),
+    }
 }
 
 fn api(service: &str) -> Listener {
     let kind =
         ChainKind::Http { route_table: format!("mesh/{service}"), options: HttpOptions::default() };
     let chains = vec![Chain { server_names: vec![], tls: None, kind }];
-    Listener { name: service.to_owned(), bind: Bind::Api, chains }
+    Listener { name: service.to_owned(), bind: Bind::Api, chains, location: Location::default() }
 }
 
 fn mesh(service: &str, prefix: &str) -> RouteTable {

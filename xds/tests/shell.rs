@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Node, Protocol, ResourceKey,
+    Bind, Chain, ChainKind, Endpoint, EndpointSet, Listener, Location, Node, Protocol, ResourceKey,
     ResourceKind, Service, Snapshot, TcpForward, WeightedBackend,
 };
 use towpath_xds::{
@@ -34,6 +34,7 @@ fn world(version: u32, port: u16) -> Arc<Snapshot> {
         name: "l".to_owned(),
         bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80))),
         chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        location: Location::default(),
     };
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];
     world.listeners.insert("l".to_owned(), Arc::new(listener));

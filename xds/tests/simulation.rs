@@ -628,6 +628,7 @@ impl Generator {
             name: name.to_owned(),
             bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], port))),
             chains: vec![chain],
+            location: Location::default(),
         };
         self.listeners.insert(name.to_owned(), Arc::new(listener));
     }

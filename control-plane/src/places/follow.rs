@@ -13,11 +13,11 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use towpath_policies::{
-    model::{Mesh, ResourceKey, ResourceKind},
+    model::{Coordinates, Mesh, ResourceKey, ResourceKind},
     places,
 };
 
-use super::{AskFor, MapService, Maps, PlaceError, cache::Cache};
+use super::{AskFor, Locate, MapService, Maps, PlaceError, cache::Cache};
 use crate::{
     hub::Hub,
     status::{Shared, UnknownPlace},
@@ -72,6 +72,7 @@ impl Places {
                 cache: cache.clone(),
                 saved: Instant::now(),
                 unsaved: false,
+                unsavable: false,
                 away: false,
                 stuck: None,
             };
@@ -116,6 +117,8 @@ struct Asker {
     saved: Instant,
     /// There are some that are not.
     unsaved: bool,
+    /// They could not be the last time.
+    unsavable: bool,
     /// The service could not be asked the last time.
     away: bool,
     /// The name that it was asked for then.
@@ -134,7 +137,10 @@ impl Asker {
             if self.unsaved && (pause.is_some() || !lately) {
                 self.save(&names).await;
             }
-            let Some(pause) = pause else { continue };
+            let Some(mut pause) = pause else { continue };
+            if self.unsaved {
+                pause = pause.min(PAUSE.0);
+            }
             tokio::select! {
                 () = sleep(pause) => {}
                 // The service's own pace keeps a new mesh from bringing more calls.
@@ -214,7 +220,7 @@ impl Asker {
                     place = name,
                     written_at,
                     similar,
-                    "nobody knows this place; its endpoints are without coordinates"
+                    "nobody knows this place; what is there is without coordinates"
                 );
             }
         }
@@ -239,10 +245,16 @@ impl Asker {
             drop(cache);
             place.keep(FILE, &bytes)
         });
-        if let Ok(Err(error)) = saved.await {
-            tracing::warn!(%error, "the places that were found cannot be kept on disk");
+        let saved = saved.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+        self.unsaved = saved.is_err();
+        let news = std::mem::replace(&mut self.unsavable, self.unsaved) != self.unsaved;
+        match saved {
+            Err(error) if news => {
+                tracing::warn!(%error, "the places that were found cannot be kept on disk for now");
+            }
+            Ok(()) if news => tracing::info!("the places that were found are kept on disk again"),
+            _ => {}
         }
-        self.unsaved = false;
     }
 }
 
@@ -267,17 +279,23 @@ enum Due {
 /// The places of a mesh to ask for.
 fn names(mesh: &Mesh, ask_for: AskFor) -> Wanted {
     let mut names = Wanted::new();
-    for (service, set) in &mesh.endpoints {
-        for endpoint in &set.endpoints {
-            let Some(place) = &endpoint.place else { continue };
-            let known = ask_for == AskFor::Unknown && endpoint.coordinates.is_some();
-            if known || names.contains_key(place) {
-                continue;
-            }
-            let key = ResourceKey { kind: ResourceKind::EndpointSet, name: service.clone() };
-            let written_at = mesh.sources.get(&key).map(ToString::to_string).unwrap_or_default();
-            names.insert(place.clone(), written_at);
+    let mut want = |kind, resource: &str, place: &str, at: Option<Coordinates>| {
+        let known = ask_for == AskFor::Unknown && at.is_some();
+        if known || names.contains_key(place) {
+            return;
         }
+        let key = ResourceKey { kind, name: resource.to_owned() };
+        let written_at = mesh.sources.get(&key).map(ToString::to_string).unwrap_or_default();
+        names.insert(place.to_owned(), written_at);
+    };
+    for (name, set) in &mesh.endpoints {
+        set.places(|place, at| want(ResourceKind::EndpointSet, name, place, at));
+    }
+    for (name, service) in &mesh.services {
+        service.places(|place, at| want(ResourceKind::Service, name, place, at));
+    }
+    for (name, scoped) in &mesh.listeners {
+        scoped.listener.places(|place, at| want(ResourceKind::Listener, name, place, at));
     }
     names
 }

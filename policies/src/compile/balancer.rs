@@ -6,19 +6,26 @@ use crate::{
     diagnostic::Rule,
     document::{
         Object,
-        balancer::{BalancerKind, BalancerPolicySpec, KeySpec, TermsSpec, WeighingSpec},
+        balancer::{
+            BalancerKind, BalancerPolicySpec, KeySpec, OriginSpec, RegisteredPlace, RegisteredSpec,
+            TermsSpec, WeighingSpec,
+        },
         read::invalid,
         value::Factor,
     },
     model::{
-        Balancer, Hashing, KeySource, OriginSource, Prediction, Protocol, Service, Terms, Weighing,
+        Balancer, Hashing, KeySource, Location, OriginSource, Prediction, Protocol, Registered,
+        Service, Terms, Weighing,
     },
-    problem::{At, Problems},
+    problem::{At, Problems, Span},
 };
+
+use super::place::Places;
 
 pub(super) fn compile(
     policy: Option<&Object<BalancerPolicySpec>>,
     service: &mut Service,
+    places: &mut Places,
     problems: &mut Problems,
 ) {
     let Some(spec) = policy.map(|policy| &policy.spec) else { return };
@@ -32,13 +39,18 @@ pub(super) fn compile(
         BalancerKind::Maglev => Balancer::Maglev,
         BalancerKind::RingHash => Balancer::RingHash,
     };
-    predict(spec, service, problems);
+    predict(spec, service, places, problems);
     hash(spec, service, problems);
     weigh(spec, service, problems);
     ask(spec, service, problems);
 }
 
-fn predict(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {
+fn predict(
+    spec: &BalancerPolicySpec,
+    service: &mut Service,
+    places: &mut Places,
+    problems: &mut Problems,
+) {
     let (origin, written) = (spec.origin.as_ref(), spec.terms.as_ref());
     if service.balancer != Balancer::CompletionTime {
         let spans = [origin.map(|o| o.span), written.map(|t| t.span)];
@@ -49,13 +61,58 @@ fn predict(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Prob
         }
         return;
     }
-    if let Some(origin) = origin.filter(|_| service.protocol == Protocol::Tcp) {
-        problems.error(Rule::NoEffect, origin.span, "opaque connections have no headers");
+    let sources = origin.map_or(&[][..], |origin| origin.value.0.as_slice());
+    let mut by_client: Option<Span> = None;
+    for source in sources {
+        if source.client_address.is_none() {
+            if service.protocol == Protocol::Tcp {
+                problems
+                    .error(Rule::NoEffect, source.span, "opaque connections have no headers")
+                    .help("their origin can be `clientAddress: {}`");
+            }
+        } else if let Some(first) = by_client.replace(source.span) {
+            problems
+                .error(Rule::Duplicate, source.span, "the client's address is asked for already")
+                .related(first, "first here");
+        }
     }
     service.prediction = Prediction {
-        origin: origin.map(|o| OriginSource::Header(o.header.to_ascii_lowercase())),
+        origin: sources.iter().filter_map(|s| origin_source(s, places, problems)).collect(),
         terms: written.map_or(Terms::default(), terms),
     };
+}
+
+/// Exactly one of them is given.
+fn origin_source(
+    written: &OriginSpec,
+    places: &mut Places,
+    problems: &mut Problems,
+) -> Option<OriginSource> {
+    let header = written.header.as_ref();
+    let header = header.map(|name| OriginSource::Header(name.to_ascii_lowercase()));
+    let registered = written.registered.as_ref();
+    let registered =
+        registered.map(|r| OriginSource::Registered(self::registered(r, places, problems)));
+    let client = written.client_address.as_ref().map(|_| OriginSource::ClientAddress);
+    header.or(registered).or(client)
+}
+
+fn registered(
+    written: &RegisteredSpec,
+    places: &mut Places,
+    problems: &mut Problems,
+) -> Registered {
+    let mut located = |place: &RegisteredPlace| match place {
+        RegisteredPlace::Point(point) => Location::at(point.coordinates()),
+        RegisteredPlace::Named(name) => {
+            places.named(name, "it is as if nothing were registered", problems)
+        }
+    };
+    let places = &written.places.0;
+    Registered {
+        header: written.header.to_ascii_lowercase(),
+        places: places.iter().map(|(name, place)| (name.value.clone(), located(place))).collect(),
+    }
 }
 
 fn terms(written: &TermsSpec) -> Terms {

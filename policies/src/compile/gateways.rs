@@ -54,7 +54,7 @@ pub(crate) fn compile(
                 .help("Towpath serves gatewayClassName: towpath");
             continue;
         }
-        let settings = Settings::new(gateway, problems);
+        let settings = Settings::new(gateway, &mut output.places, problems);
         let plans = attach::plan(gateway, routes, problems);
         for (port, group) in by_port(&plans) {
             let span = group[0].written.port.span;
@@ -70,7 +70,8 @@ pub(crate) fn compile(
             if chains.is_empty() {
                 continue;
             }
-            let listener = Listener { name, bind: Bind::Socket(address), chains };
+            let location = settings.location.clone();
+            let listener = Listener { name, bind: Bind::Socket(address), chains, location };
             output.listener(settings.nodes.clone(), listener, span, problems);
         }
     }

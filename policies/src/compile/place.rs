@@ -1,35 +1,36 @@
-//! Where endpoints stand: the coordinates of the places they name.
+//! Where things stand: the coordinates of the places that policies name.
 
 use std::collections::BTreeMap;
 
 use crate::{
     diagnostic::Rule,
-    document::{own::EndpointSpec, read::ticked},
-    model::Coordinates,
+    document::{own::EndpointSpec, read::ticked, value::PlaceName},
+    model::{Coordinates, Location},
     places,
-    problem::Problems,
+    problem::{At, Problems, Span},
 };
 
 /// Unknown names that others are offered for: looking for them takes milliseconds.
 const OFFERED_FOR: usize = 20;
 
-/// The places that endpoints name.
+/// The places that a mesh names.
 #[derive(Default)]
 pub(super) struct Places {
-    /// Names that are not known, and what to do about each.
+    /// Names that are not known, and what is like them.
     unknown: BTreeMap<String, String>,
 }
 
 impl Places {
-    /// The coordinates of an endpoint; none where its place is not known.
-    pub(super) fn coordinates(
+    /// Where an endpoint is; without coordinates where its place is not known.
+    pub(super) fn of_endpoint(
         &mut self,
         written: &EndpointSpec,
         problems: &mut Problems,
-    ) -> Option<Coordinates> {
+    ) -> Location {
         let given = written.coordinates.as_ref();
         let Some(name) = &written.place else {
-            return given.map(|c| Coordinates { latitude: c.latitude.0, longitude: c.longitude.0 });
+            let coordinates = given.map(|c| c.coordinates());
+            return Location { place: None, coordinates };
         };
         if let Some(given) = given {
             problems
@@ -40,27 +41,48 @@ impl Places {
                 )
                 .related(given.span, "the coordinates are here")
                 .help("remove one of them");
-            return None;
+            return Location { place: Some(name.to_string()), coordinates: None };
         }
+        self.named(name, "the endpoint is without coordinates", problems)
+    }
+
+    /// Where this place is. `otherwise`: what it means that nobody knows it.
+    pub(super) fn named(
+        &mut self,
+        name: &At<PlaceName>,
+        otherwise: &str,
+        problems: &mut Problems,
+    ) -> Location {
+        let coordinates = self.find(name, name.span, otherwise, problems);
+        Location { place: Some(name.to_string()), coordinates }
+    }
+
+    fn find(
+        &mut self,
+        name: &str,
+        span: Span,
+        otherwise: &str,
+        problems: &mut Problems,
+    ) -> Option<Coordinates> {
         if let Some(place) = places::find(name) {
             return Some(place.coordinates);
         }
         let message = format!("no place called {} is known here", ticked(name));
-        problems.warning(Rule::UnknownPlace, name.span, message).help(self.advice(name));
+        let effect =
+            format!("{otherwise}, unless the control plane has a map service that knows the place");
+        let help = match self.similar(name) {
+            "" => format!("{effect}; write a larger city near it"),
+            near => format!("did you mean {near}? else {effect}"),
+        };
+        problems.warning(Rule::UnknownPlace, span, message).help(help);
         None
     }
 
-    fn advice(&mut self, name: &str) -> &str {
-        const EFFECT: &str =
-            "without coordinates, unless the control plane has a map service that knows it";
+    fn similar(&mut self, name: &str) -> &str {
         let offer = self.unknown.len() < OFFERED_FOR;
         self.unknown.entry(name.to_owned()).or_insert_with(|| {
             let near = if offer { places::similar(name) } else { Vec::new() };
-            let near: Vec<_> = near.iter().map(|name| ticked(name)).collect();
-            match &near[..] {
-                [] => format!("the endpoint is {EFFECT}; write a larger city near it"),
-                near => format!("did you mean {}? else it is {EFFECT}", near.join(" or ")),
-            }
+            near.iter().map(|name| ticked(name)).collect::<Vec<_>>().join(" or ")
         })
     }
 }

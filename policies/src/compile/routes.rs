@@ -8,7 +8,7 @@ use crate::{
         route::ParentRef,
         value::{Hostname, Name, Port},
     },
-    model::{Bind, Chain, ChainKind, HttpOptions, Listener, NodeSelector},
+    model::{Bind, Chain, ChainKind, HttpOptions, Listener, Location, NodeSelector},
     problem::{At, Problems, Span},
 };
 
@@ -256,7 +256,12 @@ pub(crate) fn compile_mesh(
             tls: None,
             kind: ChainKind::Http { route_table: name, options: HttpOptions::default() },
         };
-        let listener = Listener { name: id, bind: Bind::Api, chains: vec![chain] };
+        let listener = Listener {
+            name: id,
+            bind: Bind::Api,
+            chains: vec![chain],
+            location: Location::default(),
+        };
         output.listener(NodeSelector::Any, listener, service.span, problems);
     }
 }

@@ -15,8 +15,8 @@ use crate::{
     },
     model::{
         Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet, Gpu,
-        HealthCheck, HealthProbe, HttpOptions, Listener, Locality, NodeSelector, Protocol,
-        RateLimits, Service, TcpForward, Thresholds, UpstreamTls, WeightedBackend,
+        HealthCheck, HealthProbe, HttpOptions, Listener, Locality, Location, NodeSelector,
+        Protocol, RateLimits, Service, TcpForward, Thresholds, UpstreamTls, WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
@@ -44,15 +44,15 @@ pub(crate) fn compile(
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
-    let mut places = Places::default();
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
-        let (set, span) = endpoints(object, &mut places, problems);
+        let (set, span) = endpoints(object, &mut output.places, problems);
+        let located: Vec<_> = set.endpoints.iter().map(Endpoint::location).collect();
         output.endpoints(set, span, problems);
-        for (endpoint, name) in listed(object) {
+        for ((endpoint, name), location) in listed(object).zip(located) {
             if let Some(sidecar) = &endpoint.sidecar {
-                let inbound = Inbound { service: &service, endpoint, name, sidecar };
+                let inbound = Inbound { service: &service, endpoint, name, location, sidecar };
                 inbound.compile(object, policies, sockets, output, problems);
             }
         }
@@ -88,7 +88,7 @@ fn service(
     origins.push(("health check", or_default(spec.health_check.as_ref().map(|h| h.span))));
 
     let balancer = policies.balancer(&id);
-    balancer::compile(balancer, &mut service, problems);
+    balancer::compile(balancer, &mut service, &mut output.places, problems);
     origins.push((
         "balancer",
         balancer.map_or(Origin::Default, |p| {
@@ -273,8 +273,8 @@ fn endpoints(
                 .error(Rule::Duplicate, at, "two endpoints have this name")
                 .related(first, "first here");
         }
-        let coordinates = places.coordinates(written, problems);
-        endpoints.push(Endpoint { coordinates, ..endpoint(written, name) });
+        let Location { place, coordinates } = places.of_endpoint(written, problems);
+        endpoints.push(Endpoint { place, coordinates, ..endpoint(written, name) });
     }
     if endpoints.is_empty() && object.spec.endpoints.is_some() {
         problems.warning(
@@ -296,7 +296,6 @@ fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
             zone: text(&l.zone),
             sub_zone: text(&l.sub_zone),
         }),
-        place: written.place.as_ref().map(|p| p.to_string()),
         weight: written.weight.as_ref().map_or(100, |w| ***w),
         priority: written.priority.as_ref().map_or(0, |p| ***p),
         slots: written.slots.as_ref().map(|s| ***s),
@@ -317,6 +316,7 @@ struct Inbound<'a> {
     service: &'a Service,
     endpoint: &'a EndpointSpec,
     name: String,
+    location: Location,
     sidecar: &'a SidecarSpec,
 }
 
@@ -359,7 +359,9 @@ impl Inbound<'_> {
         };
         let chain = Chain { server_names: Vec::new(), tls: None, kind };
         let bind = Bind::Socket(self.endpoint.address.value);
-        output.listener(self.nodes(), Listener { name, bind, chains: vec![chain] }, span, problems);
+        let location = self.location.clone();
+        let listener = Listener { name, bind, chains: vec![chain], location };
+        output.listener(self.nodes(), listener, span, problems);
     }
 
     fn nodes(&self) -> NodeSelector {

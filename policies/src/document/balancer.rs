@@ -1,14 +1,17 @@
 //! `BalancerPolicy` (towpath.dev/v1alpha1).
 
 use super::{
-    own::{ClientAddressSpec, TargetRef},
-    read::{AtLeastOne, Definitions, Read, choice, object},
-    value::{Factor, HeaderName, PositiveTime, QueryName, Time, Whole, text},
+    own::{ClientAddressSpec, CoordinatesSpec, TargetRef},
+    read::{AtLeastOne, Definitions, OneOrMore, Read, choice, invalid, object, wrong_type},
+    value::{
+        Factor, HeaderName, HeaderValue, PlaceName, PositiveTime, QueryName, Time, Whole, text,
+    },
 };
 use crate::{
     diagnostic::Rule,
+    model::Registered,
     problem::{At, Problems},
-    yaml::Node,
+    yaml::{Node, Value},
 };
 
 object! {
@@ -18,8 +21,9 @@ object! {
         "targetRefs" => target_refs: AtLeastOne<TargetRef>,
         /// Default `BytesInFlight`.
         "policy" => policy: At<BalancerKind>,
-        /// With `CompletionTime`: where the data of a request comes from; default: from beside the proxy.
-        "origin" => origin: Option<OriginSpec>,
+        /// With `CompletionTime`: where the data of a request comes from, by the first of these that says
+        /// it; else from beside the proxy.
+        "origin" => origin: Option<At<OneOrMore<OriginSpec>>>,
         /// With `CompletionTime`: how much each part of the predicted time counts.
         "terms" => terms: Option<TermsSpec>,
         /// With `Maglev` and `RingHash`: how a request tells what it is about.
@@ -141,7 +145,84 @@ object! {
     /// How a request tells where its data comes from.
     struct OriginSpec {
         /// This header says so: `48.1,11.6` (degrees, WGS 84), or the region of an endpoint.
+        "header" => header: Option<At<HeaderName>>,
+        /// The place that is registered for the tenant or device that it names.
+        "registered" => registered: Option<RegisteredSpec>,
+        /// Where the client's IP address is, by the proxy's database (`--geoip`).
+        "clientAddress" => client_address: Option<ClientAddressSpec>,
+    }
+    exactly_one { ["header", "registered", "clientAddress"] }
+}
+
+object! {
+    /// Where tenants or devices are.
+    struct RegisteredSpec {
+        /// This header names the tenant or device.
         "header" => header: At<HeaderName>,
+        /// By name: a place as an endpoint's (`Frankfurt`), or coordinates.
+        "places" => places: RegisteredPlaces,
+    }
+}
+
+/// Names, and the place of each.
+#[derive(Clone, Debug)]
+pub(crate) struct RegisteredPlaces(pub(crate) Vec<(At<String>, RegisteredPlace)>);
+
+/// A place of somebody.
+#[derive(Clone, Debug)]
+pub(crate) enum RegisteredPlace {
+    Named(At<PlaceName>),
+    Point(CoordinatesSpec),
+}
+
+impl Read for RegisteredPlaces {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        const HELP: &str = "e.g. {acme: Frankfurt, globex: {latitude: 45.5, longitude: -122.7}}";
+        let Value::Map(entries) = &node.value else {
+            wrong_type(node, "an object of names and places", problems).help(HELP);
+            return None;
+        };
+        if entries.is_empty() {
+            problems.error(Rule::MissingField, node.span, "nobody is registered").help(HELP);
+            return None;
+        }
+        if entries.len() > Registered::MOST {
+            let message = format!("{} names are too many", entries.len());
+            invalid(node.span, message, format!("at most {}", Registered::MOST), problems);
+            return None;
+        }
+        let before = problems.errors();
+        let read = |(name, place): &(At<String>, Node)| {
+            // What a header can say.
+            let said = Value::Scalar { text: name.value.clone(), plain: false };
+            HeaderValue::read(&Node { span: name.span, value: said }, problems)?;
+            Some((name.clone(), RegisteredPlace::read(place, problems)?))
+        };
+        let places: Vec<_> = entries.iter().filter_map(read).collect();
+        (problems.errors() == before).then_some(Self(places))
+    }
+
+    fn schema(definitions: &mut Definitions) -> serde_json::Value {
+        serde_json::json!({
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": Registered::MOST,
+            "additionalProperties": RegisteredPlace::schema(definitions),
+        })
+    }
+}
+
+impl Read for RegisteredPlace {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Map(_) => CoordinatesSpec::read(node, problems).map(Self::Point),
+            _ => At::read(node, problems).map(Self::Named),
+        }
+    }
+
+    fn schema(definitions: &mut Definitions) -> serde_json::Value {
+        let (name, point) = (PlaceName::schema(definitions), CoordinatesSpec::schema(definitions));
+        serde_json::json!({ "anyOf": [name, point] })
     }
 }
 

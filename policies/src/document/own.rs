@@ -9,7 +9,7 @@ use super::{
         PositiveTime, PreciseHostname, Time, UrlPath, Whole,
     },
 };
-use crate::problem::At;
+use crate::{model::Coordinates, problem::At};
 
 object! {
     /// A set of endpoints that serve the same, and how they are reached.
@@ -161,6 +161,13 @@ object! {
         "latitude" => latitude: At<Degrees<90>>,
         /// East positive, -180 to 180.
         "longitude" => longitude: At<Degrees<180>>,
+    }
+}
+
+impl CoordinatesSpec {
+    /// The point.
+    pub(crate) fn coordinates(&self) -> Coordinates {
+        Coordinates { latitude: self.latitude.0, longitude: self.longitude.0 }
     }
 }
 

@@ -309,6 +309,24 @@ impl<T> std::ops::Deref for AtLeastOne<T> {
     }
 }
 
+/// A list that must have an item, or the one item that it would have.
+#[derive(Clone, Debug)]
+pub(crate) struct OneOrMore<T>(pub(crate) Vec<T>);
+
+impl<T: Read> Read for OneOrMore<T> {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::List(_) => AtLeastOne::read(node, problems).map(|AtLeastOne(items)| Self(items)),
+            _ => T::read(node, problems).map(|item| Self(vec![item])),
+        }
+    }
+
+    fn schema(definitions: &mut Definitions) -> Json {
+        let (one, more) = (T::schema(definitions), AtLeastOne::<T>::schema(definitions));
+        json!({ "anyOf": [one, more] })
+    }
+}
+
 /// Any value; not looked at.
 #[derive(Clone, Debug)]
 pub(crate) struct Anything;

@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 use super::read::{Definitions, Read, invalid, ticked, wrong_type};
 use crate::{
     diagnostic::Rule,
-    problem::Problems,
+    problem::{At, Problems},
     yaml::{Node, ScalarKind, Value, scalar_kind},
 };
 
@@ -434,6 +434,14 @@ text!(
     check_place,
     "1 to 100 characters, e.g. Frankfurt, or Portland, OR, or eu-central-1"
 );
+impl PlaceName {
+    /// A name that was read as mere text.
+    pub(crate) fn checked(text: &At<String>, problems: &mut Problems) -> Option<At<Self>> {
+        let value = Value::Scalar { text: text.value.clone(), plain: false };
+        At::read(&Node { span: text.span, value }, problems)
+    }
+}
+
 text!(
     /// RFC 9110 field name.
     HeaderName,

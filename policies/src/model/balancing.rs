@@ -1,8 +1,10 @@
 //! How an endpoint is picked.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use super::Location;
 
 /// How an endpoint is picked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,19 +178,38 @@ impl KeySource {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Prediction {
-    /// How a request tells where its data comes from; `None` = from beside the proxy.
-    pub origin: Option<OriginSource>,
+    /// How a request tells where its data comes from: the first of these that says it. Where none
+    /// does, it comes from beside the proxy.
+    pub origin: Vec<OriginSource>,
     /// How much each part counts.
     pub terms: Terms,
 }
 
 /// How a request tells where its data comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OriginSource {
     /// A header's value (its name is in lower case): `latitude,longitude` in degrees, or the region
     /// of an endpoint.
     Header(String),
+    /// The place that is registered for the tenant or device that it names.
+    Registered(Registered),
+    /// Where its client's IP address is, by the database that the proxy has.
+    ClientAddress,
+}
+
+/// Places of tenants or devices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The header that names the tenant or device; in lower case.
+    pub header: String,
+    /// By name, at most [`Self::MOST`].
+    pub places: BTreeMap<String, Location>,
+}
+
+impl Registered {
+    /// Of one policy.
+    pub const MOST: usize = 10_000;
 }
 
 /// Factors by which the parts of a predicted time count, each finite and from 0 to 100. Default 1.

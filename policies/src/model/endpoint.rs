@@ -60,6 +60,16 @@ pub struct Coordinates {
     pub longitude: f64,
 }
 
+/// Where something stands, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Location {
+    /// The name of the place, as it was written.
+    pub place: Option<String>,
+    /// Where that is; `None` = not known (yet).
+    pub coordinates: Option<Coordinates>,
+}
+
 /// Declared accelerator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gpu {
@@ -86,6 +96,28 @@ pub enum Health {
     Draining,
 }
 
+impl Coordinates {
+    /// Reads `latitude,longitude`, both in degrees and on earth.
+    pub fn read(text: &str) -> Option<Self> {
+        let (latitude, longitude) = text.split_once(',')?;
+        let degrees = |text: &str| text.trim().parse::<f64>().ok();
+        let read = Self { latitude: degrees(latitude)?, longitude: degrees(longitude)? };
+        read.on_earth().then_some(read)
+    }
+
+    /// Whether there is such a point.
+    pub fn on_earth(&self) -> bool {
+        self.latitude.abs() <= 90.0 && self.longitude.abs() <= 180.0
+    }
+}
+
+impl Location {
+    /// A point without a name.
+    pub fn at(coordinates: Coordinates) -> Self {
+        Self { place: None, coordinates: Some(coordinates) }
+    }
+}
+
 impl Endpoint {
     /// An endpoint with every default.
     pub fn new(address: SocketAddr) -> Self {
@@ -101,5 +133,10 @@ impl Endpoint {
             gpu: None,
             slots: None,
         }
+    }
+
+    /// Where it stands, but for its locality.
+    pub fn location(&self) -> Location {
+        Location { place: self.place.clone(), coordinates: self.coordinates }
     }
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::WeightedBackend;
+use super::{Location, WeightedBackend};
 
 /// One listening socket (or one API listener for proxyless gRPC).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct Listener {
     pub bind: Bind,
     /// Chosen by SNI; exactly one when no TLS is involved. Never empty.
     pub chains: Vec<Chain>,
+    /// Where the proxy stands that serves it.
+    #[serde(default)]
+    pub location: Location,
 }
 
 /// Where a listener is reached.

@@ -25,6 +25,7 @@ pub(super) fn config_dump(control: &Control) -> Value {
         "version": view.applied.map(|_| &view.snapshot.version),
         "applied": view.applied.map(|time| Rfc3339(time).to_string()),
         "source": control.source(),
+        "place": view.here,
         "draining": control.drain.fired(),
         "snapshot": &*view.snapshot,
     })

@@ -267,7 +267,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
-        ticket.comes_from(service.origin(&self.head.headers));
+        ticket.comes_from(service.origin(&self.head.headers, self.client.peer.addr.ip()));
         ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
         self.ticket = Some(ticket);
         self.limits.begin_try();

@@ -72,7 +72,7 @@ pub(super) struct RequestHead {
 impl RequestHead {
     /// What a try of so many bytes asks of an endpoint of this service.
     pub(super) fn ask(&self, service: &ServiceState, bytes: u64, client: IpAddr) -> Ask {
-        let origin = service.origin(&self.headers);
+        let origin = service.origin(&self.headers, client);
         Ask { bytes, origin, key: service.key(&self.target, &self.headers, client) }
     }
 }

@@ -252,8 +252,8 @@ impl Ticket {
         service.live.requests.fetch_add(1, Relaxed);
         let load = endpoint.live.requests.fetch_add(1, Relaxed) + 1;
         endpoint.live.metrics.picks.inc();
-        let ahead = endpoint.live.bytes_in_flight.load(Relaxed);
-        let watch = service.completion.as_ref().map(|_| Stopwatch::start(load, ahead));
+        let ahead = || endpoint.live.bytes_in_flight.load(Relaxed);
+        let watch = service.completion.as_ref().map(|_| Stopwatch::start(load, ahead()));
         let mut ticket = Self {
             service,
             endpoint,

@@ -10,8 +10,8 @@
 //! failures = tries it takes until one succeeds
 //! ```
 //!
-//! [`cost`] is this sum and pure. [`learn`] keeps what is measured, in relaxed atomics, [`places`]
-//! says what distance lets expect before anything is, and [`draw`] which endpoints are looked at
+//! [`cost`] is this sum and pure. [`learn`] keeps what is measured, in relaxed atomics, [`origin`] says
+//! where data comes from, [`places`] what distance lets expect before anything is measured, and [`draw`] which endpoints are looked at
 //! where there are too many for all. A pick reads, and neither allocates nor locks.
 
 use std::sync::{
@@ -19,13 +19,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use http::{HeaderMap, HeaderName};
-use towpath_policies::model::{Balancer, OriginSource, Service};
+use towpath_policies::model::{Balancer, Service};
 
 pub(crate) mod cost;
 pub(crate) mod draw;
 pub mod explain;
 pub(crate) mod learn;
+mod origin;
 pub(crate) mod places;
 
 #[cfg(test)]
@@ -33,19 +33,19 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState};
+use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState, Site};
 use crate::lock::lock;
 use cost::{Factors, Facts, Parts};
 use draw::Draw;
 use learn::{Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
-use places::{CELLS, Cell, Cells};
+use origin::Origins;
+use places::{Cell, Cells, NUMBERS, Numbers};
 
 /// What a view of a service predicts by.
 #[derive(Debug)]
 pub(crate) struct Completion {
     factors: Factors,
-    /// The header that says where data comes from.
-    origin: Option<HeaderName>,
+    origins: Origins,
     cells: Cells,
     /// By level.
     draws: Box<[Draw]>,
@@ -55,12 +55,11 @@ pub(crate) struct Completion {
 /// What a service has learned, whatever its endpoints are.
 #[derive(Debug, Default)]
 pub(crate) struct Experience {
-    /// Cells keep their numbers while the process runs, since paths are told apart by them.
-    cells: Mutex<Cells>,
+    numbers: Mutex<Numbers>,
     /// By the cell of the endpoint and that of the origin.
-    ways: Box<[[Way; CELLS]; CELLS]>,
+    ways: Box<[[Way; NUMBERS]; NUMBERS]>,
     /// Seconds per byte of the endpoints of a cell.
-    usual: [Usual; CELLS],
+    usual: [Usual; NUMBERS],
     /// Of a response, in bytes.
     usual_response: Median,
     seconds: AtomicU64,
@@ -77,18 +76,26 @@ impl Completion {
         live: &ServiceLive,
         endpoints: &[Arc<EndpointState>],
         levels: &mut [Level],
+        site: &Site,
     ) -> Option<Box<Self>> {
         if spec.balancer != Balancer::CompletionTime {
             return None;
         }
         let experience = live.experience.get_or_init(Arc::default).clone();
-        let cells = {
-            let mut cells = lock(&experience.cells);
-            endpoints.iter().for_each(|e| e.live.learned.stands_in(cells.add(&e.spec)));
-            cells.clone()
+        let (origins, cells) = {
+            let mut numbers = lock(&experience.numbers);
+            let mut settling = numbers.settle(site.here);
+            for EndpointState { spec, live } in endpoints.iter().map(AsRef::as_ref) {
+                let cell = settling.endpoint(&spec.locality.region, spec.coordinates);
+                live.learned.stands_in(cell);
+            }
+            let origins = Origins::new(&spec.prediction, &mut settling, site.clients.clone());
+            let (cells, new) = settling.finish();
+            new.into_iter().for_each(|cell| experience.begin(cell));
+            (origins, cells)
         };
         let cell_of: Box<[_]> = endpoints.iter().map(|e| e.live.learned.cell()).collect();
-        for (endpoint, origin) in cells.all().flat_map(|a| cells.all().map(move |b| (a, b))) {
+        for (endpoint, origin) in cells.pairs() {
             let round_trip = cells.round_trip(endpoint, origin);
             experience.ways[endpoint.index()][origin.index()].expect(round_trip);
         }
@@ -100,11 +107,8 @@ impl Completion {
             Draw::new(level, &cell_of, weight)
         };
         let draws = levels.iter_mut().map(draw).collect();
-        let origin = spec.prediction.origin.as_ref();
-        let origin = origin
-            .and_then(|OriginSource::Header(name)| HeaderName::from_bytes(name.as_bytes()).ok());
         let factors = (&spec.prediction.terms).into();
-        let new = Self { factors, origin, cells, draws, experience };
+        let new = Self { factors, origins, cells, draws, experience };
         new.weigh_cells();
         Some(Box::new(new))
     }
@@ -128,6 +132,15 @@ impl Completion {
 }
 
 impl Experience {
+    /// Nothing is known of this cell.
+    fn begin(&self, cell: Cell) {
+        self.usual[cell.index()].begin();
+        for other in 0..NUMBERS {
+            self.ways[cell.index()][other].begin();
+            self.ways[other][cell.index()].begin();
+        }
+    }
+
     /// Seconds per byte and per request of an endpoint of this cell and weight of which nothing else is known.
     fn usual(&self, cell: Cell, weight: f32) -> (f32, f32) {
         let (usual, share) = (&self.usual[cell.index()], USUAL_WEIGHT / weight);
@@ -137,13 +150,6 @@ impl Experience {
 }
 
 impl ServiceState {
-    /// Where the data of a request comes from, as far as it says so.
-    pub fn origin(&self, headers: &HeaderMap) -> Cell {
-        let Some(completion) = &self.completion else { return Cell::HERE };
-        let value = completion.origin.as_ref().and_then(|name| headers.get(name));
-        value.and_then(|value| completion.cells.named(value.as_bytes())).unwrap_or(Cell::HERE)
-    }
-
     /// A try was made, for good or bad.
     pub(crate) fn learn(
         &self,
@@ -172,7 +178,9 @@ impl ServiceState {
             let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.weight.into()));
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
-        experience.ways.as_flattened().iter().for_each(|way| way.second(window_ends));
+        for (endpoint, origin) in completion.cells.pairs() {
+            experience.ways[endpoint.index()][origin.index()].second(window_ends);
+        }
         completion.weigh_cells();
     }
 }

@@ -6,8 +6,11 @@
 mod admin;
 mod control_plane;
 mod drain;
+#[path = "../../src/geoip/writer.rs"]
+mod geoip_writer;
 mod health;
 mod load_reports;
+mod origins;
 mod outlier;
 mod overload;
 mod program;

@@ -88,8 +88,21 @@ impl World {
     }
 
     pub(crate) fn listener_at(mut self, name: &str, at: SocketAddr, chains: Vec<Chain>) -> Self {
-        let listener = Listener { name: name.into(), bind: Bind::Socket(at), chains };
+        let listener = Listener {
+            name: name.into(),
+            bind: Bind::Socket(at),
+            chains,
+            location: Location::default(),
+        };
         self.0.listeners.insert(name.into(), Arc::new(listener));
+        self
+    }
+
+    /// The proxy stands there, its listeners say.
+    pub(crate) fn located(mut self, location: &Location) -> Self {
+        for listener in self.0.listeners.values_mut() {
+            Arc::make_mut(listener).location = location.clone();
+        }
         self
     }
 

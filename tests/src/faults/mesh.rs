@@ -5,9 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use towpath_policies::model::{
     Action, Bind, BudgetShare, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit,
-    HostRewrite, HttpOptions, Listener, Node, PathMatch, Protocol, RateLimits, RetryCondition,
-    RetryPolicy, Route, RouteMatch, RouteTable, Service, Snapshot, Transfer, VirtualHost,
-    WeightedBackend,
+    HostRewrite, HttpOptions, Listener, Location, Node, PathMatch, Protocol, RateLimits,
+    RetryCondition, RetryPolicy, Route, RouteMatch, RouteTable, Service, Snapshot, Transfer,
+    VirtualHost, WeightedBackend,
 };
 use towpath_proxy::{Config, Running, SourceConfig};
 
@@ -163,6 +163,7 @@ impl Mesh {
             name: LISTENER.into(),
             bind: Bind::Socket(([127, 0, 0, 1], 0).into()),
             chains: vec![Chain { server_names: vec![], tls: None, kind }],
+            location: Location::default(),
         };
         snapshot.listeners.insert(LISTENER.into(), Arc::new(listener));
         snapshot

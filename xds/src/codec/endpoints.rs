@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::{
         cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
     },
 };
-use towpath_policies::model::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality};
+use towpath_policies::model::{Endpoint, EndpointSet, Gpu, Health, Locality};
 
 use super::{
     common::{At, Result, address, read_address, read_u32, refuse, refuse_if, u32_value},
@@ -171,7 +171,7 @@ impl Reader {
         extra.restore("priority", &mut endpoint.priority)?;
         extra.restore("index", &mut index)?;
         refuse_if(
-            !endpoint.coordinates.as_ref().is_none_or(on_earth),
+            endpoint.coordinates.is_some_and(|at| !at.on_earth()),
             "coordinates",
             "out of range",
         )?;
@@ -198,10 +198,6 @@ impl Reader {
         }
         endpoints
     }
-}
-
-fn on_earth(place: &Coordinates) -> bool {
-    place.latitude.abs() <= 90.0 && place.longitude.abs() <= 180.0
 }
 
 /// Largest weight of a domain endpoint; larger ones are scaled down together.

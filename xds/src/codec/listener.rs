@@ -25,7 +25,8 @@ use envoy_types::pb::{
 };
 use prost::Name;
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, HttpOptions, Listener, RouteTable, TcpForward, WeightedBackend,
+    Bind, Chain, ChainKind, HttpOptions, Listener, Location, RouteTable, TcpForward,
+    WeightedBackend,
 };
 
 use super::{
@@ -42,6 +43,7 @@ pub(super) type Pb = lds::Listener;
 
 pub(super) fn encode(listener: &Listener) -> Pb {
     let mut pb = Pb { name: listener.name.clone(), ..Default::default() };
+    let mut extra = Extra::default();
     match listener.bind {
         Bind::Socket(socket) => {
             pb.address = Some(address(socket));
@@ -63,10 +65,12 @@ pub(super) fn encode(listener: &Listener) -> Pb {
             if let Some((route_table, options)) = http {
                 let hcm = http::encode(&listener.name, route_table, options, true);
                 pb.api_listener = Some(ApiListener { api_listener: Some(pack(&hcm)) });
-                pb.metadata = lost(&hcm, options).into_metadata();
+                extra = lost(&hcm, options);
             }
         }
     }
+    extra.keep("location", &listener.location, &Location::default());
+    pb.metadata = extra.into_metadata();
     pb
 }
 
@@ -137,11 +141,15 @@ fn tls_inspector() -> ListenerFilter {
 pub(super) fn decode(pb: &Pb) -> Result<DecodedListener> {
     refuse_if(pb.name.is_empty(), "name", "must not be empty")?;
     let mut inline = Vec::new();
+    let mut extra = Extra::read(pb.metadata.as_ref())?;
+    let mut location = Location::default();
+    extra.restore("location", &mut location)?;
+    let odd = location.coordinates.is_some_and(|at| !at.on_earth());
+    refuse_if(odd, "location.coordinates", "out of range")?;
     let (bind, chains) = match &pb.api_listener {
         Some(api) => {
             let any = api.api_listener.clone().unwrap_or_default();
             let hcm: HttpConnectionManager = unpack(&any).at("api_listener")?;
-            let extra = Extra::read(pb.metadata.as_ref())?;
             let kind = decode_http(&pb.name, &hcm, extra, &mut inline).at("api_listener")?;
             (Bind::Api, vec![Chain { server_names: Vec::new(), tls: None, kind }])
         }
@@ -151,7 +159,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedListener> {
             (Bind::Socket(socket), decode_chains(pb, &mut inline)?)
         }
     };
-    let listener = Arc::new(Listener { name: pb.name.clone(), bind, chains });
+    let listener = Arc::new(Listener { name: pb.name.clone(), bind, chains, location });
     Ok(DecodedListener { listener, inline })
 }
 

@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::{
     },
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
-use towpath_policies::model::{Admission, Discovery, EndpointSet, Prediction, Service};
+use towpath_policies::model::{
+    Admission, Discovery, EndpointSet, OriginSource, Prediction, Registered, Service,
+};
 
 use super::{
     DecodedService, EndpointSource,
@@ -97,9 +99,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("tls", &mut service.tls)?;
     extra.restore("balancer", &mut service.balancer)?;
     extra.restore("prediction", &mut service.prediction)?;
-    let mut factors = service.prediction.terms.named().into_iter();
-    let odd = factors.find(|(_, factor)| !(0.0..=100.0).contains(factor));
-    refuse_if(odd.is_some(), "prediction.terms", "factors are from 0 to 100")?;
+    check_prediction(&service.prediction)?;
     extra.restore("hashing", &mut service.hashing)?;
     if let Err(why) = service.hashing.check() {
         return refuse(why).at("hashing");
@@ -120,6 +120,19 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("poolIdleTimeout", &mut service.pool_idle_timeout)?;
     extra.restore("retryBudget", &mut service.retry_budget)?;
     Ok(DecodedService { service: Arc::new(service), endpoints })
+}
+
+fn check_prediction(prediction: &Prediction) -> Result<()> {
+    let mut factors = prediction.terms.named().into_iter();
+    let odd = factors.find(|(_, factor)| !(0.0..=100.0).contains(factor));
+    refuse_if(odd.is_some(), "prediction.terms", "factors are from 0 to 100")?;
+    for source in &prediction.origin {
+        let OriginSource::Registered(Registered { places, .. }) = source else { continue };
+        refuse_if(places.len() > Registered::MOST, "prediction.origin", "too many are registered")?;
+        let odd = places.values().any(|place| place.coordinates.is_some_and(|at| !at.on_earth()));
+        refuse_if(odd, "prediction.origin", "coordinates are out of range")?;
+    }
+    Ok(())
 }
 
 fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {

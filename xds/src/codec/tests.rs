@@ -22,8 +22,9 @@ use envoy_types::pb::{
     google::protobuf as pb,
 };
 use towpath_policies::model::{
-    Action, Balancer, Bind, ChainKind, Discovery, Forward, HostRewrite, PathMatch, PathRewrite,
-    Protocol, RetryPolicy, Thresholds, ValueMatch,
+    Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Forward, HostRewrite, Listener,
+    Location, OriginSource, PathMatch, PathRewrite, Protocol, Registered, RetryPolicy, Service,
+    Thresholds, ValueMatch,
 };
 
 use super::*;
@@ -488,6 +489,22 @@ fn metadata_written_by_hand_is_read_too() {
         ..Default::default()
     });
     assert_eq!(service::decode(&cluster).unwrap().service.balancer, Balancer::BytesInFlight);
+}
+
+#[test]
+fn places_that_are_not_on_earth_are_refused() {
+    let nowhere = Location::at(Coordinates { latitude: 0.0, longitude: 180.5 });
+    let mut service = Service::new("s", Protocol::Http1);
+    let places = [("acme".to_owned(), nowhere.clone())].into();
+    let registered = Registered { header: "x-tenant".to_owned(), places };
+    service.prediction.origin = vec![OriginSource::Registered(registered)];
+    let error = service::decode(&service::encode(&service)).unwrap_err().to_string();
+    assert!(error.contains("prediction.origin"), "{error}");
+    let DecodedListener { listener, .. } =
+        listener::decode(&foreign_listener(&foreign_hcm())).unwrap();
+    let listener = Listener { location: nowhere, ..Listener::clone(&listener) };
+    let error = listener::decode(&listener::encode(&listener)).unwrap_err().to_string();
+    assert!(error.contains("location.coordinates"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,12 @@ use std::{
     time::Duration,
 };
 
-use proptest::{collection::vec, option, prelude::*, sample::select};
+use proptest::{
+    collection::{btree_map, vec},
+    option,
+    prelude::*,
+    sample::select,
+};
 use towpath_policies::model::*;
 
 pub(crate) fn name() -> impl Strategy<Value = String> {
@@ -32,6 +37,17 @@ fn address() -> impl Strategy<Value = SocketAddr> {
         (any::<u32>(), any::<u16>()).prop_map(|(ip, port)| (Ipv4Addr::from(ip), port).into()),
         (any::<u128>(), any::<u16>()).prop_map(|(ip, port)| (Ipv6Addr::from(ip), port).into()),
     ]
+}
+
+fn coordinates() -> impl Strategy<Value = Coordinates> {
+    (-90.0f64..=90.0, -180.0f64..=180.0)
+        .prop_map(|(latitude, longitude)| Coordinates { latitude, longitude })
+}
+
+fn location() -> BoxedStrategy<Location> {
+    (option::of(text()), option::of(coordinates()))
+        .prop_map(|(place, coordinates)| Location { place, coordinates })
+        .boxed()
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -293,7 +309,8 @@ fn tls_server() -> impl Strategy<Value = TlsServer> {
 
 pub(crate) fn listener() -> impl Strategy<Value = Listener> {
     let chains = vec((option::of(tls_server()), chain_kind(), any::<bool>()), 1..4);
-    let socket = (name(), address(), chains).prop_map(|(name, socket, chains)| Listener {
+    let socket = (name(), address(), chains, location());
+    let socket = socket.prop_map(|(name, socket, chains, location)| Listener {
         name,
         bind: Bind::Socket(socket),
         chains: chains
@@ -309,11 +326,13 @@ pub(crate) fn listener() -> impl Strategy<Value = Listener> {
                 kind,
             })
             .collect(),
+        location,
     });
-    let api = (name(), http_chain()).prop_map(|(name, kind)| Listener {
+    let api = (name(), http_chain(), location()).prop_map(|(name, kind, location)| Listener {
         name,
         bind: Bind::Api,
         chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        location,
     });
     prop_oneof![4 => socket, 1 => api]
 }
@@ -427,7 +446,8 @@ fn admission() -> impl Strategy<Value = Admission> {
         })
 }
 
-fn prediction() -> impl Strategy<Value = Prediction> {
+/// On the heap: the strategies that this one is a part of are large, and the stack of a test is not.
+fn prediction() -> BoxedStrategy<Prediction> {
     let factor = || select(vec![0.0, 0.25, 1.0, 100.0]);
     let terms = (factor(), factor(), factor(), factor(), factor()).prop_map(
         |(network, transfer, queue, health, failures)| Terms {
@@ -438,8 +458,15 @@ fn prediction() -> impl Strategy<Value = Prediction> {
             failures,
         },
     );
-    (option::of(token().prop_map(OriginSource::Header)), terms)
-        .prop_map(|(origin, terms)| Prediction { origin, terms })
+    let registered = (token(), btree_map(token(), location(), 0..4))
+        .prop_map(|(header, places)| OriginSource::Registered(Registered { header, places }));
+    let source = prop_oneof![
+        token().prop_map(OriginSource::Header),
+        registered,
+        Just(OriginSource::ClientAddress),
+    ];
+    let sources = vec(source, 0..4);
+    (sources, terms).prop_map(|(origin, terms)| Prediction { origin, terms }).boxed()
 }
 
 fn hashing() -> impl Strategy<Value = Hashing> {
@@ -563,8 +590,6 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
             zone: zone.to_owned(),
             sub_zone: String::new(),
         });
-    let coordinates = (-90.0f64..=90.0, -180.0f64..=180.0)
-        .prop_map(|(latitude, longitude)| Coordinates { latitude, longitude });
     let gpu = (select(vec!["amd", "nvidia"]), token(), 1u32..9)
         .prop_map(|(vendor, model, count)| Gpu { vendor: vendor.to_owned(), model, count });
     let health =
@@ -572,7 +597,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
     let endpoint = (
         option::of(token()),
         locality,
-        option::of(coordinates),
+        option::of(coordinates()),
         1u32..=1_000_000,
         0u32..4,
         health,

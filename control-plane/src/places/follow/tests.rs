@@ -2,7 +2,9 @@
 
 use std::{collections::VecDeque, path::Path, time::SystemTime};
 
-use towpath_policies::model::{Coordinates, Discovery, Endpoint, EndpointSet};
+use towpath_policies::model::{
+    Coordinates, Discovery, Endpoint, EndpointSet, Location, OriginSource, Registered,
+};
 
 use super::*;
 use crate::{
@@ -274,4 +276,60 @@ fn a_name_is_told_with_where_it_is_written() {
     let unknown = names(&mesh, AskFor::Unknown);
     assert_eq!(unknown, Wanted::from([("Atlantis".to_owned(), "a.yaml:1".to_owned())]));
     assert_eq!(names(&mesh, AskFor::All).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_reaches_registered_places_and_proxies_that_stand_there() {
+    let (fake, state) = (Fake::saying([]), tempfile::tempdir().unwrap());
+    let stage = Stage::new(&fake, AskFor::Unknown, state.path());
+    let (mut a, mut b) = (stage.hub.watch(&node("a")), stage.hub.watch(&node("b")));
+    let atlantis = || Location { place: Some("Atlantis".into()), coordinates: None };
+    let mesh = |version: &str| {
+        let mut mesh = mesh(version, [("Frankfurt", Some(50.0)), ("Frankfurt", Some(50.0))]);
+        let service = mesh.services.get_mut("a").map(Arc::make_mut).unwrap();
+        let places = [("acme".to_owned(), atlantis())].into();
+        let registered = Registered { header: "x-tenant".into(), places };
+        service.prediction.origin = vec![OriginSource::Registered(registered)];
+        let listener = &mut mesh.listeners.get_mut("a").unwrap().listener;
+        Arc::make_mut(listener).location = atlantis();
+        mesh
+    };
+    let latitudes = || {
+        let view = stage.hub.view(&node("a"));
+        let OriginSource::Registered(registered) = &view.services["a"].prediction.origin[0] else {
+            unreachable!()
+        };
+        [&registered.places["acme"], &view.listeners["a"].location]
+            .map(|location| location.coordinates.map(|at| at.latitude))
+    };
+    stage.publish(mesh("1"));
+    assert_eq!(latitudes(), [None, None]);
+    a.borrow_and_update();
+    b.borrow_and_update();
+    asked(&fake, 1).await;
+    assert_eq!(fake.asked(), ["Atlantis"]);
+    assert_eq!(latitudes(), [Some(31.0), Some(31.0)]);
+    assert!(a.has_changed().unwrap() && !b.has_changed().unwrap());
+    stage.publish(mesh("2"));
+    assert_eq!(latitudes(), [Some(31.0), Some(31.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_kept_is_kept_later() {
+    let (fake, state) = (Fake::saying([]), tempfile::tempdir().unwrap());
+    let stage = Stage::new(&fake, AskFor::Unknown, state.path());
+    // No file can take the place of a folder.
+    let file = stage.store.folder().join(FILE);
+    std::fs::create_dir_all(file.join("in the way")).unwrap();
+    stage.publish(mesh("1", [("Atlantis", None), ("Frankfurt", Some(50.0))]));
+    asked(&fake, 1).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(file.is_dir());
+    std::fs::remove_dir_all(&file).unwrap();
+    let kept = async {
+        while !file.is_file() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), kept).await.expect("it is tried again");
 }

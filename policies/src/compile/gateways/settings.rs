@@ -1,4 +1,5 @@
-//! What a Gateway says in annotations: who serves it, where it binds, what it tells upstreams.
+//! What a Gateway says in annotations: who serves it and where that stands, where it binds, what it tells
+//! upstreams.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,20 +9,27 @@ use crate::{
         Object,
         gateway::GatewaySpec,
         read::{invalid, ticked},
-        value::is_token,
+        value::{PlaceName, is_token},
     },
-    model::{ForwardedHeader, HttpOptions, NodeSelector},
+    model::{Coordinates, ForwardedHeader, HttpOptions, Location, NodeSelector},
     problem::{At, Problems},
 };
+
+use super::super::place::Places;
 
 pub(crate) struct Settings {
     pub(crate) nodes: NodeSelector,
     pub(crate) bind: IpAddr,
     pub(crate) http: HttpOptions,
+    pub(crate) location: Location,
 }
 
 impl Settings {
-    pub(crate) fn new(gateway: &Object<GatewaySpec>, problems: &mut Problems) -> Self {
+    pub(crate) fn new(
+        gateway: &Object<GatewaySpec>,
+        places: &mut Places,
+        problems: &mut Problems,
+    ) -> Self {
         let annotation = |name: &str| gateway.metadata.annotations.get(name).map(|(_, text)| text);
         let mut http = HttpOptions::default();
         if let Some(via) = annotation("towpath.dev/via") {
@@ -44,13 +52,36 @@ impl Settings {
             }
             parsed
         });
+        let location = annotation("towpath.dev/place")
+            .and_then(|written| location(written, places, problems))
+            .unwrap_or_default();
         Self {
             nodes: annotation("towpath.dev/nodes")
                 .map_or(NodeSelector::Unclaimed, |written| nodes(written, problems)),
             bind: bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             http,
+            location,
         }
     }
+}
+
+/// A place by its name, or `latitude,longitude`.
+fn location(
+    written: &At<String>,
+    places: &mut Places,
+    problems: &mut Problems,
+) -> Option<Location> {
+    if let Some(point) = Coordinates::read(written) {
+        return Some(Location::at(point));
+    }
+    let numbers = |(a, b): (&str, &str)| [a, b].iter().all(|n| n.trim().parse::<f64>().is_ok());
+    if written.split_once(',').is_some_and(numbers) {
+        let help = "latitude from -90 to 90, longitude from -180 to 180";
+        invalid(written.span, format!("{} is not on earth", ticked(written)), help, problems);
+        return None;
+    }
+    let name = PlaceName::checked(written, problems)?;
+    Some(places.named(&name, "its proxies do not know where they stand", problems))
 }
 
 fn forwarded(written: &At<String>, problems: &mut Problems) -> Option<ForwardedHeader> {

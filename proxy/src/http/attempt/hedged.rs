@@ -21,7 +21,7 @@ use super::{
         h1_client::Http1,
         h2_client::{self, Http2},
         hedge::{Hedging, Outcome},
-        message::{Broken, RequestHead, ResponseHead},
+        message::{Broken, Client, RequestHead, ResponseHead},
         relay::{Answer, Cut, Downstream, Upload, Upstream},
         reply::Reply,
         retry::RetryReason,
@@ -137,12 +137,11 @@ impl<D: Downstream> Exchange<'_, D> {
         self.record.goes_to(endpoint);
         self.waits = Waits::Elsewhere;
         self.upload = Upload::Done;
-        let worker = self.client.worker;
         let began = Instant::now();
         let delay = hedging.delay();
         let mut timer = delay.map(|delay| Box::pin(sleep(delay)));
         let first =
-            Lane::begin(service, endpoint, &self.head, wire, worker).map_err(Stop::Reply)?;
+            Lane::begin(service, endpoint, &self.head, wire, self.client).map_err(Stop::Reply)?;
         let mut race = Race { forward, hedging, first: Some(first), second: None, fallback: None };
         let ended = poll_fn(|cx| {
             loop {
@@ -212,8 +211,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return None;
         }
         let budget = service.retry(0)?;
-        let mut lane =
-            Lane::begin(service, &endpoint, &self.head, wire, self.client.worker).ok()?;
+        let mut lane = Lane::begin(service, &endpoint, &self.head, wire, self.client).ok()?;
         lane.hedge = true;
         tried.add(&endpoint);
         self.record.attempts += 1;
@@ -306,10 +304,11 @@ impl Lane {
         endpoint: &Arc<EndpointState>,
         head: &RequestHead,
         wire: Wire,
-        worker: usize,
+        client: &Client,
     ) -> Result<Self, Reply> {
+        let worker = client.worker;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
-        ticket.comes_from(service.origin(&head.headers));
+        ticket.comes_from(service.origin(&head.headers, client.peer.addr.ip()));
         let state = match wire {
             Wire::Http1 => match endpoint.live.pools.take(worker) {
                 Some(connection) => sent_http1(connection, true, head),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{
     super::Level,
-    places::{CELLS, Cell, Cells},
+    places::{Cell, Cells, NUMBERS},
 };
 
 /// The endpoints of a level by their cells, and how often each cell is drawn.
@@ -38,7 +38,7 @@ impl Draw {
                 None => groups.push(Group { cell, first: at, count: 1, weight }),
             }
         }
-        let shares = (0..CELLS * groups.len()).map(|_| AtomicU32::new(u32::MAX)).collect();
+        let shares = (0..NUMBERS * groups.len()).map(|_| AtomicU32::new(u32::MAX)).collect();
         Self { groups: groups.into(), shares }
     }
 
@@ -99,19 +99,16 @@ impl Draw {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use towpath_policies::model::Endpoint;
+    use super::{super::places::Numbers, *};
 
     #[test]
     fn cells_are_drawn_by_capacity_and_nearness() {
-        let mut cells = Cells::default();
-        let mut cell = |region: &str| {
-            let mut endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap());
-            region.clone_into(&mut endpoint.locality.region);
-            cells.add(&endpoint)
-        };
+        let mut numbers = Numbers::default();
+        let mut settling = numbers.settle(None);
+        let mut cell = |region: &str| settling.endpoint(region, None);
         // Ten of weight 100 near, ten of weight 300 ten times as far.
         let cell_of: Vec<_> = (0..20).map(|i| cell(if i < 10 { "near" } else { "far" })).collect();
+        let cells = settling.finish().0;
         let level =
             Level { priority: 0, members: (0..20).collect(), lives: [].into(), weight: 4000 };
         let draw = Draw::new(&level, &cell_of, |i| if i < 10 { 100 } else { 300 });

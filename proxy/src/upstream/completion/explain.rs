@@ -1,6 +1,9 @@
 //! The same prediction, for a person.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +16,7 @@ use super::{
 /// What is predicted of the endpoints of a service for one request, the soonest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The region that data comes from; empty = from beside the proxy.
+    /// The region that data comes from, or where that is; empty = from beside the proxy.
     pub origin: String,
     /// Bytes that the request is taken to move, both ways.
     pub bytes: f32,
@@ -57,6 +60,25 @@ pub(crate) enum Unexplained {
     /// Neither coordinates nor a region.
     #[error("the origin is neither `latitude,longitude` in degrees nor the region of an endpoint")]
     Origin,
+    /// No policy of the service knows this tenant or device.
+    #[error("no place is registered under this name, or none whose coordinates are known")]
+    Unregistered,
+    /// There is no database, or it does not say.
+    #[error("the proxy does not know where this client is (--geoip)")]
+    Client,
+}
+
+/// What a request says of where its data comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Whence {
+    /// Nothing.
+    Here,
+    /// Coordinates, or a region.
+    Origin(String),
+    /// The name of a tenant or device.
+    Registered(String),
+    /// The address of its client.
+    Client(IpAddr),
 }
 
 impl ServiceState {
@@ -66,14 +88,18 @@ impl ServiceState {
     /// [`Unexplained`].
     pub(crate) fn explain(
         &self,
-        origin: Option<&str>,
+        whence: &Whence,
         declared: u64,
     ) -> Result<Explanation, Unexplained> {
         let completion = self.completion.as_ref().ok_or(Unexplained::OtherPolicy)?;
-        let cells = &completion.cells;
-        let origin = match origin {
-            Some(text) => cells.named(text.as_bytes()).ok_or(Unexplained::Origin)?,
-            None => Cell::HERE,
+        let (cells, origins) = (&completion.cells, &completion.origins);
+        let origin = match whence {
+            Whence::Here => Cell::HERE,
+            Whence::Origin(text) => cells.named(text.as_bytes()).ok_or(Unexplained::Origin)?,
+            Whence::Registered(name) => {
+                origins.registered(name).ok_or(Unexplained::Unregistered)?
+            }
+            Whence::Client(ip) => origins.client(cells, *ip).ok_or(Unexplained::Client)?,
         };
         let bytes = completion.expected(declared);
         let now = now_ms();
@@ -99,7 +125,7 @@ impl ServiceState {
         let mut endpoints: Vec<_> = self.endpoints.iter().map(row).collect();
         let rank = |row: &Prediction| (row.out.is_some(), row.priority);
         endpoints.sort_by(|a, b| rank(a).cmp(&rank(b)).then(a.seconds.total_cmp(&b.seconds)));
-        Ok(Explanation { origin: cells.region(origin).to_owned(), bytes, endpoints })
+        Ok(Explanation { origin: cells.name(origin), bytes, endpoints })
     }
 }
 

@@ -252,13 +252,27 @@ impl Learned {
 impl Way {
     /// What to expect until something is measured. A round trip moves a window of bytes.
     pub(super) fn expect(&self, round_trip: f32) {
-        if self.per_byte.get().is_none() {
-            self.per_byte.set((round_trip / WINDOW_BYTES).clamp(PER_BYTE.0, PER_BYTE.1));
+        let per_byte = |round_trip: f32| (round_trip / WINDOW_BYTES).clamp(PER_BYTE.0, PER_BYTE.1);
+        let before = self.expected.get();
+        // What was expected before, and is all that is known yet, may have changed.
+        let mere = |known: Option<f32>, expected: f32| known.is_none_or(|known| known == expected);
+        if mere(self.per_byte.get(), per_byte(before.unwrap_or(0.0))) {
+            self.per_byte.set(per_byte(round_trip));
         }
-        if self.round_trip.seconds().is_none() {
+        if mere(self.round_trip.seconds(), before.unwrap_or(0.0)) {
             self.round_trip.known.set(round_trip);
         }
         self.expected.set(round_trip);
+    }
+
+    /// Nothing is known.
+    pub(super) fn begin(&self) {
+        for known in
+            [&self.round_trip.known, &self.round_trip.window, &self.expected, &self.per_byte]
+        {
+            known.set(0.0);
+        }
+        self.idle.store(0, Relaxed);
     }
 
     /// Something small took so long there and back. No answer comes sooner than light: those that do
@@ -309,6 +323,12 @@ impl Least {
 }
 
 impl Usual {
+    /// Nothing is known.
+    pub(super) fn begin(&self) {
+        self.per_byte.set(0.0);
+        self.per_request.set(0.0);
+    }
+
     pub(super) fn per_byte(&self) -> Option<f32> {
         self.per_byte.get()
     }

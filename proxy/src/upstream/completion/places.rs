@@ -1,24 +1,36 @@
 //! Where endpoints stand, where data comes from, and what the distance lets expect.
 
-use geo::{Distance, Haversine, Point};
-use towpath_policies::model::{Coordinates, Endpoint};
+use std::sync::Arc;
 
-/// The most cells of a service, [`Cell::HERE`] included.
+use geo::{Distance, Haversine, Point};
+use towpath_policies::model::Coordinates;
+
+/// The most cells of a view, [`Cell::HERE`] included.
 pub(crate) const CELLS: usize = 16;
+/// Numbers that cells have: more than a view needs, so that those of views that are still in use
+/// keep theirs while others come.
+pub(crate) const NUMBERS: usize = 32;
 
 /// A part of the world: the endpoints of one region. What is measured is told apart by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell(u8);
 
-/// The cells of a service. Their numbers do not change.
+/// The cells of a view of a service.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cells(Vec<Place>);
+pub(crate) struct Cells {
+    /// Where the proxy stands.
+    here: Option<Spot>,
+    places: Vec<Place>,
+}
 
 #[derive(Clone, Debug)]
 struct Place {
+    cell: Cell,
     /// May be empty.
     region: String,
     at: Option<Spot>,
+    /// Shared with all views that know the cell by its number.
+    in_use: Arc<()>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +38,31 @@ struct Spot {
     coordinates: Coordinates,
     /// On the unit sphere, so that the nearest needs no angle.
     direction: [f64; 3],
+}
+
+/// Which cell has which number. What is measured is kept by it, so one that was given stays, until
+/// there is none left for a cell that comes, and no view knows it any more: then it is the number
+/// of that one.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    given: Vec<Given>,
+    settled: u64,
+}
+
+#[derive(Debug)]
+struct Given {
+    place: Place,
+    /// When a view had it last, counted in views.
+    used: u64,
+}
+
+/// The cells of a view, in the making.
+#[derive(Debug)]
+pub(crate) struct Settling<'a> {
+    numbers: &'a mut Numbers,
+    cells: Cells,
+    /// Those whose numbers say nothing of what was measured.
+    new: Vec<Cell>,
 }
 
 /// An endpoint without a region belongs to a place this near.
@@ -37,7 +74,7 @@ const SECONDS_PER_METER: f64 = 15e-9;
 const LEAST_SECONDS: f64 = 0.000_5;
 
 impl Cell {
-    /// Beside this proxy, or unknown.
+    /// As an origin beside this proxy, or unknown. As the cell of an endpoint unknown.
     pub const HERE: Self = Self(0);
 
     pub(crate) const fn index(self) -> usize {
@@ -50,74 +87,167 @@ impl Cell {
 
     /// The cell with this number; there are no others.
     pub(super) fn numbered(number: u8) -> Self {
-        Self(if usize::from(number) < CELLS { number } else { 0 })
+        Self(if usize::from(number) < NUMBERS { number } else { 0 })
+    }
+}
+
+impl Numbers {
+    /// Begins the cells of a view, for a proxy that stands there.
+    pub(crate) fn settle(&mut self, here: Option<Coordinates>) -> Settling<'_> {
+        self.settled += 1;
+        let cells = Cells { here: here.map(Spot::new), places: Vec::new() };
+        Settling { numbers: self, cells, new: Vec::new() }
+    }
+
+    /// A number for a place, with what is known of it, and whether it is new; `None` = there is none left.
+    fn give(&mut self, region: &str, at: Option<Spot>) -> Option<(Place, bool)> {
+        // Those that the view has already were not what it looked for.
+        let known = |given: &&mut Given| given.used < self.settled && given.place.is(region, at);
+        if let Some(given) = self.given.iter_mut().find(known) {
+            given.used = self.settled;
+            return Some((given.place.clone(), false));
+        }
+        let free = |given: &Given| Arc::strong_count(&given.place.in_use) == 1;
+        let number = if self.given.len() + 1 < NUMBERS {
+            self.given.len()
+        } else {
+            let free = self.given.iter().enumerate().filter(|(_, given)| free(given));
+            free.min_by_key(|(_, given)| given.used)?.0
+        };
+        let cell = Cell(u8::try_from(number + 1).ok()?);
+        let place = Place { cell, region: region.to_owned(), at, in_use: Arc::default() };
+        let given = Given { place: place.clone(), used: self.settled };
+        match self.given.get_mut(number) {
+            Some(before) => *before = given,
+            None => self.given.push(given),
+        }
+        Some((place, true))
+    }
+}
+
+impl Settling<'_> {
+    /// The cell of an endpoint: by its region, else by its coordinates. Those for which there are no
+    /// cells left belong to the nearest.
+    pub(crate) fn endpoint(&mut self, region: &str, at: Option<Coordinates>) -> Cell {
+        let at = at.map(Spot::new);
+        if region.is_empty() && at.is_none() {
+            return Cell::HERE;
+        }
+        if let Some(cell) = self.known_or_new(region, at) {
+            return cell;
+        }
+        // The proxy is no endpoint's place.
+        let places = self.cells.places.iter();
+        at.and_then(|at| nearest(places, &at)).map_or(Cell::HERE, |(cell, _)| cell)
+    }
+
+    /// The cell of a place that data comes from; `None` where nothing is near.
+    pub(crate) fn origin(&mut self, at: Coordinates) -> Option<Cell> {
+        let at = Spot::new(at);
+        if self.cells.here.is_some_and(|here| here.meters(&at) <= NEAR_METERS) {
+            return Some(Cell::HERE);
+        }
+        self.known_or_new("", Some(at)).or_else(|| self.cells.nearest(&at))
+    }
+
+    /// The cells, and which of them have numbers that are new.
+    pub(crate) fn finish(self) -> (Cells, Vec<Cell>) {
+        let Self { numbers, mut cells, new } = self;
+        for place in &mut cells.places {
+            let Some(given) = numbers.given.get_mut(place.cell.index() - 1) else { continue };
+            place.at = place.at.or(given.place.at);
+            given.place.at = place.at;
+        }
+        (cells, new)
+    }
+
+    fn known_or_new(&mut self, region: &str, at: Option<Spot>) -> Option<Cell> {
+        let places = &mut self.cells.places;
+        if let Some(place) = places.iter_mut().find(|place| place.is(region, at)) {
+            place.at = place.at.or(at);
+            return Some(place.cell);
+        }
+        if places.len() + 1 == CELLS {
+            return None;
+        }
+        let (mut place, new) = self.numbers.give(region, at)?;
+        if !region.is_empty() {
+            // What is said now counts; what was said before only where nothing is.
+            place.at = at;
+        }
+        let cell = place.cell;
+        places.push(place);
+        self.new.extend(new.then_some(cell));
+        Some(cell)
     }
 }
 
 impl Cells {
-    /// The cell of an endpoint: by its region, else by its coordinates. Those for which there are no
-    /// cells left belong to the nearest.
-    pub(crate) fn add(&mut self, endpoint: &Endpoint) -> Cell {
-        let region = &endpoint.locality.region;
-        let at = endpoint.coordinates.map(Spot::new);
-        if region.is_empty() && at.is_none() {
-            return Cell::HERE;
-        }
-        let same = |place: &Place| match &at {
-            _ if !region.is_empty() => place.region == *region,
-            Some(at) => place.at.is_some_and(|known| known.meters(at) <= NEAR_METERS),
-            None => false,
-        };
-        if let Some(index) = self.0.iter().position(same) {
-            let place = &mut self.0[index];
-            place.at = place.at.or(at);
-            return cell(index);
-        }
-        if self.0.len() + 1 == CELLS {
-            return at.and_then(|at| self.nearest(&at)).unwrap_or(Cell::HERE);
-        }
-        self.0.push(Place { region: region.clone(), at });
-        cell(self.0.len() - 1)
-    }
-
     /// All there are.
-    pub(crate) fn all(&self) -> impl Iterator<Item = Cell> + use<> {
-        (0..=self.0.len()).map(|index| Cell(u8::try_from(index).unwrap_or(0)))
+    pub(crate) fn all(&self) -> impl Iterator<Item = Cell> {
+        std::iter::once(Cell::HERE).chain(self.places.iter().map(|place| place.cell))
     }
 
-    /// The region of a cell; empty if it has none.
-    pub(crate) fn region(&self, of: Cell) -> &str {
-        self.place(of).map_or("", |place| &place.region)
+    /// Each of an endpoint with each of an origin.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (Cell, Cell)> {
+        self.all().flat_map(|endpoint| self.all().map(move |origin| (endpoint, origin)))
+    }
+
+    /// What a person calls a cell: its region, or else where it is. Empty for the proxy's own.
+    pub(crate) fn name(&self, of: Cell) -> String {
+        match self.places.iter().find(|place| place.cell == of) {
+            Some(Place { region, at: Some(at), .. }) if region.is_empty() => {
+                format!("{:.3},{:.3}", at.coordinates.latitude, at.coordinates.longitude)
+            }
+            Some(place) => place.region.clone(),
+            None => String::new(),
+        }
     }
 
     /// The cell that a request names: `latitude,longitude` in degrees, or a region. What is neither, or
     /// not on earth, names none.
     pub(crate) fn named(&self, value: &[u8]) -> Option<Cell> {
         let text = std::str::from_utf8(value).ok()?.trim();
-        if let Some(coordinates) = read_coordinates(text) {
-            return self.nearest(&Spot::new(coordinates));
+        if let Some(coordinates) = Coordinates::read(text) {
+            return self.at(coordinates);
         }
-        let named = |place: &Place| !text.is_empty() && place.region.eq_ignore_ascii_case(text);
-        self.0.iter().position(named).map(cell)
+        let named = |place: &&Place| !text.is_empty() && place.region.eq_ignore_ascii_case(text);
+        self.places.iter().find(named).map(|place| place.cell)
+    }
+
+    /// The cell nearest to a point; `None` where nothing has coordinates.
+    pub(crate) fn at(&self, coordinates: Coordinates) -> Option<Cell> {
+        self.nearest(&Spot::new(coordinates))
     }
 
     /// Seconds there and back that the distance lets expect; 0 where it is not known.
-    pub(crate) fn round_trip(&self, a: Cell, b: Cell) -> f32 {
-        let spot = |cell| self.place(cell).and_then(|place| place.at);
-        let (Some(a), Some(b)) = (spot(a), spot(b)) else { return 0.0 };
+    pub(crate) fn round_trip(&self, endpoint: Cell, origin: Cell) -> f32 {
+        let spot = |cell| self.places.iter().find(|place| place.cell == cell)?.at;
+        let origin = if origin == Cell::HERE { self.here } else { spot(origin) };
+        let (Some(endpoint), Some(origin)) = (spot(endpoint), origin) else { return 0.0 };
         #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second")]
-        let seconds = a.meters(&b).mul_add(SECONDS_PER_METER, LEAST_SECONDS) as f32;
+        let seconds = endpoint.meters(&origin).mul_add(SECONDS_PER_METER, LEAST_SECONDS) as f32;
         seconds
     }
 
-    fn place(&self, of: Cell) -> Option<&Place> {
-        self.0.get(of.index().checked_sub(1)?)
-    }
-
     fn nearest(&self, spot: &Spot) -> Option<Cell> {
-        let near = |place: &Place| place.at.map(|at| at.nearness(spot));
-        let places = self.0.iter().enumerate().filter_map(|(at, place)| Some((at, near(place)?)));
-        places.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(index, _)| cell(index))
+        let place = nearest(self.places.iter(), spot);
+        let here = self.here.map(|here| (Cell::HERE, here.nearness(spot)));
+        match (place, here) {
+            (Some((cell, near)), Some((_, here))) if near > here => Some(cell),
+            (_, Some((here, _))) => Some(here),
+            (place, None) => place.map(|(cell, _)| cell),
+        }
+    }
+}
+
+impl Place {
+    /// Whether it is the place of what has this region or, without one, stands there.
+    fn is(&self, region: &str, at: Option<Spot>) -> bool {
+        if !region.is_empty() {
+            return self.region == region;
+        }
+        self.at.zip(at).is_some_and(|(a, b)| a.meters(&b) <= NEAR_METERS)
     }
 }
 
@@ -140,96 +270,11 @@ impl Spot {
     }
 }
 
-/// `latitude,longitude`, both in degrees and on earth.
-pub(crate) fn read_coordinates(text: &str) -> Option<Coordinates> {
-    let (latitude, longitude) = text.split_once(',')?;
-    let degrees = |text: &str, most: f64| {
-        text.trim().parse::<f64>().ok().filter(|degrees| degrees.abs() <= most)
-    };
-    Some(Coordinates { latitude: degrees(latitude, 90.0)?, longitude: degrees(longitude, 180.0)? })
-}
-
-fn cell(index: usize) -> Cell {
-    Cell(u8::try_from(index + 1).unwrap_or(0))
+/// The place nearest to a spot, and how near that is.
+fn nearest<'a>(places: impl Iterator<Item = &'a Place>, spot: &Spot) -> Option<(Cell, f64)> {
+    let near = |place: &Place| Some((place.cell, place.at?.nearness(spot)));
+    places.filter_map(near).max_by(|(_, a), (_, b)| a.total_cmp(b))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FRANKFURT: (f64, f64) = (50.1, 8.7);
-    const VIRGINIA: (f64, f64) = (39.0, -77.5);
-    const FIJI: (f64, f64) = (-17.7, 178.1);
-
-    fn endpoint(region: &str, at: Option<(f64, f64)>) -> Endpoint {
-        let mut endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap());
-        region.clone_into(&mut endpoint.locality.region);
-        endpoint.coordinates = at.map(|(latitude, longitude)| Coordinates { latitude, longitude });
-        endpoint
-    }
-
-    fn world() -> Cells {
-        let mut cells = Cells::default();
-        cells.add(&endpoint("eu", Some(FRANKFURT)));
-        cells.add(&endpoint("us", Some(VIRGINIA)));
-        cells.add(&endpoint("", Some(FIJI)));
-        cells
-    }
-
-    #[test]
-    fn an_origin_is_the_nearest_place_or_one_named() {
-        let cells = world();
-        for (value, cell) in [
-            ("48.1,11.6", Some(1)),
-            (" 45.5 , -73.6 ", Some(2)),
-            // Across the date line.
-            ("-13.8,-171.8", Some(3)),
-            ("90,0", Some(1)),
-            ("EU", Some(1)),
-            ("us", Some(2)),
-            ("", None),
-            ("mars", None),
-            ("91,0", None),
-            ("0,181", None),
-            ("NaN,1", None),
-            ("inf,1", None),
-            ("1,2,3", None),
-            ("1", None),
-        ] {
-            assert_eq!(cells.named(value.as_bytes()), cell.map(Cell), "{value:?}");
-        }
-        assert_eq!(cells.named(b"\xff\xfe"), None);
-        assert_eq!(Cells::default().named(b"48.1,11.6"), None);
-    }
-
-    #[test]
-    fn endpoints_of_a_region_share_a_cell_and_its_number_stays() {
-        let mut cells = world();
-        assert_eq!(cells.add(&endpoint("us", None)), Cell(2));
-        assert_eq!(cells.add(&endpoint("", Some((50.0, 8.5)))), Cell(1), "35 km from Frankfurt");
-        assert_eq!(cells.add(&endpoint("", None)), Cell::HERE);
-        assert_eq!(cells.add(&endpoint("new", None)), Cell(4));
-        assert_eq!(cells.add(&endpoint("eu", Some(FRANKFURT))), Cell(1));
-    }
-
-    #[test]
-    fn when_no_cell_is_left_the_nearest_takes_what_comes() {
-        let mut cells = world();
-        for region in 0..100 {
-            let at = cells.add(&endpoint(&region.to_string(), None));
-            assert_eq!(at, if region < 12 { Cell(region + 4) } else { Cell::HERE });
-        }
-        assert_eq!(cells.add(&endpoint("munich", Some((48.1, 11.6)))), Cell(1));
-        assert_eq!(cells.all().count(), CELLS);
-    }
-
-    #[test]
-    fn distance_lets_expect_a_round_trip() {
-        let cells = world();
-        let ms = |a, b| (cells.round_trip(Cell(a), Cell(b)) * 1000.0).round();
-        assert_eq!(ms(1, 2), 99.0, "6,556 km; 90 ms are usual");
-        assert_eq!(ms(2, 1), 99.0);
-        assert_eq!(ms(1, 1), 1.0);
-        assert_eq!(ms(0, 1), 0.0, "unknown");
-    }
-}
+mod tests;

@@ -1,4 +1,7 @@
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use http::{HeaderMap, HeaderValue};
 use towpath_policies::model::{
@@ -10,22 +13,23 @@ use super::{
     places::Cell,
 };
 use crate::upstream::{
-    ServiceState, now_ms,
+    ServiceState, Site, now_ms,
     pick::{Ask, Tried, pick},
-    reconcile,
+    reconcile, reconcile_at,
 };
 
 const MIB: u64 = 1 << 20;
 const ORIGIN: &str = "x-origin";
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Region, latitude, longitude.
 const EU: (&str, f64, f64) = ("eu", 50.1, 8.7);
 const US: (&str, f64, f64) = ("us", 39.0, -77.5);
 
 /// So many endpoints in each of these regions.
-fn state_with(terms: Terms, regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
+fn state_at(site: &Site, terms: Terms, regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
     let mut service = Service::new("predicted", Protocol::Http1);
     service.balancer = Balancer::CompletionTime;
-    service.prediction.origin = Some(OriginSource::Header(ORIGIN.to_owned()));
+    service.prediction.origin = vec![OriginSource::Header(ORIGIN.to_owned())];
     service.prediction.terms = terms;
     let places = regions.iter().flat_map(|(place, count)| std::iter::repeat_n(*place, *count));
     let endpoint = |(n, (region, latitude, longitude)): (u32, (&str, f64, f64))| {
@@ -37,16 +41,22 @@ fn state_with(terms: Terms, regions: &[((&str, f64, f64), usize)]) -> Arc<Servic
     };
     let endpoints = (0..).zip(places).map(endpoint).collect();
     let set = EndpointSet { service: "predicted".into(), endpoints };
-    reconcile(None, Arc::new(service), &set, 1).unwrap()
+    reconcile_at(site, None, Arc::new(service), &set).unwrap()
 }
 
 fn state(regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
-    state_with(Terms::default(), regions)
+    state_at(&Site { workers: 1, ..Site::default() }, Terms::default(), regions)
+}
+
+/// As seen from this place.
+fn state_from(here: (&str, f64, f64), regions: &[((&str, f64, f64), usize)]) -> Arc<ServiceState> {
+    let here = Some(Coordinates { latitude: here.1, longitude: here.2 });
+    state_at(&Site { workers: 1, here, clients: None }, Terms::default(), regions)
 }
 
 fn origin(state: &ServiceState, value: &'static str) -> Cell {
     let headers = [(ORIGIN.parse().unwrap(), HeaderValue::from_static(value))];
-    state.origin(&HeaderMap::from_iter(headers))
+    state.origin(&HeaderMap::from_iter(headers), CLIENT)
 }
 
 /// How often each endpoint is picked for so many bytes.
@@ -239,7 +249,8 @@ fn among_many_the_near_are_likely_and_the_far_take_what_is_too_much() {
 #[test]
 fn a_term_that_is_off_does_not_count() {
     let terms = Terms { network: 0.0, transfer: 0.0, ..Terms::default() };
-    let state = state_with(terms, &[(EU, 1), (US, 1)]);
+    let site = Site { workers: 1, ..Site::default() };
+    let state = state_at(&site, terms, &[(EU, 1), (US, 1)]);
     let even = shares(&state, origin(&state, "us"), 1000, 1000);
     assert!((0.4..0.6).contains(&even[0]), "{even:?}");
 }
@@ -299,4 +310,63 @@ fn an_answer_that_needed_nothing_from_the_origin_does_not_bring_it_near() {
     served(&state, 0, us, 100, 0.001, 30);
     served(&state, 1, us, 100, 0.001, 30);
     assert_eq!(shares(&state, us, 1000, 100), [0.0, 1.0]);
+}
+
+#[test]
+fn a_proxy_that_knows_where_it_is_begins_with_what_is_near() {
+    let state = state_from(EU, &[(EU, 1), (US, 1)]);
+    assert_eq!(shares(&state, Cell::HERE, MIB, 100), [1.0, 0.0]);
+    assert_eq!(shares(&state, origin(&state, "us"), MIB, 100), [0.0, 1.0]);
+    // Among many too.
+    let state = state_from(US, &[(EU, 500), (US, 500)]);
+    let near = shares(&state, Cell::HERE, MIB, 4000)[500..].iter().sum::<f64>();
+    assert!(near > 0.95, "{near}");
+}
+
+#[test]
+fn a_measured_round_trip_counts_and_not_where_the_proxy_is_said_to_be() {
+    let state = state_from(EU, &[(EU, 1), (US, 1)]);
+    state.endpoints[0].live.learned.connected(0.2);
+    state.endpoints[1].live.learned.connected(0.001);
+    assert_eq!(shares(&state, Cell::HERE, 1000, 100), [0.0, 1.0]);
+}
+
+#[test]
+fn a_place_that_is_corrected_counts_until_something_is_measured() {
+    let wrong = state_from(US, &[(EU, 1), (US, 1)]);
+    let set = EndpointSet {
+        service: "predicted".into(),
+        endpoints: wrong.endpoints.iter().map(|e| e.spec.clone()).collect(),
+    };
+    let here = Some(Coordinates { latitude: EU.1, longitude: EU.2 });
+    let site = Site { workers: 1, here, clients: None };
+    let right = reconcile_at(&site, Some(&wrong), wrong.spec.clone(), &set).unwrap();
+    assert_eq!(shares(&right, Cell::HERE, MIB, 100), [1.0, 0.0]);
+    served(&right, 0, Cell::HERE, 1000, 2.0, 10);
+    let again = reconcile_at(&site, Some(&right), right.spec.clone(), &set).unwrap();
+    assert_eq!(shares(&again, Cell::HERE, 1000, 100), [0.0, 1.0]);
+}
+
+#[test]
+fn of_a_region_that_comes_where_many_have_gone_nothing_bad_is_known() {
+    let mut state = state(&[(EU, 1), (US, 1)]);
+    let seconds = |state: &ServiceState| {
+        let completion = state.completion.as_ref().unwrap();
+        let new = &state.endpoints[1].live;
+        completion.predict(new, origin(state, "eu"), 1000.0, 1.0, || 100).total()
+    };
+    for n in 0..100_u8 {
+        let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+        set.endpoints.extend(state.endpoints.iter().map(|e| e.spec.clone()));
+        let new = &mut set.endpoints[1];
+        new.address = ([10, 9, 9, n], 80).into();
+        new.locality.region = format!("region {n}");
+        let spec = state.spec.clone();
+        state = reconcile(Some(&state), spec, &set, 1).unwrap();
+        assert!(seconds(&state) < 0.2, "{n}: {}", seconds(&state));
+        let eu = origin(&state, "eu");
+        served(&state, 1, eu, 1000, 5.0, 30);
+        served(&state, 1, eu, MIB, 50.0, 30);
+        assert!(seconds(&state) > 1.0, "{n}: {}", seconds(&state));
+    }
 }

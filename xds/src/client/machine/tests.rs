@@ -3,8 +3,8 @@ use std::net::SocketAddr;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use prost::Message;
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, Endpoint, EndpointSet, HttpOptions, Listener, Protocol, RouteTable,
-    Service, TcpForward, WeightedBackend,
+    Bind, Chain, ChainKind, Endpoint, EndpointSet, HttpOptions, Listener, Location, Protocol,
+    RouteTable, Service, TcpForward, WeightedBackend,
 };
 
 use super::*;
@@ -111,7 +111,15 @@ fn table(name: &str) -> Item {
 fn listener(name: &str, kind: ChainKind) -> Item {
     let chains = vec![Chain { server_names: vec![], tls: None, kind }];
     let bind = Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80)));
-    item(name, codec::encode_listener(&Listener { name: name.to_owned(), bind, chains }))
+    item(
+        name,
+        codec::encode_listener(&Listener {
+            name: name.to_owned(),
+            bind,
+            chains,
+            location: Location::default(),
+        }),
+    )
 }
 
 fn tcp(name: &str, service: &str) -> Item {
@@ -126,7 +134,15 @@ fn http(name: &str, table: &str) -> Item {
 
 fn broken(name: &str) -> Item {
     let bind = Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80)));
-    item(name, codec::encode_listener(&Listener { name: name.to_owned(), bind, chains: vec![] }))
+    item(
+        name,
+        codec::encode_listener(&Listener {
+            name: name.to_owned(),
+            bind,
+            chains: vec![],
+            location: Location::default(),
+        }),
+    )
 }
 
 fn rejection(requests: &[Request], kind: ResourceKind) -> Option<&Rejection> {

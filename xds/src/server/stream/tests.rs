@@ -2,7 +2,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use towpath_policies::model::{
     Action, Chain, ChainKind, Endpoint, EndpointSet, Forward, HeaderEdit, HttpOptions, Listener,
-    Protocol, Route, RouteMatch, RouteTable, Service, TcpForward, VirtualHost, WeightedBackend,
+    Location, Protocol, Route, RouteMatch, RouteTable, Service, TcpForward, VirtualHost,
+    WeightedBackend,
 };
 
 use super::{kind::blame, *};
@@ -24,9 +25,10 @@ fn world() -> Snapshot {
 fn put_listener(world: &mut Snapshot, name: &str, table: &str, bind: Bind) {
     let kind = ChainKind::Http { route_table: table.to_owned(), options: HttpOptions::default() };
     let chains = vec![Chain { server_names: vec![], tls: None, kind }];
-    world
-        .listeners
-        .insert(name.to_owned(), Arc::new(Listener { name: name.to_owned(), bind, chains }));
+    world.listeners.insert(
+        name.to_owned(),
+        Arc::new(Listener { name: name.to_owned(), bind, chains, location: Location::default() }),
+    );
 }
 
 fn put_table(world: &mut Snapshot, name: &str, service: &str) {

@@ -1,0 +1,142 @@
+//! Where clients are, by their addresses: a database in MaxMind's format, which is read again when
+//! its file changes. Knows no requests.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use arc_swap::ArcSwap;
+use maxminddb::{MaxMindDbError, PathElement, Reader};
+use serde::Deserialize;
+use towpath_policies::model::Coordinates;
+
+use crate::{
+    lock::lock,
+    stamp::{self, Stamp},
+};
+
+/// Places of addresses.
+#[derive(Debug)]
+pub struct ClientPlaces {
+    path: PathBuf,
+    database: ArcSwap<Reader<Vec<u8>>>,
+    read: Mutex<Read>,
+}
+
+/// What was made of the file.
+#[derive(Debug)]
+struct Read {
+    /// Of the file in use.
+    stamp: Option<Stamp>,
+    /// The last failure that was told: tried again, but not told again.
+    failed: Option<(Option<Stamp>, String)>,
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GeoIpError {
+    /// The file cannot be read.
+    #[error("{}: {error}", .path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+    /// It is none, or damaged.
+    #[error("{}: is no sound database in MaxMind's format: {error}", .path.display())]
+    Damaged {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        error: MaxMindDbError,
+    },
+}
+
+/// The part of a record that counts.
+#[derive(Deserialize)]
+struct Location {
+    latitude: f64,
+    longitude: f64,
+}
+
+/// Largest file that is read: it is kept in memory. Those of all the world's cities have 0.1 GB.
+const MOST_BYTES: u64 = 2 << 30;
+
+impl ClientPlaces {
+    /// Reads a database, and looks through all of it.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn open(path: &Path) -> Result<Self, GeoIpError> {
+        // Taken before the file is read: a change in between is then seen as one.
+        let stamp = stamp::of(path);
+        let database = ArcSwap::from_pointee(load(path)?);
+        Ok(Self { path: path.to_owned(), database, read: Mutex::new(Read { stamp, failed: None }) })
+    }
+
+    /// Where an address is; `None` when the database does not say.
+    pub fn find(&self, address: IpAddr) -> Option<Coordinates> {
+        locate(&self.database.load(), address.to_canonical())
+    }
+
+    /// Reads the file again if it changed. On an error what was read before stays in use; the next
+    /// call tries again, and is silent about the same error.
+    pub(crate) fn reload(&self) -> Result<bool, GeoIpError> {
+        let now = stamp::of(&self.path);
+        let mut read = lock(&self.read);
+        if read.stamp == now {
+            return Ok(false);
+        }
+        match load(&self.path) {
+            Ok(database) => {
+                self.database.store(Arc::new(database));
+                *read = Read { stamp: now, failed: None };
+                Ok(true)
+            }
+            Err(error) => {
+                let failed = Some((now, error.to_string()));
+                if read.failed == failed {
+                    return Ok(false);
+                }
+                read.failed = failed;
+                Err(error)
+            }
+        }
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn locate(database: &Reader<Vec<u8>>, address: IpAddr) -> Option<Coordinates> {
+    if address.is_ipv6() && database.metadata().ip_version == 4 {
+        return None;
+    }
+    let record = database.lookup(address).ok()?;
+    let at: Location = record.decode_path(&[PathElement::Key("location")]).ok()??;
+    let at = Coordinates { latitude: at.latitude, longitude: at.longitude };
+    at.on_earth().then_some(at)
+}
+
+fn load(path: &Path) -> Result<Reader<Vec<u8>>, GeoIpError> {
+    let bad = |error| GeoIpError::File { path: path.to_owned(), error };
+    if fs::metadata(path).map_err(bad)?.len() > MOST_BYTES {
+        return Err(bad(io::Error::other("is larger than 2 GiB")));
+    }
+    let bytes = fs::read(path).map_err(bad)?;
+    let damaged = |error| GeoIpError::Damaged { path: path.to_owned(), error };
+    let database = Reader::from_source(bytes).map_err(damaged)?;
+    database.verify().map_err(damaged)?;
+    Ok(database)
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod writer;
