@@ -13,13 +13,15 @@ use anyhow::Context as _;
 use towpath_control_plane::{
     DEFAULT_ADMIN,
     source::{Commit, short},
-    status::{Applied, Proxy, Rejected, Status, UnknownPlace},
+    status::{Applied, Proxy, Rejected, ServiceFigures, Status, UnknownPlace},
 };
 
 use crate::admin::{self, plain, print};
 
 /// Time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Lines of loads shown.
+const LOADS_SHOWN: usize = 50;
 /// Findings shown of a rejected version.
 const FINDINGS_SHOWN: usize = 20;
 
@@ -101,6 +103,7 @@ fn text(status: &Status, now: u64) -> String {
     } else {
         about_proxies(&status.proxies, now, &mut lines);
     }
+    about_loads(&status.loads, &mut lines);
     lines.iter().fold(String::new(), |page, line| page + line.trim_end() + "\n")
 }
 
@@ -232,16 +235,10 @@ fn about_proxies(proxies: &[Proxy], now: u64, lines: &mut Vec<String>) {
             plain(&proxy.peer),
         ]
     }));
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let row = |cells: &[String; 6]| {
-        let pad = |(cell, width): (&String, &usize)| format!("{cell:<width$}  ");
-        cells.iter().zip(&widths).map(pad).collect::<String>()
-    };
-    lines.push(row(&rows[0]));
-    for (cells, proxy) in rows[1..].iter().zip(proxies) {
-        lines.push(row(cells));
+    let mut rows = table(&rows);
+    lines.extend(rows.next());
+    for (row, proxy) in rows.zip(proxies) {
+        lines.push(row);
         let Some(nack) = &proxy.nack else { continue };
         for refused in &nack.resources {
             let source = refused.source.as_ref().map_or(String::new(), |s| format!(" ({s})"));
@@ -253,6 +250,63 @@ fn about_proxies(proxies: &[Proxy], now: u64, lines: &mut Vec<String>) {
             lines.push(format!("  {}: {}", nack.kind, plain(&nack.reason)));
         }
     }
+}
+
+/// What clients report of the load they make: a line for each endpoint, as many as are looked through.
+fn about_loads(loads: &[ServiceFigures], lines: &mut Vec<String>) {
+    if loads.is_empty() {
+        return;
+    }
+    let heads = ["LOAD", "ENDPOINT", "REQ/S", "ERR/S", "OPEN", "MB/S", "WEIGHT", "SAYS"];
+    let mut rows = vec![heads.map(str::to_owned)];
+    for service in loads {
+        let dropped = service.dropped_per_second;
+        rows.push([
+            plain(&service.service),
+            "all".to_owned(),
+            format!("{:.1}", service.requests_per_second),
+            format!("{:.1}", service.errors_per_second),
+            service.in_progress.to_string(),
+            format!("{:.1}", service.bytes_per_second / 1e6),
+            String::new(),
+            if dropped > 0.0 { format!("refused {dropped:.1}/s") } else { String::new() },
+        ]);
+        rows.extend(service.endpoints.iter().map(|of| {
+            let says = of.metrics.iter().map(|(name, mean)| format!("{}={mean:.3}", plain(name)));
+            let declared = match of.weight == of.declared_weight {
+                true => String::new(),
+                false => format!(" (declared {})", of.declared_weight),
+            };
+            [
+                plain(&service.service),
+                plain(&of.endpoint),
+                format!("{:.1}", of.requests_per_second),
+                format!("{:.1}", of.errors_per_second),
+                of.in_progress.to_string(),
+                format!("{:.1}", of.bytes_per_second / 1e6),
+                format!("{}{declared}", of.weight),
+                says.collect::<Vec<_>>().join(" "),
+            ]
+        }));
+    }
+    lines.push(String::new());
+    let more = rows.len().saturating_sub(LOADS_SHOWN + 1);
+    rows.truncate(LOADS_SHOWN + 1);
+    lines.extend(table(&rows));
+    if more > 0 {
+        lines.push(format!("and {more} more; all of them: --format json"));
+    }
+}
+
+/// Columns one below the other.
+fn table<const N: usize>(rows: &[[String; N]]) -> impl Iterator<Item = String> {
+    let width =
+        |column: usize| rows.iter().map(|row: &[String; N]| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    rows.iter().map(move |row| {
+        let pad = |(cell, width): (&String, &usize)| format!("{cell:<width$}  ");
+        row.iter().zip(&widths).map(pad).collect()
+    })
 }
 
 fn about_commit(commit: Option<&Commit>) -> String {
@@ -283,7 +337,9 @@ fn ago(then: u64, now: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_control_plane::status::{Current, Finding, Nack, Refused, SourceStatus};
+    use towpath_control_plane::status::{
+        Current, EndpointFigures, Finding, Nack, Refused, SourceStatus,
+    };
     use towpath_policies::model::ResourceKind;
 
     use super::*;
@@ -388,6 +444,38 @@ worker\u{fffd}[2J           1a2b          REFUSES  4 min      127.0.0.1:4242
   listener gateway/edge/8080 (gateways.yaml:3): address in use
 ";
         assert_eq!(text(&example(), NOW), expected);
+    }
+
+    #[test]
+    fn loads_are_a_table_of_services_and_endpoints() {
+        let endpoint = EndpointFigures {
+            endpoint: "gpu-1".into(),
+            requests_per_second: 2.54,
+            errors_per_second: 0.1,
+            in_progress: 3,
+            bytes_per_second: 1.5e6,
+            weight: 10,
+            declared_weight: 100,
+            metrics: [("towpath.goodput_factor".to_owned(), 0.1)].into(),
+            ..EndpointFigures::default()
+        };
+        let load = ServiceFigures {
+            service: "embed".into(),
+            requests_per_second: 2.54,
+            errors_per_second: 0.1,
+            in_progress: 3,
+            bytes_per_second: 1.5e6,
+            dropped_per_second: 0.5,
+            endpoints: vec![endpoint],
+            ..ServiceFigures::default()
+        };
+        let page = text(&Status { loads: vec![load], ..Status::default() }, NOW);
+        let expected = "
+LOAD   ENDPOINT  REQ/S  ERR/S  OPEN  MB/S  WEIGHT             SAYS
+embed  all       2.5    0.1    3     1.5                      refused 0.5/s
+embed  gpu-1     2.5    0.1    3     1.5   10 (declared 100)  towpath.goodput_factor=0.100
+";
+        assert!(page.ends_with(expected), "{page}");
     }
 
     #[test]

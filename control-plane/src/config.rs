@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -48,6 +49,15 @@ pub struct Args {
     /// Where proxies connect (xDS over gRPC, cleartext); port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_XDS)]
     pub xds: SocketAddr,
+
+    /// How often proxies and other clients report the load they make (LRS), 1s to 1h
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = parse_report_interval
+    )]
+    pub load_report_interval: Duration,
 
     /// Where /status, /metrics, /ready and /refresh are served; keep it on loopback
     #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_ADMIN)]
@@ -124,6 +134,8 @@ pub struct Config {
     pub xds: SocketAddr,
     /// Address of the admin endpoint.
     pub admin: SocketAddr,
+    /// How often clients report the load they make; 100 ms to 1 h.
+    pub load_report_interval: Duration,
     /// Where the mirror and the last good policies are kept.
     pub state: StateDir,
     /// Asks for the addresses of a host.
@@ -164,6 +176,7 @@ impl Config {
             poll: Duration::from_secs(5),
             xds: any,
             admin: any,
+            load_report_interval: Duration::from_secs(10),
             state: StateDir::Temporary,
             resolver: Resolver::system(),
             maps: None,
@@ -185,7 +198,8 @@ impl TryFrom<&Args> for Config {
             .apple
             .client(limits)?
             .map(|client| Maps { service: Arc::new(client), ask_for: args.apple_maps_for });
-        Ok(Self { poll, xds, admin, state, maps, ..Self::new(source) })
+        let load_report_interval = args.load_report_interval;
+        Ok(Self { poll, xds, admin, load_report_interval, state, maps, ..Self::new(source) })
     }
 }
 
@@ -205,6 +219,15 @@ fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let duration = parse_time(text).ok_or(DurationError)?;
     if (MIN_POLL..=MAX_POLL).contains(&duration) { Ok(duration) } else { Err(DurationError) }
 }
+
+fn parse_report_interval(text: &str) -> Result<Duration, &'static str> {
+    let interval = parse_time(text).filter(|interval| REPORT_INTERVALS.contains(interval));
+    interval.ok_or("expected a time from 1s to 1h, like 10s or 1m")
+}
+
+/// Oftener than that figures say little, and more rarely nothing.
+const REPORT_INTERVALS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {

@@ -9,10 +9,13 @@ use std::{
 use tokio::sync::watch;
 use towpath_policies::model::{
     Coordinates, Discovery, EndpointSet, Mesh, Node, ResourceKey, ResourceKind, ScopedListener,
-    Snapshot,
+    Snapshot, Weights,
 };
 
-use crate::places::Locate;
+use crate::{
+    loads::{Shares, weighed},
+    places::Locate,
+};
 
 /// Most different nodes served at a time.
 pub(crate) const MAX_NODES: usize = 10_000;
@@ -34,6 +37,9 @@ struct State {
     resolved: BTreeMap<String, (Discovery, Arc<EndpointSet>)>,
     /// Where places are by a map service's word; it goes before what the mesh says itself.
     places: BTreeMap<String, Coordinates>,
+    /// Of services whose weights follow the load: the sets without that, and what is made of them.
+    declared: BTreeMap<String, Arc<EndpointSet>>,
+    shares: BTreeMap<String, Shares>,
     /// Nodes that are connected, or were a moment ago.
     nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
 }
@@ -74,7 +80,7 @@ impl Hub {
     /// on; those for which nothing changed find that by comparing pointers.
     pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
         let mut state = self.state();
-        let State { mesh: held, resolved, places, nodes } = &mut *state;
+        let State { mesh: held, resolved, places, declared, shares, nodes } = &mut *state;
         resolved.retain(|name, (asked, _)| {
             mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
@@ -91,6 +97,16 @@ impl Hub {
         locate_all(mesh.endpoints.values_mut(), places);
         locate_all(mesh.services.values_mut(), places);
         locate_all(mesh.listeners.values_mut().map(|scoped| &mut scoped.listener), places);
+        declared.clear();
+        shares.retain(|name, _| follows_load(&mesh, name));
+        for (name, set) in &mut mesh.endpoints {
+            if mesh.services.get(name).is_some_and(|s| s.weights == Weights::FromLoad) {
+                declared.insert(name.clone(), set.clone());
+                if let Some(weighed) = weighed(set, shares.get(name)) {
+                    *set = Arc::new(weighed);
+                }
+            }
+        }
         share(&mut mesh, held);
         *held = mesh;
         sweep(nodes);
@@ -108,7 +124,7 @@ impl Hub {
     /// Takes the answer that one service `asked` for; costs nothing but that endpoint set.
     pub(crate) fn set_resolved(&self, asked: &Discovery, set: EndpointSet) {
         let mut state = self.state();
-        let State { mesh, resolved, nodes, .. } = &mut *state;
+        let State { mesh, resolved, .. } = &mut *state;
         let known = resolved.get(&set.service);
         if known.is_some_and(|(question, known)| question == asked && **known == set) {
             return;
@@ -120,7 +136,7 @@ impl Hub {
         if mesh.services.get(&name).is_none_or(|service| service.discovery != *asked) {
             return;
         }
-        put(mesh, nodes, &set);
+        state.serve(set);
     }
 
     /// Where the places of the next mesh are, as far as that is known; others are forgotten.
@@ -131,13 +147,15 @@ impl Hub {
     /// Takes a map service's word for where a place is; costs nothing but the resources that name it.
     pub(crate) fn set_place(&self, name: &str, at: Coordinates) {
         let mut state = self.state();
-        let State { mesh, places, nodes, .. } = &mut *state;
+        let State { mesh, places, declared, .. } = &mut *state;
         places.insert(name.to_owned(), at);
         let this = BTreeMap::from([(name.to_owned(), at)]);
-        let moved: Vec<_> = mesh.endpoints.values().filter_map(|set| located(set, &this)).collect();
+        let sets = mesh.endpoints.iter().map(|(name, set)| declared.get(name).unwrap_or(set));
+        let moved: Vec<_> = sets.filter_map(|set| located(set, &this)).collect();
         for set in moved {
-            put(mesh, nodes, &set);
+            state.serve(set);
         }
+        let State { mesh, nodes, .. } = &mut *state;
         let services = locate_all(mesh.services.values_mut(), &this);
         let listeners = mesh.listeners.values_mut().map(|scoped| &mut scoped.listener);
         let listeners = locate_all(listeners, &this);
@@ -157,6 +175,24 @@ impl Hub {
                 news
             });
         }
+    }
+
+    /// The endpoints of a service, as they are served.
+    pub(crate) fn endpoints(&self, service: &str) -> Option<Arc<EndpointSet>> {
+        self.state().mesh.endpoints.get(service).cloned()
+    }
+
+    /// The endpoints of the services whose weights follow the load, with the weights declared.
+    pub(crate) fn declared(&self) -> Vec<Arc<EndpointSet>> {
+        self.state().declared.values().cloned().collect()
+    }
+
+    /// Serves a service whose weights follow the load with other ones; costs nothing but its set.
+    pub(crate) fn set_shares(&self, service: &str, shares: Shares) {
+        let mut state = self.state();
+        let Some(set) = state.declared.get(service).cloned() else { return };
+        state.shares.insert(service.to_owned(), shares);
+        state.serve(set);
     }
 
     /// The service's name did not resolve in time. Until it does, its endpoint
@@ -190,6 +226,23 @@ impl Hub {
         // Nothing in here panics half-way through a change that could be seen.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl State {
+    /// Serves another endpoint set of a service, with weights by its load where they follow it.
+    fn serve(&mut self, mut set: Arc<EndpointSet>) {
+        if follows_load(&self.mesh, &set.service) {
+            self.declared.insert(set.service.clone(), set.clone());
+            if let Some(weighed) = weighed(&set, self.shares.get(&set.service)) {
+                set = Arc::new(weighed);
+            }
+        }
+        put(&mut self.mesh, &self.nodes, &set);
+    }
+}
+
+fn follows_load(mesh: &Mesh, service: &str) -> bool {
+    mesh.services.get(service).is_some_and(|service| service.weights == Weights::FromLoad)
 }
 
 /// Serves another endpoint set of a service to the nodes that use it.
@@ -437,6 +490,48 @@ pub(crate) mod tests {
         assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
         hub.publish(mesh("2"));
         assert_eq!(*a.borrow().endpoints["a"], addresses("a", 1));
+    }
+
+    #[test]
+    fn weights_follow_the_load_through_answers_and_commits_until_a_policy_says_otherwise() {
+        let follows = |version: &str, weights| {
+            let mut mesh = mesh(version);
+            let mut service = Service::clone(&mesh.services["a"]);
+            service.weights = weights;
+            mesh.services.insert("a".into(), Arc::new(service));
+            mesh
+        };
+        let hub = Hub::default();
+        let (mut a, mut b) = (hub.watch(&node("a")), hub.watch(&node("b")));
+        hub.publish(follows("1", Weights::FromLoad));
+        hub.set_resolved(&asks("a"), addresses("a", 1));
+        a.borrow_and_update();
+        b.borrow_and_update();
+        let share = Shares::from([(([127, 0, 0, 1], 1).into(), 0.1)]);
+        hub.set_shares("a", share.clone());
+        hub.set_shares("b", share);
+        assert!(a.has_changed().unwrap() && !b.has_changed().unwrap());
+        let weights = |set: &EndpointSet| -> Vec<(u32, u32)> {
+            set.endpoints.iter().map(|e| (e.weight, e.declared())).collect()
+        };
+        let served = || weights(&a.borrow().endpoints["a"]);
+        assert_eq!(served(), [(10, 100)]);
+        assert_eq!(weights(&hub.declared()[0]), [(100, 100)]);
+        // Another answer, and another commit.
+        let mut more = addresses("a", 1);
+        more.endpoints.push(Endpoint::new(([127, 0, 0, 1], 2).into()));
+        hub.set_resolved(&asks("a"), more);
+        assert_eq!(served(), [(10, 100), (100, 100)]);
+        hub.publish(follows("2", Weights::FromLoad));
+        assert_eq!(served(), [(10, 100), (100, 100)]);
+        assert_eq!(weights(&hub.declared()[0]), [(100, 100), (100, 100)]);
+        hub.set_shares("a", Shares::new());
+        assert_eq!(served(), [(100, 100), (100, 100)]);
+        assert_eq!(a.borrow().endpoints["a"].endpoints[0].declared_weight, None);
+        hub.set_shares("a", Shares::from([(([127, 0, 0, 1], 2).into(), 2.0)]));
+        hub.publish(follows("3", Weights::Declared));
+        assert_eq!(served(), [(100, 100), (100, 100)]);
+        assert!(hub.declared().is_empty());
     }
 
     #[test]

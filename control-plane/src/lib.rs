@@ -10,6 +10,7 @@ mod config;
 mod dns;
 mod follow;
 mod hub;
+mod loads;
 pub mod places;
 mod run;
 mod serve;

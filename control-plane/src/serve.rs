@@ -16,6 +16,7 @@ use crate::{
     dns::Names,
     follow::{First, Follow, MAX_REQUESTS, Refreshed, Request},
     hub::Hub,
+    loads::Loads,
     places::Places,
     source::{Follower, SourceSpec},
     status::{Moment, Shared, SourceStatus, Status, Tracker},
@@ -43,6 +44,7 @@ pub struct Running {
     follow: AbortOnDropHandle<()>,
     released: watch::Receiver<()>,
     servers: Vec<AbortOnDropHandle<()>>,
+    _loads: AbortOnDropHandle<()>,
 }
 
 /// Why a control plane did not start.
@@ -78,8 +80,8 @@ pub enum StartError {
 /// source cannot be there (a missing folder, no `git`) and nothing is left of
 /// an earlier run.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let Config { source, poll, xds, admin, state, resolver, maps } = config;
-    let (xds, xds_addr) = bind("xds", xds).await?;
+    let Config { source, poll, xds, admin, load_report_interval, state, resolver, maps } = config;
+    let (listener, xds_addr) = bind("xds", xds).await?;
     let (admin, admin_addr) = bind("admin", admin).await?;
     let store = Store::open(&state, &source.identity())?;
     let (hub, changed) = (Arc::new(Hub::default()), Arc::new(Notify::new()));
@@ -104,7 +106,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
 
     let views = Served { hub: hub.clone(), shared: shared.clone() };
-    let xds = AdsServer::new(Arc::new(views)).serve(xds, told(stopped.clone()));
+    let loads = Loads::new(hub.clone(), load_report_interval);
+    let xds = AdsServer::new(Arc::new(views)).with_loads(loads.clone());
+    let xds = xds.serve(listener, told(stopped.clone()));
+    let loads = AbortOnDropHandle::new(tokio::spawn(loads.watch(shared.clone())));
     let page = admin::router(Admin {
         hub,
         shared: shared.clone(),
@@ -128,6 +133,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         follow,
         released,
         servers,
+        _loads: loads,
     })
 }
 

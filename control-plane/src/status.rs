@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use towpath_policies::model::ResourceKind;
+use towpath_policies::model::{Locality, ResourceKind};
 
 use crate::source::Commit;
 pub(crate) use tracker::{APPLY_BOUNDS, Moment, Tracker, unix_ms};
@@ -37,6 +37,9 @@ pub struct Status {
     /// Places that are not known so far, where a map service is asked for them.
     #[serde(default)]
     pub places: Vec<UnknownPlace>,
+    /// What clients report of the load they make, by service.
+    #[serde(default)]
+    pub loads: Vec<ServiceFigures>,
     /// Sums since the start.
     pub counters: Counters,
 }
@@ -221,6 +224,65 @@ pub struct UnknownPlace {
     pub source: String,
     /// Why it is not known.
     pub error: String,
+}
+
+/// The load that clients make of a service, as they reported it last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceFigures {
+    /// The service.
+    pub service: String,
+    /// Requests that ended, those that failed among them.
+    pub requests_per_second: f64,
+    /// Of these: failed for a reason of the endpoint's.
+    pub errors_per_second: f64,
+    /// Requests that have not ended.
+    pub in_progress: u64,
+    /// Body bytes both ways, as far as clients tell.
+    pub bytes_per_second: f64,
+    /// Requests that clients refused instead of sending them.
+    pub dropped_per_second: f64,
+    /// Endpoints of which something was told.
+    pub endpoints: Vec<EndpointFigures>,
+    /// Places of which something was told.
+    pub places: Vec<PlaceFigures>,
+}
+
+/// The load of one endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndpointFigures {
+    /// Its name.
+    pub endpoint: String,
+    /// Its address.
+    pub address: String,
+    /// Requests that ended, those that failed among them.
+    pub requests_per_second: f64,
+    /// Of these: failed for a reason of the endpoint's.
+    pub errors_per_second: f64,
+    /// Requests that have not ended.
+    pub in_progress: u64,
+    /// Body bytes both ways, as far as clients tell.
+    pub bytes_per_second: f64,
+    /// The weight it is served with.
+    pub weight: u32,
+    /// The weight that the policy says.
+    pub declared_weight: u32,
+    /// Means of what it says of itself, and of what clients measure, by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// The load of the endpoints of one place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlaceFigures {
+    /// The place.
+    pub locality: Locality,
+    /// Requests that ended, those that failed among them.
+    pub requests_per_second: f64,
+    /// Of these: failed for a reason of the endpoints'.
+    pub errors_per_second: f64,
+    /// Requests that have not ended.
+    pub in_progress: u64,
+    /// Body bytes both ways, as far as clients tell.
+    pub bytes_per_second: f64,
 }
 
 /// Sums since the start.

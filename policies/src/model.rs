@@ -19,7 +19,7 @@ mod transfer;
 mod tries;
 
 pub use balancing::{
-    Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing,
+    Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing, Weights,
 };
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, Location};
 pub use listener::{

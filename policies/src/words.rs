@@ -7,7 +7,7 @@ use crate::model::{
     HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, OriginSource,
     Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
     RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
-    Weighing, WeightedBackend,
+    Weighing, WeightedBackend, Weights,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -166,6 +166,9 @@ pub(crate) fn balancer(service: &Service) -> String {
     let mut text = policy(service);
     if let Some(every) = service.out_of_band.filter(|_| service.balancer.reads_reports()) {
         let _ = write!(text, ", reports out of band every {}", time(every));
+    }
+    if service.weights == Weights::FromLoad {
+        text += ", weights as load reports tell the control plane";
     }
     text
 }

@@ -92,7 +92,12 @@ fn follow_control_plane(
         let _ = keep.send(Some(snapshot));
         Ok(())
     };
-    let client = AdsClient::start(Options::new(address, node), apply)
+    let counting = Arc::downgrade(control);
+    let count = move || {
+        let Some(control) = counting.upgrade() else { return Vec::new() };
+        control.view().services.values().map(|service| service.counted()).collect()
+    };
+    let client = AdsClient::start_reporting(Options::new(address, node), Arc::new(count), apply)
         .map_err(|error| anyhow!(error))
         .context("--control-plane")?;
     let control = control.clone();

@@ -35,6 +35,7 @@ pub mod pick;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod reports;
+pub(crate) mod tally;
 mod weigh;
 
 #[cfg(test)]
@@ -50,6 +51,7 @@ use completion::{Completion, Experience, learn::Learned};
 use concurrency::Concurrency;
 use hash::Homes;
 use pool::Pools;
+use tally::{Figures, Tally};
 use weigh::{Capacity, Weights};
 
 /// One view of a service: what the configuration says, and the live state it
@@ -151,6 +153,8 @@ pub struct EndpointLive {
     pub goodput: AtomicU64,
     /// What it can do, by its load reports, where turns are taken by that.
     pub(crate) capacity: Capacity,
+    /// What its load reports said, for the control plane.
+    pub(crate) tally: Tally,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -199,7 +203,8 @@ pub struct ServiceLive {
     pub(crate) queue: OnceLock<queue::Queue>,
     /// What completion times are predicted from, once a policy wants them.
     pub(crate) experience: OnceLock<Arc<Experience>>,
-    /// Requests ask for load reports: the newest view goes by them, and does not ask out of band.
+    /// Requests ask for load reports: the newest view, or the control plane, goes by them, and we do
+    /// not ask out of band.
     pub(crate) asks_for_reports: AtomicBool,
     /// When a load report was last asked for; 0 = never.
     pub(crate) report_asked_ms: AtomicU64,
@@ -341,7 +346,7 @@ pub fn reconcile_at(
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());
-    let asks = spec.balancer.reads_reports() && spec.out_of_band.is_none();
+    let asks = spec.reads_reports() && spec.out_of_band.is_none();
     live.asks_for_reports.store(asks, Relaxed);
     let state = Arc::new(ServiceState {
         spec,
@@ -444,6 +449,7 @@ impl EndpointLive {
             learned: Learned::default(),
             goodput: AtomicU64::new(0),
             capacity: Capacity::default(),
+            tally: Tally::default(),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
             terms: AtomicU64::new(0),
@@ -455,6 +461,14 @@ impl EndpointLive {
     /// from 0 to 1 is ignored.
     pub fn reported(&self, goodput_factor: f64, now_ms: u64) {
         self.learned.reported(goodput_factor, now_ms);
+    }
+
+    /// A load report came.
+    pub(crate) fn heard(&self, figures: &Figures, now_ms: u64) {
+        if let Some(factor) = figures.goodput_factor {
+            self.reported(factor, now_ms);
+        }
+        self.tally.heard(figures);
     }
 
     /// Whether probes and outlier detection leave it in use.

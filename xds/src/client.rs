@@ -1,6 +1,7 @@
 //! The asking side: [`Machine`] is the protocol, [`AdsClient`] the gRPC shell
-//! around it.
+//! around it. Beside it [`Reports`] tells the server of the load that is made.
 
+mod loads;
 mod machine;
 mod shell;
 mod world;
@@ -9,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use towpath_policies::model::{Node, ResourceKey, Snapshot};
 
+pub use loads::{Count, Counted, CountedEndpoint, Reports};
 pub use machine::Machine;
 pub use shell::AdsClient;
 

@@ -19,6 +19,7 @@ mod hashing;
 mod headers;
 mod http;
 mod listener;
+pub(crate) mod loads;
 mod matching;
 mod outlier;
 mod retry;

@@ -9,13 +9,15 @@
 //!   sockets, clocks or tasks. Time is an argument.
 //! * [`server::AdsServer`] and [`client::AdsClient`]: the thin tonic shells.
 //!
-//! Beside them stands [`orca`], the message of load reports.
+//! Beside them stand load reports: [`orca`], by which endpoints tell of themselves, and [`load`], what
+//! clients tell the server of the load they make (LRS), on a stream of its own beside ADS.
 //!
 //! This is the only crate that knows protobuf. It does not know where a
 //! snapshot comes from, nor what is done with one.
 
 pub mod client;
 pub mod codec;
+pub mod load;
 pub mod orca;
 mod reach;
 pub mod server;

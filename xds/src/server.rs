@@ -6,6 +6,7 @@
 //! a queue.
 
 mod cache;
+mod loads;
 mod shell;
 mod stream;
 
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use towpath_policies::model::{Node, ResourceKind, Snapshot};
 
 pub use cache::Cache;
+pub use loads::Loads;
 pub use shell::AdsServer;
 pub use stream::{Event, Stream};
 

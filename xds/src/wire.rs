@@ -34,6 +34,8 @@ const MAX_REASON_BYTES: usize = 4_096;
 const MAX_REASONS: usize = 256;
 /// Among `node.client_features`. See [`keeps_endpoints`].
 const KEEPS_ENDPOINTS: &str = "towpath.dev/keeps-endpoints";
+/// Among `node.client_features`: it can be asked for the load of all its services at once.
+const REPORTS_ALL: &str = "envoy.lrs.supports_send_all_clusters";
 /// Prefix of `control_plane.identifier` when it carries a snapshot's version.
 const IDENTIFIER: &str = "towpath ";
 
@@ -436,7 +438,7 @@ pub(crate) fn node_to_pb(node: &Node) -> core::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
         user_agent_name: "towpath".to_owned(),
-        client_features: vec![KEEPS_ENDPOINTS.to_owned()],
+        client_features: vec![KEEPS_ENDPOINTS.to_owned(), REPORTS_ALL.to_owned()],
         user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
             env!("CARGO_PKG_VERSION").to_owned(),
         )),
@@ -448,6 +450,11 @@ pub(crate) fn node_to_pb(node: &Node) -> core::Node {
 /// set being sent again.
 pub(crate) fn keeps_endpoints(node: &core::Node) -> bool {
     node.client_features.iter().any(|feature| feature == KEEPS_ENDPOINTS)
+}
+
+/// Whether a client can be asked for the load of all its services at once.
+pub(crate) fn reports_all(node: &core::Node) -> bool {
+    node.client_features.iter().any(|feature| feature == REPORTS_ALL)
 }
 
 /// The domain form of a client's name; overlong names are cut.

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use towpath_policies::model::{Node, ResourceKind, Snapshot};
 
 use super::{
-    Applied, Counters, Current, Nack, Name, Proxy, Rejected, SourceStatus, Status, UnknownPlace,
-    kind_name,
+    Applied, Counters, Current, Nack, Name, Proxy, Rejected, ServiceFigures, SourceStatus, Status,
+    UnknownPlace, kind_name,
 };
 
 /// Versions whose way to the proxies is remembered.
@@ -43,6 +43,7 @@ pub(crate) struct Tracker {
     versions: VecDeque<Version>,
     names: BTreeMap<String, Name>,
     places: BTreeMap<String, UnknownPlace>,
+    loads: Vec<ServiceFigures>,
     counters: Counters,
     apply_times: Histogram,
 }
@@ -86,6 +87,7 @@ impl Tracker {
             versions: VecDeque::new(),
             names: BTreeMap::new(),
             places: BTreeMap::new(),
+            loads: Vec::new(),
             counters: Counters::default(),
             apply_times: Histogram::default(),
         }
@@ -108,8 +110,14 @@ impl Tracker {
             applied: self.versions.iter().rev().map(|v| v.applied.clone()).collect(),
             names: self.names.values().cloned().collect(),
             places: self.places.values().cloned().collect(),
+            loads: self.loads.clone(),
             counters: self.counters.clone(),
         }
+    }
+
+    /// Clients have reported the load they make.
+    pub(crate) fn loads(&mut self, loads: Vec<ServiceFigures>) {
+        self.loads = loads;
     }
 
     pub(crate) fn is_ready(&self) -> bool {

@@ -8,14 +8,14 @@ use crate::{
         Object,
         balancer::{
             BalancerKind, BalancerPolicySpec, KeySpec, OriginSpec, RegisteredPlace, RegisteredSpec,
-            TermsSpec, WeighingSpec,
+            TermsSpec, WeighingSpec, WeightsKind,
         },
         read::invalid,
         value::Factor,
     },
     model::{
         Balancer, Hashing, KeySource, Location, OriginSource, Prediction, Protocol, Registered,
-        Service, Terms, Weighing,
+        Service, Terms, Weighing, Weights,
     },
     problem::{At, Problems, Span},
 };
@@ -43,6 +43,24 @@ pub(super) fn compile(
     hash(spec, service, problems);
     weigh(spec, service, problems);
     ask(spec, service, problems);
+    follow_load(spec, service, problems);
+}
+
+fn follow_load(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {
+    let Some(written) = &spec.weights else { return };
+    if matches!(written.value, WeightsKind::Declared) {
+        return;
+    }
+    if service.balancer.hashes() {
+        problems
+            .error(Rule::NoEffect, written.span, "keys would move with every report of load")
+            .related(spec.policy.span, "this policy keeps keys where they are")
+            .help("leave it out, or take a policy without keys");
+    } else if service.protocol == Protocol::Tcp {
+        problems.error(Rule::NoEffect, written.span, "opaque connections carry no reports of load");
+    } else {
+        service.weights = Weights::FromLoad;
+    }
 }
 
 fn predict(

@@ -37,6 +37,8 @@ object! {
         /// With `WeightedRoundRobin` and `CompletionTime`: how endpoints are asked for load reports;
         /// default: by the requests to them.
         "loadReports" => load_reports: Option<LoadReportsSpec>,
+        /// Where the endpoints' weights come from; default `Declared`.
+        "weights" => weights: Option<At<WeightsKind>>,
     }
 }
 
@@ -59,6 +61,17 @@ choice! {
         "Maglev" => Maglev,
         /// The same endpoint for the same key, by the nearest point on a ring.
         "RingHash" => RingHash,
+    }
+}
+
+choice! {
+    /// Where weights come from.
+    enum WeightsKind {
+        /// From the Service.
+        "Declared" => Declared,
+        /// From the Service, and from there on as load reports tell the control plane; not with
+        /// `Maglev` and `RingHash`, whose keys would move.
+        "FromLoad" => FromLoad,
     }
 }
 

@@ -91,6 +91,17 @@ impl Default for Weighing {
     }
 }
 
+/// Where the weights of endpoints come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Weights {
+    /// From the policy.
+    #[default]
+    Declared,
+    /// From the policy, and from there on as load reports tell the control plane.
+    FromLoad,
+}
+
 /// What [`Balancer::Maglev`] and [`Balancer::RingHash`] go by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

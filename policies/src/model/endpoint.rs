@@ -29,6 +29,9 @@ pub struct Endpoint {
     pub coordinates: Option<Coordinates>,
     /// Relative capacity, 1 to 1,000,000. Default 100.
     pub weight: u32,
+    /// What the policy says of it, where `weight` follows the load ([`super::Weights::FromLoad`]).
+    #[serde(default)]
+    pub declared_weight: Option<u32>,
     /// 0 is used first; a higher one only when no lower has a usable endpoint.
     pub priority: u32,
     /// What the control plane says of it.
@@ -128,6 +131,7 @@ impl Endpoint {
             place: None,
             coordinates: None,
             weight: 100,
+            declared_weight: None,
             priority: 0,
             health: Health::Unknown,
             gpu: None,
@@ -138,5 +142,10 @@ impl Endpoint {
     /// Where it stands, but for its locality.
     pub fn location(&self) -> Location {
         Location { place: self.place.clone(), coordinates: self.coordinates }
+    }
+
+    /// Its relative capacity while it is well, as the policy says.
+    pub fn declared(&self) -> u32 {
+        self.declared_weight.unwrap_or(self.weight)
     }
 }

@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Balancer, Bandwidth, Class, Hashing, Prediction, Weighing};
+use super::{Balancer, Bandwidth, Class, Hashing, Prediction, Weighing, Weights};
 
 /// A named set of endpoints and the terms under which they are used (CDS).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct Service {
     pub tls: Option<UpstreamTls>,
     /// How one is picked.
     pub balancer: Balancer,
+    /// Where the endpoints' weights come from.
+    #[serde(default)]
+    pub weights: Weights,
     /// With [`Balancer::CompletionTime`]: what the time is predicted from.
     #[serde(default)]
     pub prediction: Prediction,
@@ -412,6 +415,7 @@ impl Service {
             discovery: Discovery::Listed,
             tls: None,
             balancer: Balancer::default(),
+            weights: Weights::default(),
             prediction: Prediction::default(),
             hashing: Hashing::default(),
             weighing: Weighing::default(),
@@ -425,5 +429,10 @@ impl Service {
             pool_idle_timeout: Duration::from_secs(60),
             retry_budget: BudgetShare::default(),
         }
+    }
+
+    /// Whether what endpoints report of their load counts: for the balancer, or at the control plane.
+    pub fn reads_reports(&self) -> bool {
+        self.balancer.reads_reports() || self.weights == Weights::FromLoad
     }
 }

@@ -128,6 +128,7 @@ fn endpoint(endpoint: &EndpointState, service: &ServiceState, now: u64) -> Value
         "coordinates": spec.coordinates,
         "gpu": spec.gpu,
         "weight": spec.weight,
+        "declared_weight": spec.declared(),
         "priority": spec.priority,
         "health": spec.health,
         "usable": endpoint.usable(now),

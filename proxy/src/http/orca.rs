@@ -43,8 +43,7 @@ const FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format
 /// each, and nothing that a report says changes faster.
 const ASK_EVERY_MS: u64 = 5;
 
-/// Whether a request to this service is to ask for a report: now and then where the policy that is in
-/// force goes by what requests bring.
+/// Whether a request to this service is to ask for a report: now and then where somebody goes by it.
 pub(super) fn is_due(service: &ServiceLive) -> bool {
     if !service.asks_for_reports.load(Relaxed) {
         return false;
@@ -96,12 +95,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Lets a report count where the balancer goes by it, and takes out of the fields what tells those
-    /// before us nothing, or what is not so.
+    /// Lets a report count where somebody goes by it, our balancer or the control plane, and takes out
+    /// of the fields what tells those before us nothing, or what is not so.
     fn heed(&self, fields: &mut HeaderMap) {
         let Some(ticket) = &self.ticket else { return };
         let (service, live) = (&ticket.service, &ticket.endpoint.live);
-        if self.asked.by_us || service.spec.balancer.reads_reports() {
+        if self.asked.by_us || service.spec.reads_reports() {
             if service.spec.out_of_band.is_none() {
                 hear(service, live, fields);
             }
@@ -140,8 +139,8 @@ fn hear(service: &ServiceState, live: &EndpointLive, fields: &HeaderMap) {
         if let Some(report) = read::find(fields).and_then(read::Found::report) {
             service.heed(live, &report, now);
         }
-    } else if let Some(factor) = read::find(fields).and_then(read::Found::goodput_factor) {
-        live.reported(factor, now);
+    } else if let Some(found) = read::find(fields) {
+        live.heard(&found.figures(), now);
     }
 }
 

@@ -99,7 +99,8 @@ impl Completion {
             let round_trip = cells.round_trip(endpoint, origin);
             experience.ways[endpoint.index()][origin.index()].expect(round_trip);
         }
-        let weight = |member: u32| endpoints[member as usize].spec.weight;
+        // What the control plane makes of load reports is left aside: they count here themselves.
+        let weight = |member: u32| endpoints[member as usize].spec.declared();
         let draw = |level: &mut Level| {
             level.members.sort_by_key(|member| cell_of[*member as usize]);
             let live = |member: &u32| endpoints[*member as usize].live.clone();
@@ -175,7 +176,7 @@ impl ServiceState {
         }
         let window_ends = before / WINDOW_SECONDS != second / WINDOW_SECONDS;
         for endpoint in &self.endpoints {
-            let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.weight.into()));
+            let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.declared().into()));
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
         for (endpoint, origin) in completion.cells.pairs() {
@@ -198,7 +199,7 @@ impl Completion {
 
     fn learn(&self, endpoint: &EndpointState, sample: &Sample) {
         let (learned, experience) = (&endpoint.live.learned, &self.experience);
-        let (cell, weight) = (learned.cell(), real(endpoint.spec.weight.into()));
+        let (cell, weight) = (learned.cell(), real(endpoint.spec.declared().into()));
         let way = &experience.ways[cell.index()][sample.origin.index()];
         let network = self.round_trip(learned, sample.origin);
         learned.served(sample, way, network, experience.usual(cell, weight), self.factors.health);

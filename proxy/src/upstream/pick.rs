@@ -316,7 +316,7 @@ impl<'a, 't> Round<'a, 't> {
                 true => round.warmth(candidate).max(1) as f32 / 1000.0,
                 false => 1.0,
             };
-            let weight = || candidate.spec.weight;
+            let weight = || candidate.spec.declared();
             let live = &level.lives[member];
             let seconds = completion.predict(live, origin, bytes, warmth, weight).total();
             if best.is_none_or(|(least, _)| seconds < least) {

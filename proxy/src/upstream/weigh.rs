@@ -17,7 +17,7 @@ use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
 #[cfg(test)]
 mod tests;
 
-use super::{EndpointLive, Level, ServiceState};
+use super::{EndpointLive, Level, ServiceState, tally::Figures};
 
 /// What an endpoint can do, by its reports.
 #[derive(Debug, Default)]
@@ -72,6 +72,7 @@ const NEWS_AFTER_MS: u64 = 5;
 impl ServiceState {
     /// An endpoint says how it is. That counts where the policy goes by it.
     pub(crate) fn heed(&self, live: &EndpointLive, report: &LoadReport, now_ms: u64) {
+        live.tally.heard(&Figures::of(report));
         if self.weights.is_some() {
             let terms = &self.spec.weighing;
             if let Some(weight) = Load::of(report, &terms.metrics).weight(terms.error_penalty) {

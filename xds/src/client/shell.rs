@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +19,7 @@ use tonic::{
 use towpath_policies::model::{ResourceKey, Snapshot};
 use tracing::{info, warn};
 
-use super::{Apply, Machine, Options, Status};
+use super::{Apply, Count, Machine, Options, Status, loads};
 use crate::{
     Flavour,
     wire::{self, MAX_MESSAGE_BYTES, Malformed, Request, Response},
@@ -46,11 +46,31 @@ impl AdsClient {
         options: Options,
         apply: impl FnMut(Arc<Snapshot>) -> Result<(), Vec<(ResourceKey, String)>> + Send + 'static,
     ) -> Result<Self, String> {
+        Self::start_with(options, None, Box::new(apply))
+    }
+
+    /// As [`AdsClient::start`], and tells the server of the load that is made (LRS), where it wants
+    /// to know. `count` is asked for it from tasks of the runtime and must not block for long.
+    ///
+    /// # Errors
+    /// When `options.address` is no address.
+    pub fn start_reporting(
+        options: Options,
+        count: Arc<Count>,
+        apply: impl FnMut(Arc<Snapshot>) -> Result<(), Vec<(ResourceKey, String)>> + Send + 'static,
+    ) -> Result<Self, String> {
+        Self::start_with(options, Some(count), Box::new(apply))
+    }
+
+    fn start_with(
+        options: Options,
+        count: Option<Arc<Count>>,
+        apply: Box<Apply>,
+    ) -> Result<Self, String> {
         let endpoint = endpoint(&options.address)?;
         let (sender, status) = watch::channel(Status::default());
         let machine = Machine::new(options.flavour, options.warm_wait);
-        let connection =
-            Connection { options, endpoint, machine, apply: Box::new(apply), status: sender };
+        let connection = Connection { options, endpoint, machine, apply, count, status: sender };
         Ok(Self { status, task: tokio::spawn(connection.run()) })
     }
 
@@ -71,6 +91,7 @@ struct Connection {
     endpoint: Endpoint,
     machine: Machine,
     apply: Box<Apply>,
+    count: Option<Arc<Count>>,
     status: watch::Sender<Status>,
 }
 
@@ -140,13 +161,18 @@ impl Connection {
             Err(_) => return format!("cannot connect within {CONNECT_TIMEOUT:?}"),
         };
         self.machine.connected();
-        let (mut inbound, outbound) = match self.open(channel).await {
+        let (mut inbound, outbound) = match self.open(channel.clone()).await {
             Ok(open) => open,
             Err(status) => return format!("refused: {status}"),
         };
         self.machine.established();
         self.publish_status();
         info!(server = %self.options.address, flavour = ?self.options.flavour, "xDS stream stands");
+        // Ends with this stream.
+        let mut reporting = JoinSet::new();
+        if let Some(count) = &self.count {
+            reporting.spawn(loads::report(channel, self.options.node.clone(), count.clone()));
+        }
         loop {
             match self.wake(&mut inbound, &outbound).await {
                 Wake::Response(response) => {
@@ -260,7 +286,7 @@ impl Outbound {
     }
 }
 
-async fn reached(deadline: Option<std::time::Instant>) {
+pub(super) async fn reached(deadline: Option<std::time::Instant>) {
     match deadline {
         Some(deadline) => sleep_until(Instant::from_std(deadline)).await,
         None => std::future::pending().await,

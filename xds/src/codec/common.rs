@@ -8,8 +8,9 @@ use std::{
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
-        self as core, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, SocketAddress,
-        address, config_source::ConfigSourceSpecifier, data_source, socket_address,
+        self as core, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource,
+        SelfConfigSource, SocketAddress, address, config_source::ConfigSourceSpecifier,
+        data_source, socket_address,
     },
     google::protobuf::{self as pb, Any, BoolValue, UInt32Value},
 };
@@ -171,6 +172,16 @@ pub(super) fn ads() -> Option<ConfigSource> {
     Some(ConfigSource {
         resource_api_version: ApiVersion::V3 as i32,
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..Default::default()
+    })
+}
+
+/// "The server that this comes from."
+pub(super) fn this_server() -> Option<ConfigSource> {
+    let this = SelfConfigSource { transport_api_version: ApiVersion::V3 as i32 };
+    Some(ConfigSource {
+        resource_api_version: ApiVersion::V3 as i32,
+        config_source_specifier: Some(ConfigSourceSpecifier::Self_(this)),
         ..Default::default()
     })
 }

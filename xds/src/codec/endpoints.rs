@@ -77,6 +77,7 @@ fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEn
     extra.keep("coordinates", &endpoint.coordinates, &None);
     extra.keep("gpu", &endpoint.gpu, &None);
     extra.keep("slots", &endpoint.slots, &None);
+    extra.keep("declaredWeight", &endpoint.declared_weight, &None);
     extra.keep("priority", &endpoint.priority, &rank);
     extra.keep("index", &index, &None);
     let health = match endpoint.health {
@@ -168,6 +169,7 @@ impl Reader {
         extra.restore("coordinates", &mut endpoint.coordinates)?;
         extra.restore("gpu", &mut endpoint.gpu)?;
         extra.restore("slots", &mut endpoint.slots)?;
+        extra.restore("declaredWeight", &mut endpoint.declared_weight)?;
         extra.restore("priority", &mut endpoint.priority)?;
         extra.restore("index", &mut index)?;
         refuse_if(
@@ -181,6 +183,12 @@ impl Reader {
             "must be at least 1",
         )?;
         refuse_if(endpoint.slots == Some(0), "slots", "must be at least 1")?;
+        let declared = endpoint.declared_weight;
+        refuse_if(
+            declared.is_some_and(|weight| !(1..=MAX_WEIGHT).contains(&weight)),
+            "declaredWeight",
+            "must be from 1 to 1,000,000",
+        )?;
         self.endpoints.push((index, endpoint));
         Ok(())
     }

@@ -10,14 +10,14 @@ use envoy_types::pb::envoy::{
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
 use towpath_policies::model::{
-    Admission, Discovery, EndpointSet, OriginSource, Prediction, Registered, Service,
+    Admission, Discovery, EndpointSet, OriginSource, Prediction, Registered, Service, Weights,
 };
 
 use super::{
     DecodedService, EndpointSource,
     common::{
         At, Result, ads, duration, expect_ads, optional_duration, read_address, read_host, refuse,
-        refuse_if,
+        refuse_if, this_server,
     },
     endpoints,
     extension::Extra,
@@ -49,6 +49,12 @@ pub(super) fn encode(service: &Service) -> Pb {
         }),
         ..Default::default()
     };
+    if service.weights == Weights::FromLoad {
+        // Clients of gRPC report their load where this says so, and both they and Envoy pass on
+        // what endpoints report if it is named here.
+        pb.lrs_server = this_server();
+        pb.lrs_report_endpoint_metrics = PASSED_ON.map(str::to_owned).into();
+    }
     pb.metadata = lost(&pb, service).into_metadata();
     pb
 }
@@ -68,6 +74,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("discovery", &service.discovery, &carried.discovery);
     extra.keep("tls", &service.tls, &carried.tls);
     extra.keep("balancer", &service.balancer, &carried.balancer);
+    extra.keep("weights", &service.weights, &carried.weights);
     extra.keep("prediction", &service.prediction, &carried.prediction);
     extra.keep("hashing", &service.hashing, &carried.hashing);
     extra.keep("weighing", &service.weighing, &carried.weighing);
@@ -98,6 +105,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("discovery", &mut service.discovery)?;
     extra.restore("tls", &mut service.tls)?;
     extra.restore("balancer", &mut service.balancer)?;
+    extra.restore("weights", &mut service.weights)?;
     extra.restore("prediction", &mut service.prediction)?;
     check_prediction(&service.prediction)?;
     extra.restore("hashing", &mut service.hashing)?;
@@ -152,6 +160,7 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         discovery,
         tls: tls::decode_client(pb.transport_socket.as_ref()).at("transport_socket")?,
         balancer,
+        weights: Weights::Declared,
         prediction: Prediction::default(),
         hashing,
         weighing,
@@ -228,6 +237,9 @@ fn dns(pb: &Pb) -> Result<Option<Discovery>> {
     Ok(Some(Discovery::Dns { host: (*host).to_owned(), port: *port, refresh }))
 }
 
+/// Of the load reports of endpoints: what weights are made from.
+const PASSED_ON: [&str; 3] =
+    ["named_metrics.towpath.goodput_factor", "application_utilization", "cpu_utilization"];
 /// Envoy's default.
 const DEFAULT_CONNECT: Duration = Duration::from_secs(5);
 /// Envoy's default.

@@ -20,6 +20,7 @@ use envoy_types::pb::{
         extensions::{
             load_balancing_policies::{
                 least_request::v3::LeastRequest, random::v3::Random, round_robin::v3::RoundRobin,
+                wrr_locality::v3::WrrLocality,
             },
             upstreams::http::v3::{
                 HttpProtocolOptions,
@@ -36,7 +37,7 @@ use envoy_types::pb::{
 use prost::Name;
 use towpath_policies::model::{
     Balancer, Breaker, BudgetShare, Hashing, HealthCheck, HealthProbe, Protocol, Service,
-    Thresholds, Weighing,
+    Thresholds, Weighing, Weights,
 };
 
 use super::{
@@ -290,6 +291,13 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
             vec![policy("envoy.load_balancing_policies.ring_hash", config)]
         }
     };
+    if service.weights == Weights::FromLoad && !policies.is_empty() {
+        // That of gRPC knows no weights of endpoints, but those of places if this says so. Behind one
+        // that Envoy takes, since it refuses this with any but its weighted one within.
+        let within = LoadBalancingPolicy { policies: vec![round.clone()] };
+        let config = WrrLocality { endpoint_picking_policy: Some(within) };
+        policies.push(policy("envoy.load_balancing_policies.wrr_locality", pack(&config)));
+    }
     policies.push(round);
     LoadBalancingPolicy { policies }
 }

@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use towpath_policies::model::Snapshot;
 use tracing::{debug, warn};
 
-use super::{Cache, Event, Stream, StreamEvent, StreamId, Views};
+use super::{Cache, Event, Loads, Stream, StreamEvent, StreamId, Views, loads::LoadServer};
 use crate::{
     Flavour,
     wire::{self, MAX_MESSAGE_BYTES, Malformed},
@@ -38,6 +38,7 @@ use crate::{
 /// Serves snapshots to any xDS v3 client by ADS, delta and state of the world.
 pub struct AdsServer {
     shared: Arc<Shared>,
+    loads: Option<Arc<dyn Loads>>,
 }
 
 struct Shared {
@@ -56,7 +57,14 @@ impl AdsServer {
             streams: AtomicU64::new(0),
             closing: watch::Sender::new(false),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), loads: None }
+    }
+
+    /// Takes load reports of clients too (LRS), at the same address.
+    #[must_use]
+    pub fn with_loads(mut self, loads: Arc<dyn Loads>) -> Self {
+        self.loads = Some(loads);
+        self
     }
 
     /// Serves on `listener` until `shutdown` completes; then ends every
@@ -74,6 +82,10 @@ impl AdsServer {
             shutdown.await;
             shared.closing.send_replace(true);
         };
+        let shared = self.shared.clone();
+        let ids = Arc::new(move || StreamId(shared.streams.fetch_add(1, Ordering::Relaxed)));
+        let closing = self.shared.closing.subscribe();
+        let loads = self.loads.clone().map(|loads| LoadServer::service(loads, ids, closing));
         Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -81,6 +93,7 @@ impl AdsServer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .add_service(self.into_service())
+            .add_optional_service(loads)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
             .await
     }

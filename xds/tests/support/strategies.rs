@@ -524,8 +524,10 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         Balancer::WeightedRoundRobin,
     ]);
     let interval = select(vec![100u64, 1_000, 10_000, 3_600_000]).prop_map(Duration::from_millis);
+    let weights = select(vec![Weights::Declared, Weights::FromLoad]);
+    let weighing = (weights, weighing(), option::of(interval));
     // On the heap: what all of a service takes is much of a test's stack.
-    let balancing = (balancer, prediction(), hashing(), weighing(), option::of(interval)).boxed();
+    let balancing = (balancer, prediction(), hashing(), weighing).boxed();
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
     let breaker =
@@ -549,7 +551,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                     protocol,
                     discovery,
                     tls,
-                    (balancer, prediction, hashing, weighing, out_of_band),
+                    (balancer, prediction, hashing, (weights, weighing, out_of_band)),
                     breaker,
                 ),
                 (
@@ -567,6 +569,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 discovery,
                 tls,
                 balancer,
+                weights,
                 prediction,
                 hashing,
                 weighing,
@@ -598,7 +601,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         option::of(token()),
         locality,
         option::of(coordinates()),
-        1u32..=1_000_000,
+        (1u32..=1_000_000, option::of(1u32..=1_000_000)),
         0u32..4,
         health,
         (option::of(gpu), option::of(1u32..100), option::of(token())),
@@ -607,7 +610,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         let mut endpoints: Vec<Endpoint> = Vec::new();
         for (
             address,
-            (name, locality, coordinates, weight, priority, health, (gpu, slots, place)),
+            (name, locality, coordinates, weights, priority, health, (gpu, slots, place)),
         ) in list
         {
             if endpoints.iter().any(|e| e.address == address) {
@@ -621,7 +624,8 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
                 locality,
                 place,
                 coordinates,
-                weight,
+                weight: weights.0,
+                declared_weight: weights.1,
                 priority,
                 health,
                 gpu,

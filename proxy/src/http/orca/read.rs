@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
 
 use super::{METRICS, METRICS_BIN};
-use crate::http::base64;
+use crate::{http::base64, upstream::tally::Figures};
 
 /// A report that was not read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +58,24 @@ impl Found<'_> {
         }
     }
 
-    /// The share of its goodput that the endpoint has, as it was sent. Allocates nothing where it
-    /// comes as text, as most do.
-    pub(super) fn goodput_factor(self) -> Option<f64> {
-        match self {
-            Self::Text(text) => metrics(text)
-                .filter(|(name, _)| name.strip_prefix(NAMED) == Some(GOODPUT_FACTOR))
-                .last()
-                .map(|(_, value)| value),
-            _ => self.report()?.named_metrics.get(GOODPUT_FACTOR).copied(),
+    /// What weights are made of, as it was sent. Allocates nothing where it comes as text, as most
+    /// do.
+    pub(super) fn figures(self) -> Figures {
+        let Self::Text(text) = self else {
+            return self.report().as_ref().map_or(Figures::default(), Figures::of);
+        };
+        let mut figures = Figures::default();
+        for (name, value) in metrics(text) {
+            match name {
+                "application_utilization" => figures.application = Figures::said(value),
+                "cpu_utilization" => figures.cpu = Figures::said(value),
+                _ if name.strip_prefix(NAMED) == Some(GOODPUT_FACTOR) => {
+                    figures.goodput_factor = Some(value);
+                }
+                _ => {}
+            }
         }
+        figures
     }
 }
 
@@ -205,6 +213,8 @@ mod tests {
             format!("BIN {}", binary.trim_end_matches('=')),
         ] {
             assert_eq!(read(&value), Some(whole()), "{value}");
+            let figures = find(&fields(&METRICS, value.as_bytes())).unwrap().figures();
+            assert_eq!((figures.application, figures.cpu), (Some(1.25), Some(0.3)), "{value}");
         }
         for value in [binary.clone(), format!("{binary},AAAA")] {
             let mut fields = fields(&METRICS_BIN, value.as_bytes());
@@ -239,7 +249,7 @@ mod tests {
             (&long, None),
         ] {
             let fields = fields(&METRICS, value.as_bytes());
-            assert_eq!(find(&fields).and_then(Found::goodput_factor), factor, "{value:?}");
+            assert_eq!(find(&fields).and_then(|f| f.figures().goodput_factor), factor, "{value:?}");
         }
         assert_eq!(find(&HeaderMap::new()), None);
     }
@@ -262,7 +272,7 @@ mod tests {
             let value = [format.as_bytes(), &rest].concat();
             let fields = fields(&name, &value);
             let Some(found) = find(&fields) else { return Ok(()) };
-            let _ = found.goodput_factor();
+            let _ = found.figures();
             if let Some(report) = found.report() {
                 let mut again = report.clone();
                 again.keep_possible();

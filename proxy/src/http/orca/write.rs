@@ -140,7 +140,7 @@ pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc
 /// Takes the endpoint's health out of a report that is passed on.
 pub(super) fn without_factor(fields: &mut HeaderMap) {
     let Some(found) = read::find(fields) else { return };
-    if found.goodput_factor().is_none() {
+    if found.figures().goodput_factor.is_none() {
         return;
     }
     let report = found.report();

@@ -107,7 +107,8 @@ impl ServiceState {
             let live = &endpoint.live;
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
             let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
-            let terms = completion.predict(live, origin, bytes, warmth, || endpoint.spec.weight);
+            let terms =
+                completion.predict(live, origin, bytes, warmth, || endpoint.spec.declared());
             Prediction {
                 name: endpoint.spec.name.clone(),
                 address: endpoint.spec.address.to_string(),

@@ -370,3 +370,22 @@ fn of_a_region_that_comes_where_many_have_gone_nothing_bad_is_known() {
         assert!(seconds(&state) > 1.0, "{n}: {}", seconds(&state));
     }
 }
+
+#[test]
+fn a_weight_lowered_for_what_an_endpoint_reports_does_not_count_beside_the_report() {
+    let predicted = |weight: u32, declared_weight: Option<u32>| {
+        let mut service = Service::new("lowered", Protocol::Http1);
+        service.balancer = Balancer::CompletionTime;
+        let mut endpoints: Vec<_> =
+            (1..3).map(|n| Endpoint::new(([10, 0, 0, n], 80).into())).collect();
+        (endpoints[1].weight, endpoints[1].declared_weight) = (weight, declared_weight);
+        let set = EndpointSet { service: "lowered".into(), endpoints };
+        let state = reconcile(None, Arc::new(service), &set, 1).unwrap();
+        state.endpoints[1].live.reported(0.1, now_ms());
+        let rows = state.explain(&super::explain::Whence::Here, MIB).unwrap().endpoints;
+        rows[1].seconds / rows[0].seconds
+    };
+    let (plain, lowered) = (predicted(100, None), predicted(10, Some(100)));
+    assert!((9.0..=10.1).contains(&plain) && plain == lowered, "{plain} {lowered}");
+    assert!(predicted(10, None) > 50.0, "a declared weight counts until something is measured");
+}
