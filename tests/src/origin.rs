@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,8 +27,12 @@ pub struct Origin {
     /// Where it listens.
     pub address: SocketAddr,
     served: Arc<AtomicU64>,
+    report: Report,
     task: JoinHandle<()>,
 }
+
+/// What it reports of its load (ORCA) to those who ask.
+type Report = Arc<Mutex<Option<HeaderValue>>>;
 
 impl Origin {
     /// Starts one on a free port.
@@ -40,12 +44,15 @@ impl Origin {
         let address = socket.local_addr().expect("a bound socket has an address");
         let served = Arc::new(AtomicU64::new(0));
         let count = served.clone();
+        let report = Report::default();
+        let says = report.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = socket.accept().await {
-                let count = count.clone();
+                let (count, says) = (count.clone(), says.clone());
                 let service = hyper::service::service_fn(move |request| {
                     count.fetch_add(1, Ordering::Relaxed);
-                    answer(name, request)
+                    let report = says.lock().expect("not poisoned").clone();
+                    answer(name, report, request)
                 });
                 tokio::spawn(async move {
                     let _ = auto::Builder::new(TokioExecutor::new())
@@ -54,7 +61,16 @@ impl Origin {
                 });
             }
         });
-        Self { address, served, task }
+        Self { address, served, report, task }
+    }
+
+    /// Reports this of its load from now on, as a load report's text.
+    ///
+    /// # Panics
+    /// When it is no value of a header.
+    pub fn reports(&self, text: &str) {
+        let report = HeaderValue::from_str(&format!("TEXT {text}")).expect("a header's value");
+        *self.report.lock().expect("not poisoned") = Some(report);
     }
 
     /// Requests so far.
@@ -71,6 +87,7 @@ impl Drop for Origin {
 
 async fn answer(
     name: &'static str,
+    report: Option<HeaderValue>,
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let (head, body) = request.into_parts();
@@ -95,5 +112,9 @@ async fn answer(
         Response::new(BodyExt::boxed(Full::new(Bytes::from(text))))
     };
     response.headers_mut().insert("x-origin", HeaderValue::from_static(name));
+    let asked = head.headers.contains_key("endpoint-load-metrics-format");
+    if let Some(report) = report.filter(|_| asked) {
+        response.headers_mut().insert("endpoint-load-metrics", report);
+    }
     Ok(response)
 }

@@ -10,17 +10,31 @@ use towpath_tests::Repository;
 
 /// A control plane that follows a repository, on free ports.
 pub(crate) async fn control_plane(repository: &Repository) -> plane::Running {
+    control_plane_asking(repository, Duration::from_secs(10)).await
+}
+
+/// As [`control_plane`], one that wants load reports so often.
+pub(crate) async fn control_plane_asking(
+    repository: &Repository,
+    load_report_interval: Duration,
+) -> plane::Running {
     let path = repository.path();
     let source = plane::source::SourceSpec::parse(path.to_str().expect("utf-8"), None, None)
         .expect("a path is a source");
     let mut config = plane::Config::new(source);
     config.poll = Duration::from_secs(3600);
+    config.load_report_interval = load_report_interval;
     plane::start(config).await.expect("the control plane starts")
 }
 
 /// A proxy that obeys an xDS server.
 pub(crate) async fn proxy_by_xds(address: &str) -> proxy::Running {
-    let node = Node { id: "proxy-1".into(), cluster: "edge".into() };
+    proxy_called("proxy-1", address).await
+}
+
+/// As [`proxy_by_xds`], under this name.
+pub(crate) async fn proxy_called(id: &str, address: &str) -> proxy::Running {
+    let node = Node { id: id.into(), cluster: "edge".into() };
     let source =
         proxy::SourceConfig::ControlPlane { address: address.into(), node, cache_dir: None };
     proxy::start(proxy::Config::new(source)).await.expect("the proxy starts")
