@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use towpath_policies::model::Class;
 use towpath_proxy::explain::{Explanation, Prediction};
 
 use crate::admin::{self, plain, print};
@@ -17,7 +18,8 @@ use crate::admin::{self, plain, print};
   towpath explain --service transform --origin 48.1,11.6 --size 2GiB
   towpath explain --service transform --registered acme
   towpath explain --service transform --client 203.0.113.7
-  towpath explain --service transform --origin us-east --format json")]
+  towpath explain --service transform --origin us-east --format json
+  towpath explain --service transform --origin us-east --size 2GiB --class background")]
 pub(crate) struct Args {
     /// The service a request is for
     #[arg(long, value_name = "SERVICE")]
@@ -39,6 +41,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
     size: u64,
 
+    /// What kind of freight it is: bulk and background are weighed by what they emit and cost too
+    #[arg(long, value_enum, default_value_t = Kind::Interactive)]
+    class: Kind,
+
     /// Admin address of the proxy
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
     admin: SocketAddr,
@@ -46,6 +52,24 @@ pub(crate) struct Args {
     /// text is a table, json is all there is
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Interactive,
+    Bulk,
+    Background,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        let class = match self {
+            Self::Interactive => Class::Interactive,
+            Self::Bulk => Class::Bulk,
+            Self::Background => Class::Background,
+        };
+        class.name()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -64,7 +88,8 @@ fn size(text: &str) -> Result<u64, String> {
 /// When it cannot be reached, does not know the service, or the service is balanced otherwise.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut path = format!("/explain?service={}&size={}", escaped(&args.service), args.size);
+    let (service, class) = (escaped(&args.service), args.class.name());
+    let mut path = format!("/explain?service={service}&size={}&class={class}", args.size);
     if let Some(origin) = &args.origin {
         let _ = write!(path, "&origin={}", escaped(origin));
     }
@@ -107,20 +132,30 @@ fn text(explanation: &Explanation) -> String {
         region => format!("the part of the world of {}", plain(region)),
     };
     let mut page = format!("{} from {from}\n\n", amount(*bytes));
+    // Most meshes count neither: their table stays as it was.
+    let any = |shown: fn(&Prediction) -> bool| endpoints.iter().any(shown);
+    let green = [
+        any(|e| e.terms.carbon > 0.0),
+        any(|e| e.terms.price > 0.0),
+        any(|e| e.footprint.grams.is_some()),
+        any(|e| e.footprint.cents.is_some()),
+    ];
+    let shown = |column: usize| !(7..11).contains(&column) || green[column - 7];
     let head = [
-        "endpoint", "region", "network", "transfer", "queue", "health", "failures", "seconds",
-        "why",
+        "endpoint", "region", "network", "transfer", "queue", "health", "failures", "carbon",
+        "price", "grams", "cents", "seconds", "why",
     ];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(endpoints.iter().map(row));
-    let widths: [usize; 9] = std::array::from_fn(|column| {
+    let widths: [usize; 13] = std::array::from_fn(|column| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
     });
     for row in &rows {
         let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+        let cells = row.iter().zip(widths).enumerate().filter(|(column, _)| shown(*column));
+        for (column, (cell, width)) in cells {
             let _ = match column {
-                0 | 1 | 8 => write!(line, "{cell:<width$}  "),
+                0 | 1 | 12 => write!(line, "{cell:<width$}  "),
                 _ => write!(line, "{cell:>width$}  "),
             };
         }
@@ -133,7 +168,7 @@ fn text(explanation: &Explanation) -> String {
     page
 }
 
-fn row(endpoint: &Prediction) -> [String; 9] {
+fn row(endpoint: &Prediction) -> [String; 13] {
     let terms = &endpoint.terms;
     let mut why = Vec::new();
     if let Some(out) = &endpoint.out {
@@ -153,11 +188,17 @@ fn row(endpoint: &Prediction) -> [String; 9] {
     if endpoint.health < 1.0 {
         why.push(format!("at {:.0} % of its goodput by its reports", endpoint.health * 100.0));
     }
-    let [network, transfer, queue, health, failures] =
-        [terms.network, terms.transfer, terms.queue, terms.health, terms.failures].map(seconds);
+    let [network, transfer, queue, health, failures, carbon, price] =
+        terms.named().map(|(_, part)| seconds(part));
+    let figure = |figure: Option<f32>| figure.map_or_else(|| "?".to_owned(), seconds);
+    let (grams, cents) = (figure(endpoint.footprint.grams), figure(endpoint.footprint.cents));
     let total = seconds(endpoint.seconds);
     let (name, region) = (plain(&endpoint.name), plain(&endpoint.region));
-    [name, region, network, transfer, queue, health, failures, total, why.join(", ")]
+    let why = why.join(", ");
+    [
+        name, region, network, transfer, queue, health, failures, carbon, price, grams, cents,
+        total, why,
+    ]
 }
 
 /// Who wins, and what it wins by.
@@ -172,8 +213,10 @@ fn verdict(endpoints: &[Prediction]) -> Option<String> {
     let (term, gain) = gains.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
     Some(if gain > 0.0 {
         format!(
-            "{} is sooner than {} by {} s, above all by {term} ({} s)",
+            "{} {} {} by {} s, above all by {term} ({} s)",
             plain(&best.name),
+            // It may well take longer.
+            if best.terms.time() <= next.terms.time() { "is sooner than" } else { "goes before" },
             plain(&next.name),
             seconds(next.seconds - best.seconds),
             seconds(gain)
@@ -208,12 +251,13 @@ fn amount(bytes: f32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_proxy::explain::Parts;
+    use towpath_proxy::explain::{Footprint, Parts};
 
     use super::*;
 
     fn endpoint(name: &str, network: f32, transfer: f32) -> Prediction {
-        let terms = Parts { network, transfer, queue: 0.0001, health: 0.0, failures: 0.0 };
+        let (queue, health, failures, carbon, price) = (0.0001, 0.0, 0.0, 0.0, 0.0);
+        let terms = Parts { network, transfer, queue, health, failures, carbon, price };
         Prediction {
             name: name.to_owned(),
             address: "10.0.0.1:80".to_owned(),
@@ -226,6 +270,7 @@ mod tests {
             health: 1.0,
             seconds: terms.network + terms.transfer + terms.queue,
             terms,
+            footprint: Footprint::default(),
         }
     }
 
@@ -252,6 +297,32 @@ iad\u{fffd}[2J   eu       0.0990     25.40  0.0001  0.0000    0.0000    25.50  1
 syd       eu       0.2000      1.00  0.0001  0.0000    0.0000     1.20  it is ejected, not measured yet
 
 fra is sooner than iad\u{fffd}[2J by 5.40 s, above all by transfer (5.30 s)
+"
+        );
+    }
+
+    #[test]
+    fn what_is_emitted_and_paid_is_shown_where_it_is_known() {
+        let mut dirty = endpoint("fra", 0.0005, 2.0);
+        dirty.footprint = Footprint { grams: Some(0.38), cents: Some(0.0) };
+        dirty.terms.carbon = 3.8;
+        dirty.seconds = dirty.terms.total();
+        let mut clean = endpoint("osl", 0.025, 2.5);
+        clean.footprint = Footprint { grams: Some(0.03), cents: None };
+        clean.terms.carbon = 0.3;
+        clean.seconds = clean.terms.total();
+        let explanation =
+            Explanation { origin: "eu".to_owned(), bytes: 1e9, endpoints: vec![clean, dirty] };
+        assert_eq!(
+            text(&explanation),
+            "\
+1.0 GB from the part of the world of eu
+
+endpoint  region  network  transfer   queue  health  failures  carbon   grams   cents  seconds  why
+osl       eu       0.0250      2.50  0.0001  0.0000    0.0000  0.3000  0.0300       ?     2.83  not measured yet
+fra       eu       0.0005      2.00  0.0001  0.0000    0.0000    3.80  0.3800  0.0000     5.80  not measured yet
+
+osl goes before fra by 2.98 s, above all by carbon (3.50 s)
 "
         );
     }

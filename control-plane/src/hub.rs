@@ -203,7 +203,7 @@ impl Hub {
             state.resolved.get(service).is_some_and(|(question, _)| question == asked)
         };
         if !known {
-            let set = EndpointSet { service: service.to_owned(), endpoints: Vec::new() };
+            let set = EndpointSet::new(service.to_owned(), Vec::new());
             self.set_resolved(asked, set);
         }
     }
@@ -361,7 +361,7 @@ pub(crate) mod tests {
         service.discovery = asks(name);
         mesh.services.insert(name.to_owned(), Arc::new(service));
         // As the compiler does for every service.
-        let none = EndpointSet { service: name.to_owned(), endpoints: vec![] };
+        let none = EndpointSet::new(name.to_owned(), vec![]);
         mesh.endpoints.insert(name.to_owned(), Arc::new(none));
         let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.to_owned() };
         mesh.sources.insert(key, Source { file: "a.yaml".into(), line: 1 });
@@ -386,7 +386,7 @@ pub(crate) mod tests {
 
     fn addresses(name: &str, port: u16) -> EndpointSet {
         let endpoints = vec![Endpoint::new(([127, 0, 0, 1], port).into())];
-        EndpointSet { service: name.to_owned(), endpoints }
+        EndpointSet::new(name.to_owned(), endpoints)
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod outlier;
 mod place;
 mod policies;
 mod queue;
+mod region;
 mod routes;
 mod rules;
 mod services;

@@ -16,7 +16,7 @@ pub fn endpoint_set(service: &str, addresses: impl IntoIterator<Item = SocketAdd
     addresses.dedup();
     addresses.truncate(MAX_ENDPOINTS);
     let endpoints = addresses.into_iter().map(Endpoint::new).collect();
-    EndpointSet { service: service.to_owned(), endpoints }
+    EndpointSet::new(service.to_owned(), endpoints)
 }
 
 #[cfg(test)]

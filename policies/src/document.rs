@@ -5,6 +5,7 @@ pub(crate) mod balancer;
 pub(crate) mod gateway;
 pub(crate) mod own;
 pub(crate) mod read;
+pub(crate) mod region;
 pub(crate) mod route;
 pub(crate) mod value;
 
@@ -17,6 +18,7 @@ use self::{
     gateway::{GatewaySpec, Metadata},
     own::{BreakerPolicySpec, ServiceSpec, TransferPolicySpec},
     read::{Anything, Definitions, Field, Read, Shape, ticked},
+    region::RegionSpec,
     route::{GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec},
 };
 use crate::{
@@ -42,10 +44,11 @@ pub(crate) enum Kind {
     TransferPolicy,
     BalancerPolicy,
     BreakerPolicy,
+    Region,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Gateway,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -55,6 +58,7 @@ impl Kind {
         Self::TransferPolicy,
         Self::BalancerPolicy,
         Self::BreakerPolicy,
+        Self::Region,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -68,6 +72,7 @@ impl Kind {
             Self::TransferPolicy => "TransferPolicy",
             Self::BalancerPolicy => "BalancerPolicy",
             Self::BreakerPolicy => "BreakerPolicy",
+            Self::Region => "Region",
         }
     }
 
@@ -100,6 +105,7 @@ impl Kind {
             Self::TransferPolicy => TransferPolicySpec::schema(definitions),
             Self::BalancerPolicy => BalancerPolicySpec::schema(definitions),
             Self::BreakerPolicy => BreakerPolicySpec::schema(definitions),
+            Self::Region => RegionSpec::schema(definitions),
         }
     }
 }
@@ -151,6 +157,7 @@ pub(crate) struct Documents {
     pub(crate) transfer_policies: Vec<Object<TransferPolicySpec>>,
     pub(crate) balancer_policies: Vec<Object<BalancerPolicySpec>>,
     pub(crate) breaker_policies: Vec<Object<BreakerPolicySpec>>,
+    pub(crate) regions: Vec<Object<RegionSpec>>,
     /// Documents of our kinds, whether they could be read or not.
     pub(crate) count: usize,
     /// Names of documents that could not be read: references to them are no second problem.
@@ -199,6 +206,7 @@ impl Documents {
             Kind::TransferPolicy => self.transfer_policies.extend(object(kind, node, problems)),
             Kind::BalancerPolicy => self.balancer_policies.extend(object(kind, node, problems)),
             Kind::BreakerPolicy => self.breaker_policies.extend(object(kind, node, problems)),
+            Kind::Region => self.regions.extend(object(kind, node, problems)),
         }
         if problems.errors() > before {
             self.remember_broken(kind, node);

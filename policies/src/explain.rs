@@ -224,8 +224,10 @@ impl Page<'_> {
             );
         }
         if let Some(set) = self.mesh.endpoints.get(&service.name) {
-            for endpoint in &set.clone().endpoints {
-                self.endpoint(endpoint);
+            let set = set.clone();
+            set.endpoints.iter().for_each(|endpoint| self.endpoint(endpoint));
+            for (name, region) in &set.regions {
+                self.line(1, &format!("region {name}: {}", words::region(region)));
             }
         }
         if let Some(tls) = &service.tls {

@@ -12,6 +12,7 @@ mod endpoint;
 mod listener;
 mod mesh;
 mod rate;
+mod region;
 mod route;
 mod service;
 mod snapshot;
@@ -28,6 +29,7 @@ pub use listener::{
 pub(crate) use mesh::overlap;
 pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};
 pub use rate::{Bandwidth, Rate, RateLimit, RateLimits};
+pub use region::Region;
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HostRewrite, Mirror, PathMatch, PathRewrite,
     Pattern, Redirect, RetryCondition, RetryPolicy, Route, RouteMatch, RouteTable, ValueMatch,

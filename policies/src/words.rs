@@ -6,8 +6,8 @@ use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
     HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, OriginSource,
     Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
-    RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds, ValueMatch,
-    Weighing, WeightedBackend, Weights,
+    Region, RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds,
+    ValueMatch, Weighing, WeightedBackend, Weights,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -246,6 +246,11 @@ fn completion_time(prediction: &Prediction) -> String {
             let _ = write!(text, ", {name} × {factor}");
         }
     }
+    for (what, seconds) in [("gram", prediction.terms.carbon), ("cent", prediction.terms.price)] {
+        if seconds > 0.0 {
+            let _ = write!(text, ", {seconds} s for a {what}");
+        }
+    }
     text
 }
 
@@ -263,6 +268,18 @@ pub(crate) fn location(location: &Location) -> String {
         None => {}
     }
     text
+}
+
+pub(crate) fn region(region: &Region) -> String {
+    let mut parts = Vec::new();
+    parts.extend(region.carbon_intensity.map(|grams| format!("{grams} g/kWh")));
+    let zone = region.electricity_maps_zone.as_ref();
+    parts.extend(zone.map(|zone| format!("zone {zone} at Electricity Maps")));
+    for (to, cents) in &region.egress {
+        let to = if to == Region::ANY { "elsewhere" } else { to };
+        parts.push(format!("{cents} cents a gigabyte to {to}"));
+    }
+    if parts.is_empty() { "nothing is known".to_owned() } else { parts.join(", ") }
 }
 
 pub(crate) fn thresholds(limits: &Thresholds) -> String {

@@ -53,7 +53,7 @@ fn state(count: u32, balancer: Balancer) -> Arc<ServiceState> {
     let mut service = Service::new("bench", Protocol::Http2);
     service.balancer = balancer;
     service.prediction.origin = vec![OriginSource::Header(ORIGIN.to_string())];
-    let set = EndpointSet { service: "bench".into(), endpoints: endpoints(count) };
+    let set = EndpointSet::new("bench".into(), endpoints(count));
     let state = view(service, &set, None);
     for endpoint in &state.endpoints {
         let mut ticket = Ticket::new(state.clone(), endpoint.clone(), 1 << 20);
@@ -157,7 +157,7 @@ fn origin_of_client(bencher: Bencher<'_, '_>, version: u8) {
     let mut service = Service::new("bench", Protocol::Http2);
     service.balancer = Balancer::CompletionTime;
     service.prediction.origin = vec![OriginSource::ClientAddress];
-    let set = EndpointSet { service: "bench".into(), endpoints: endpoints(30) };
+    let set = EndpointSet::new("bench".into(), endpoints(30));
     let state = view(service, &set, Some(clients));
     let headers = HeaderMap::new();
     let client = || {

@@ -22,6 +22,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use towpath_policies::model::Class;
 
 use crate::{control::Control, logging, metrics::registry, upstream::completion::explain::Whence};
 
@@ -75,8 +76,9 @@ towpath proxy, admin endpoint
   GET  /listeners                 listeners, their addresses and open connections (JSON)
   GET  /endpoints                 endpoints and their state (JSON)
   GET  /explain?service=S         when each endpoint would complete a request, and why (JSON);
-                                  optional: &size=BYTES, and where its data comes from: &origin=LATITUDE,LONGITUDE
-                                  or a region, &registered=NAME of a tenant or device, or &client=ADDRESS
+                                  optional: &size=BYTES, &class=interactive, bulk or background, and where its data
+                                  comes from: &origin=LATITUDE,LONGITUDE or a region, &registered=NAME of a tenant
+                                  or device, or &client=ADDRESS
   GET  /health                    how well this machine's GPUs are, and why (JSON)
   GET  /metrics                   Prometheus text
   POST /log_level?level=LEVEL     error, warn, info, debug, trace, or per module: info,h2=debug
@@ -180,10 +182,12 @@ struct Question {
     client: Option<IpAddr>,
     #[serde(default)]
     size: u64,
+    #[serde(default)]
+    class: Class,
 }
 
 async fn explain(State(admin): State<Admin>, Query(question): Query<Question>) -> Response {
-    let Question { service: name, origin, registered, client, size } = question;
+    let Question { service: name, origin, registered, client, size, class } = question;
     let whence = match (origin, registered, client) {
         (Some(origin), None, None) => Whence::Origin(origin),
         (None, Some(name), None) => Whence::Registered(name),
@@ -200,7 +204,7 @@ async fn explain(State(admin): State<Admin>, Query(question): Query<Question>) -
         let text = format!("there is no service {name}; there are: {known}\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     };
-    match service.explain(&whence, size) {
+    match service.explain(&whence, size, class) {
         Ok(explanation) => Json(explanation).into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("{name}: {error}\n")).into_response(),
     }

@@ -41,6 +41,10 @@ pub struct Gauge(Arc<AtomicI64>);
 #[derive(Clone, Debug, Default)]
 pub struct Real(Arc<AtomicU64>);
 
+/// A number that only grows, and need not be whole. It is shown once there is something to show.
+#[derive(Clone, Debug, Default)]
+pub struct Sum(Arc<AtomicU64>);
+
 /// Durations in fixed buckets, two per power of two, from 64 µs to about 36 minutes.
 #[derive(Clone, Debug, Default)]
 pub struct Histogram(Arc<Buckets>);
@@ -55,6 +59,7 @@ enum Series {
     Counter(Counter),
     Gauge(Gauge),
     Real(Real),
+    Sum(Sum),
     Histogram(Histogram),
 }
 
@@ -96,6 +101,15 @@ impl Registry {
         }
     }
 
+    /// The counter of what need not be whole, of this name and these labels; made on first use.
+    pub fn sum(&self, name: &'static str, labels: &[(&str, &str)]) -> Sum {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Sum(Sum::default())) {
+            Series::Sum(sum) => sum.clone(),
+            _ => Sum::default(),
+        }
+    }
+
     /// The histogram of this name and these labels; made on first use.
     pub fn histogram(&self, name: &'static str, labels: &[(&str, &str)]) -> Histogram {
         let mut families = self.families();
@@ -122,12 +136,13 @@ impl Registry {
         let families = self.families();
         let mut out = String::with_capacity(4096);
         for (name, family) in families.iter() {
-            let Some(first) = family.series.values().next() else { continue };
+            let shown = || family.series.iter().filter(|(_, series)| series.is_shown());
+            let Some((_, first)) = shown().next() else { continue };
             if let Some((_, help)) = HELP.iter().find(|(named, _)| named == name) {
                 let _ = writeln!(out, "# HELP {name} {help}");
             }
             let _ = writeln!(out, "# TYPE {name} {}", first.kind());
-            for (labels, series) in &family.series {
+            for (labels, series) in shown() {
                 series.render(name, labels, &mut out);
             }
         }
@@ -160,6 +175,22 @@ impl Real {
     /// Replaces the value.
     pub fn set(&self, value: f64) {
         self.0.store(value.to_bits(), Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.0.load(Relaxed))
+    }
+}
+
+impl Sum {
+    /// Adds what is finite and not below zero. Rounding loses what is less than a 10¹⁶th of the sum.
+    pub fn add(&self, value: f64) {
+        if value > 0.0 && value.is_finite() {
+            let add = |before: u64| Some((f64::from_bits(before) + value).min(f64::MAX).to_bits());
+            // It always has a next value.
+            let _ = self.0.fetch_update(Relaxed, Relaxed, add);
+        }
     }
 
     /// The value now.
@@ -218,10 +249,15 @@ impl Default for Buckets {
 impl Series {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Counter(_) => "counter",
+            Self::Counter(_) | Self::Sum(_) => "counter",
             Self::Gauge(_) | Self::Real(_) => "gauge",
             Self::Histogram(_) => "histogram",
         }
+    }
+
+    /// Sums of what may not be known for most labels are left out while they are nothing.
+    fn is_shown(&self) -> bool {
+        !matches!(self, Self::Sum(sum) if sum.value() == 0.0)
     }
 
     fn render(&self, name: &str, labels: &str, out: &mut String) {
@@ -230,6 +266,7 @@ impl Series {
             Self::Counter(c) => writeln!(out, "{name}{braced} {}", c.value()),
             Self::Gauge(g) => writeln!(out, "{name}{braced} {}", g.value()),
             Self::Real(r) => writeln!(out, "{name}{braced} {}", r.value()),
+            Self::Sum(s) => writeln!(out, "{name}{braced} {}", s.value()),
             Self::Histogram(h) => {
                 h.render(name, labels, &braced, out);
                 Ok(())
@@ -293,7 +330,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 54] = [
+const HELP: [(&str, &str); 57] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -305,6 +342,10 @@ const HELP: [(&str, &str); 54] = [
     ),
     ("towpath_bytes_in_flight", "Body bytes of unfinished exchanges, both ways."),
     (
+        "towpath_carbon_grams_total",
+        "CO2 equivalent of the electricity that went with body bytes, where it is known.",
+    ),
+    (
         "towpath_config_rejected_total",
         "Configurations not applied because something in them is wrong.",
     ),
@@ -312,6 +353,10 @@ const HELP: [(&str, &str); 54] = [
     ("towpath_connections", "Open client connections."),
     ("towpath_connections_total", "Client connections accepted."),
     ("towpath_digests_total", "Bodies given a digest, and held against one."),
+    (
+        "towpath_egress_cents_total",
+        "Price of body bytes that went between regions, where it is known.",
+    ),
     ("towpath_ejections_total", "Endpoints left alone for a while: they failed, or lagged behind."),
     (
         "towpath_endpoint_awaiting_head",
@@ -327,6 +372,10 @@ const HELP: [(&str, &str); 54] = [
         "Body bytes per second of active large transfers, of late; 0 = unknown.",
     ),
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
+    (
+        "towpath_energy_joules_per_byte",
+        "Energy that went with a byte through this machine, of late.",
+    ),
     ("towpath_gpu_busy_percent", "How much of the time something ran on a GPU."),
     (
         "towpath_gpu_goodput_factor",

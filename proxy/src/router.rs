@@ -23,7 +23,7 @@ pub(crate) use matching::{Target, is_grpc};
 
 use crate::{
     flow::Limiter,
-    metrics::{self, Counter, Histogram},
+    metrics::{self, Counter, Histogram, Sum},
     upstream::ServiceLive,
 };
 
@@ -59,6 +59,9 @@ pub(crate) struct RouteMetrics {
     pub(crate) seconds: Histogram,
     pub(crate) request_bytes: Counter,
     pub(crate) response_bytes: Counter,
+    /// What its bytes emit and cost.
+    pub(crate) carbon_grams: Sum,
+    pub(crate) egress_cents: Sum,
 }
 
 /// The limiters of a router being compiled, by route: those of the router before it where they
@@ -240,6 +243,8 @@ impl RouteMetrics {
             seconds: registry.histogram("towpath_request_seconds", &[("route", route)]),
             request_bytes: registry.counter("towpath_request_bytes_total", &of),
             response_bytes: registry.counter("towpath_response_bytes_total", &of),
+            carbon_grams: registry.sum("towpath_carbon_grams_total", &of),
+            egress_cents: registry.sum("towpath_egress_cents_total", &of),
         }
     }
 

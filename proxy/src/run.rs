@@ -450,7 +450,7 @@ mod tests {
             chains,
             location: Location::default(),
         };
-        let set = EndpointSet { service: "s".into(), endpoints: vec![Endpoint::new(origin)] };
+        let set = EndpointSet::new("s".into(), vec![Endpoint::new(origin)]);
         let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };
         snapshot.listeners.insert("in".into(), Arc::new(listener));
         snapshot.endpoints.insert("s".into(), Arc::new(set));

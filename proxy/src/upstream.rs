@@ -47,7 +47,7 @@ use crate::{
     metrics,
     outlier::{Ejection, meter::Meter},
 };
-use completion::{Completion, Experience, learn::Learned};
+use completion::{Completion, Experience, energy::Energy, learn::Learned};
 use concurrency::Concurrency;
 use hash::Homes;
 use pool::Pools;
@@ -147,6 +147,8 @@ pub struct EndpointLive {
     pub last_ejection: ArcSwapOption<Ejection>,
     /// Slow start: [`now_ms`] time from which its weight grows; 0 = it has all of it.
     pub warm_from_ms: AtomicU64,
+    /// What goes with its bytes besides time.
+    pub(crate) energy: Energy,
     /// What it is compared with its peers by.
     pub meter: Meter,
     /// Bytes per second of active transfer, of late; 0 = unknown.
@@ -342,7 +344,10 @@ pub fn reconcile_at(
         }
     }
     let belief = admission::Belief::under(&spec.breaker);
-    let completion = Completion::new(&spec, &live, &endpoints, &mut levels, site);
+    for endpoint in &endpoints {
+        endpoint.live.energy.stands_in(set.regions.get(&endpoint.spec.locality.region));
+    }
+    let completion = Completion::new(&spec, &live, &set.regions, &endpoints, &mut levels, site);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());
@@ -445,6 +450,7 @@ impl EndpointLive {
             ejections: AtomicU32::new(0),
             last_ejection: ArcSwapOption::empty(),
             warm_from_ms: AtomicU64::new(0),
+            energy: Energy::default(),
             meter: Meter::default(),
             learned: Learned::default(),
             goodput: AtomicU64::new(0),
@@ -467,6 +473,9 @@ impl EndpointLive {
     pub(crate) fn heard(&self, figures: &Figures, now_ms: u64) {
         if let Some(factor) = figures.goodput_factor {
             self.reported(factor, now_ms);
+        }
+        if let Some(joules) = figures.joules_per_byte {
+            self.energy.reported(joules, now_ms);
         }
         self.tally.heard(figures);
     }

@@ -113,7 +113,7 @@ fn endpoints(service: &str, port: u16) -> EndpointSet {
     let mut far = Endpoint::new(SocketAddr::from(([127, 0, 0, 2], port)));
     far.locality.region = "eu-west".to_owned();
     far.priority = 7;
-    EndpointSet { service: service.to_owned(), endpoints: vec![far, near] }
+    EndpointSet::new(service.to_owned(), vec![far, near])
 }
 
 fn socket(port: u16) -> Bind {

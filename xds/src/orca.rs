@@ -11,6 +11,8 @@ use prost::Message;
 /// Ours among the named metrics: the share of its goodput that the endpoint has, from 0 to 1, by the
 /// health of its accelerators.
 pub const GOODPUT_FACTOR: &str = "towpath.goodput_factor";
+/// Among the named metrics: the energy that goes with a byte through the endpoint's machine, from 0 to 0.001.
+pub const JOULES_PER_BYTE: &str = "towpath.joules_per_byte";
 
 /// What an endpoint says of its load. As in protobuf, a number that is 0 says nothing; an entry of
 /// a map that is 0 does.

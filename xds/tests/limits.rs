@@ -168,7 +168,7 @@ fn a_client_that_never_answers_is_owed_one_response_per_type() {
     let mut sent = 0;
     for version in 1..100 {
         let mut world = Snapshot { version: version.to_string(), ..Snapshot::default() };
-        let set = EndpointSet { service: "s".to_owned(), endpoints: vec![] };
+        let set = EndpointSet::new("s".to_owned(), vec![]);
         world.endpoints.insert("s".to_owned(), std::sync::Arc::new(set));
         stream.update(&std::sync::Arc::new(world));
         sent += usize::from(stream.outgoing().is_some());

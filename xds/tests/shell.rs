@@ -39,9 +39,7 @@ fn world(version: u32, port: u16) -> Arc<Snapshot> {
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];
     world.listeners.insert("l".to_owned(), Arc::new(listener));
     world.services.insert("s".to_owned(), Arc::new(Service::new("s", Protocol::Tcp)));
-    world
-        .endpoints
-        .insert("s".to_owned(), Arc::new(EndpointSet { service: "s".to_owned(), endpoints }));
+    world.endpoints.insert("s".to_owned(), Arc::new(EndpointSet::new("s".to_owned(), endpoints)));
     Arc::new(world)
 }
 

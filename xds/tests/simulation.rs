@@ -585,7 +585,7 @@ impl Generator {
         let endpoints = (0..rng.u8(0..4))
             .map(|i| Endpoint::new(SocketAddr::from(([10, 0, 0, i], self.tick()))))
             .collect();
-        let set = EndpointSet { service: name.to_owned(), endpoints };
+        let set = EndpointSet::new(name.to_owned(), endpoints);
         self.endpoints.insert(name.to_owned(), Arc::new(set));
     }
 

@@ -276,7 +276,7 @@ mod tests {
     fn known(service: &str) -> Option<Arc<EndpointSet>> {
         let endpoint = |port, name| Endpoint { locality: region(name), ..Endpoint::new(at(port)) };
         let endpoints = vec![endpoint(1, "us"), endpoint(2, "us"), endpoint(3, "eu")];
-        (service == "s").then(|| Arc::new(EndpointSet { service: service.into(), endpoints }))
+        (service == "s").then(|| Arc::new(EndpointSet::new(service.into(), endpoints)))
     }
 
     fn load(succeeded: u64, failed: u64, factor: Option<f64>) -> Load {

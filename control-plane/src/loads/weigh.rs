@@ -182,7 +182,7 @@ mod tests {
         let endpoint =
             |(port, weight): (u16, &u32)| Endpoint { weight: *weight, ..Endpoint::new(at(port)) };
         let endpoints = (1..).zip(weights).map(endpoint).collect();
-        EndpointSet { service: "s".into(), endpoints }
+        EndpointSet::new("s".into(), endpoints)
     }
 
     fn figures(of: &[(u16, f64, &[(&str, f64)])]) -> BTreeMap<SocketAddr, EndpointFigures> {

@@ -11,7 +11,7 @@ use crate::{
             TermsSpec, WeighingSpec, WeightsKind,
         },
         read::invalid,
-        value::Factor,
+        value::{Decimal, Factor},
     },
     model::{
         Balancer, Hashing, KeySource, Location, OriginSource, Prediction, Protocol, Registered,
@@ -69,6 +69,9 @@ fn predict(
     places: &mut Places,
     problems: &mut Problems,
 ) {
+    if let Some(joules) = &spec.joules_per_gigabyte {
+        service.prediction.joules_per_gigabyte = joules.0;
+    }
     let (origin, written) = (spec.origin.as_ref(), spec.terms.as_ref());
     if service.balancer != Balancer::CompletionTime {
         let spans = [origin.map(|o| o.span), written.map(|t| t.span)];
@@ -97,6 +100,7 @@ fn predict(
     service.prediction = Prediction {
         origin: sources.iter().filter_map(|s| origin_source(s, places, problems)).collect(),
         terms: written.map_or(Terms::default(), terms),
+        joules_per_gigabyte: service.prediction.joules_per_gigabyte,
     };
 }
 
@@ -135,12 +139,16 @@ fn registered(
 
 fn terms(written: &TermsSpec) -> Terms {
     let factor = |written: &Option<At<Factor>>| written.as_ref().map_or(1.0, |factor| factor.0);
+    let seconds =
+        |written: &Option<At<Decimal<1_000_000>>>| written.as_ref().map_or(0.0, |rate| rate.0);
     Terms {
         network: factor(&written.network),
         transfer: factor(&written.transfer),
         queue: factor(&written.queue),
         health: factor(&written.health),
         failures: factor(&written.failures),
+        carbon: seconds(&written.carbon),
+        price: seconds(&written.price),
     }
 }
 

@@ -36,6 +36,7 @@ impl<'d> Index<'d> {
         index.all(Kind::TransferPolicy, &documents.transfer_policies, problems);
         index.all(Kind::BalancerPolicy, &documents.balancer_policies, problems);
         index.all(Kind::BreakerPolicy, &documents.breaker_policies, problems);
+        index.all(Kind::Region, &documents.regions, problems);
         for service in &documents.services {
             let protocol =
                 service.spec.protocol.as_ref().map_or(ServiceProtocol::Follow, |p| p.value);

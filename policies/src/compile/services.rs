@@ -30,6 +30,7 @@ use super::{
     place::Places,
     policies::Policies,
     queue,
+    region::{self, Regions},
     rules::PreparedRule,
     sockets::{Opener, Sockets},
     stream_age,
@@ -44,10 +45,13 @@ pub(crate) fn compile(
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
+    let regions = Regions::new(documents, index, problems);
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
-        let (set, span) = endpoints(object, &mut output.places, problems);
+        let (mut set, span) = endpoints(object, &mut output.places, problems);
+        set.regions = regions.of(&set.endpoints);
+        region::check_terms(policies.balancer(&service.name), &set, problems);
         let located: Vec<_> = set.endpoints.iter().map(Endpoint::location).collect();
         output.endpoints(set, span, problems);
         for ((endpoint, name), location) in listed(object).zip(located) {
@@ -283,7 +287,7 @@ fn endpoints(
             "the Service has no endpoint; every request will fail",
         );
     }
-    (EndpointSet { service: object.id(), endpoints }, span)
+    (EndpointSet::new(object.id(), endpoints), span)
 }
 
 fn endpoint(written: &EndpointSpec, name: String) -> Endpoint {
@@ -347,7 +351,7 @@ impl Inbound<'_> {
             slots: self.endpoint.slots.as_ref().map(|slots| ***slots),
             ..Endpoint::new(self.sidecar.app.value)
         };
-        let set = EndpointSet { service: name.clone(), endpoints: vec![app] };
+        let set = EndpointSet::new(name.clone(), vec![app]);
         output.endpoints(set, self.sidecar.app.span, problems);
         let kind = if self.service.protocol == Protocol::Tcp {
             let idle_timeout = policies.tcp_idle(&[&self.service.name], None);

@@ -4,7 +4,8 @@ use super::{
     own::{ClientAddressSpec, CoordinatesSpec, TargetRef},
     read::{AtLeastOne, Definitions, OneOrMore, Read, choice, invalid, object, wrong_type},
     value::{
-        Factor, HeaderName, HeaderValue, PlaceName, PositiveTime, QueryName, Time, Whole, text,
+        Decimal, Factor, HeaderName, HeaderValue, PlaceName, PositiveTime, QueryName, Time, Whole,
+        text,
     },
 };
 use crate::{
@@ -26,6 +27,9 @@ object! {
         "origin" => origin: Option<At<OneOrMore<OriginSpec>>>,
         /// With `CompletionTime`: how much each part of the predicted time counts.
         "terms" => terms: Option<TermsSpec>,
+        /// Energy that goes with a gigabyte (10^9 bytes) at endpoints whose sidecars do not measure it, 0 to
+        /// 1000000 joules; default 3600. For what is counted of emissions, whatever the policy.
+        "joulesPerGigabyte" => joules_per_gigabyte: Option<At<Decimal<1_000_000>>>,
         /// With `Maglev` and `RingHash`: how a request tells what it is about.
         "key" => key: Option<KeySpec>,
         /// With `Maglev` and `RingHash`: an endpoint has at most so many per cent of the mean number of
@@ -240,7 +244,8 @@ impl Read for RegisteredPlace {
 }
 
 object! {
-    /// Factors by which the parts of a predicted time count, 0 to 100; 0 is not at all, default 1.
+    /// Factors by which the parts of a predicted time count, 0 to 100; 0 is not at all, default 1. And the
+    /// time that emissions and money are worth to requests of the classes `bulk` and `background`.
     struct TermsSpec {
         /// The round trip between the data's origin and the endpoint.
         "network" => network: Option<At<Factor>>,
@@ -253,5 +258,9 @@ object! {
         "health" => health: Option<At<Factor>>,
         /// Tries that it fails and others have to repeat.
         "failures" => failures: Option<At<Factor>>,
+        /// Seconds that a gram of CO2 equivalent is worth, 0 to 1000000; default 0.
+        "carbon" => carbon: Option<At<Decimal<1_000_000>>>,
+        /// Seconds that a cent for egress is worth, 0 to 1000000; default 0.
+        "price" => price: Option<At<Decimal<1_000_000>>>,
     }
 }

@@ -162,6 +162,21 @@ impl Read for Factor {
     }
 }
 
+/// A number from 0 to `MAX`, with decimals or without.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Decimal<const MAX: u32>(pub(crate) f64);
+
+impl<const MAX: u32> Read for Decimal<MAX> {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        let help = format!("a number from 0 to {MAX}");
+        number(node, 0.0..=f64::from(MAX), help, problems).map(Self)
+    }
+
+    fn schema(_: &mut Definitions) -> Json {
+        json!({ "type": "number", "minimum": 0, "maximum": MAX })
+    }
+}
+
 /// A number that may have decimals.
 fn number(
     node: &Node,

@@ -186,7 +186,7 @@ impl KeySource {
 }
 
 /// What a completion time is predicted from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Prediction {
     /// How a request tells where its data comes from: the first of these that says it. Where none
@@ -194,6 +194,41 @@ pub struct Prediction {
     pub origin: Vec<OriginSource>,
     /// How much each part counts.
     pub terms: Terms,
+    /// Energy that goes with a gigabyte (10⁹ bytes) at endpoints that do not say, up to
+    /// [`Self::MOST_JOULES`]; counted whatever the balancer.
+    pub joules_per_gigabyte: f64,
+}
+
+impl Prediction {
+    /// 0.001 kWh: the figure of Cloud Carbon Footprint's methodology for networking between data centres.
+    pub const DEFAULT_JOULES: f64 = 3_600.0;
+    /// 1 kW at 1 MB/s.
+    pub const MOST_JOULES: f64 = 1e6;
+
+    /// Whether the figures are within their bounds.
+    ///
+    /// # Errors
+    /// What must be so and is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Terms { carbon, price, .. } = self.terms;
+        if !self.terms.named().iter().all(|(_, factor)| (0.0..=100.0).contains(factor)) {
+            return Err("factors are from 0 to 100");
+        }
+        if ![carbon, price].iter().all(|rate| (0.0..=Terms::MOST_SECONDS).contains(rate)) {
+            return Err("a gram and a cent are from 0 to 1,000,000 seconds");
+        }
+        if !(0.0..=Self::MOST_JOULES).contains(&self.joules_per_gigabyte) {
+            return Err("a gigabyte takes from 0 to 1,000,000 joules");
+        }
+        Ok(())
+    }
+}
+
+impl Default for Prediction {
+    fn default() -> Self {
+        let joules_per_gigabyte = Self::DEFAULT_JOULES;
+        Self { origin: Vec::new(), terms: Terms::default(), joules_per_gigabyte }
+    }
 }
 
 /// How a request tells where its data comes from.
@@ -223,7 +258,8 @@ impl Registered {
     pub const MOST: usize = 10_000;
 }
 
-/// Factors by which the parts of a predicted time count, each finite and from 0 to 100. Default 1.
+/// Factors by which the parts of a predicted time count, each finite and from 0 to 100, default 1;
+/// and the time that emissions and money are worth, default none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Terms {
@@ -237,9 +273,16 @@ pub struct Terms {
     pub health: f64,
     /// Tries that fail and are repeated.
     pub failures: f64,
+    /// Seconds per gram of CO₂ equivalent, from 0 to [`Self::MOST_SECONDS`].
+    pub carbon: f64,
+    /// Seconds per cent, likewise.
+    pub price: f64,
 }
 
 impl Terms {
+    /// The most that a gram or a cent is worth: 11 days.
+    pub const MOST_SECONDS: f64 = 1e6;
+
     /// The factors and their names in a policy.
     pub const fn named(&self) -> [(&'static str, f64); 5] {
         [
@@ -254,6 +297,7 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { network: 1.0, transfer: 1.0, queue: 1.0, health: 1.0, failures: 1.0 }
+        let (network, transfer, queue, health, failures) = (1.0, 1.0, 1.0, 1.0, 1.0);
+        Self { network, transfer, queue, health, failures, carbon: 0.0, price: 0.0 }
     }
 }

@@ -1,8 +1,10 @@
 //! The addresses behind a service.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+use super::Region;
 
 /// The endpoints of one service (EDS). Equal addresses appear once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -11,6 +13,9 @@ pub struct EndpointSet {
     pub service: String,
     /// In order of appearance.
     pub endpoints: Vec<Endpoint>,
+    /// What is known of the regions in which they stand, by name; of others nothing is kept.
+    #[serde(default)]
+    pub regions: BTreeMap<String, Region>,
 }
 
 /// One address that serves.
@@ -97,6 +102,13 @@ pub enum Health {
     Unhealthy,
     /// Finishes what it has, gets nothing new.
     Draining,
+}
+
+impl EndpointSet {
+    /// The endpoints of a service, with nothing known of their regions.
+    pub const fn new(service: String, endpoints: Vec<Endpoint>) -> Self {
+        Self { service, endpoints, regions: BTreeMap::new() }
+    }
 }
 
 impl Coordinates {

@@ -8,7 +8,7 @@ use http::{
 };
 
 use tokio::time::Instant;
-use towpath_policies::model::StreamAge;
+use towpath_policies::model::{Class, StreamAge};
 
 use super::{HttpListener, Peer, forwarded::Forwarding};
 use crate::{
@@ -71,9 +71,15 @@ pub(super) struct RequestHead {
 
 impl RequestHead {
     /// What a try of so many bytes asks of an endpoint of this service.
-    pub(super) fn ask(&self, service: &ServiceState, bytes: u64, client: IpAddr) -> Ask {
+    pub(super) fn ask(
+        &self,
+        service: &ServiceState,
+        bytes: u64,
+        class: Class,
+        client: IpAddr,
+    ) -> Ask {
         let origin = service.origin(&self.headers, client);
-        Ask { bytes, origin, key: service.key(&self.target, &self.headers, client) }
+        Ask { bytes, origin, key: service.key(&self.target, &self.headers, client), class }
     }
 }
 

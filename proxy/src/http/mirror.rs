@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::timeout;
+use towpath_policies::model::Class;
 
 use super::{
     h1_client::Http1,
@@ -120,7 +121,7 @@ async fn exchange(
     let service = live.current.load_full()?;
     let declared = head.length.declared();
     service.has_room(declared).ok()?;
-    let ask = head.ask(&service, declared, client);
+    let ask = head.ask(&service, declared, Class::default(), client);
     let (endpoint, slot) = if service.spec.admission.queue.is_none() {
         let picked = pick::pick(&service, &Tried::default(), upstream::now_ms(), ask).ok()?;
         (picked.clone(), None)

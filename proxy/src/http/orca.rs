@@ -155,10 +155,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_was_replaced_asks_for_nothing() {
-        let set = EndpointSet {
-            service: "s".into(),
-            endpoints: vec![Endpoint::new(([127, 0, 0, 1], 1).into())],
-        };
+        let set = EndpointSet::new("s".into(), vec![Endpoint::new(([127, 0, 0, 1], 1).into())]);
         let view = |old: Option<&Arc<ServiceState>>, balancer| {
             let spec = Service { balancer, ..Service::new("s", Protocol::Http1) };
             let view = reconcile(old, Arc::new(spec), &set, 1).unwrap();

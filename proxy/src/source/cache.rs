@@ -110,7 +110,7 @@ mod tests {
         let service = Service::new("etl", Protocol::Http2);
         snapshot.services.insert("etl".into(), Arc::new(service));
         let endpoints = vec![Endpoint::new("[::1]:80".parse().unwrap())];
-        let set = EndpointSet { service: "etl".into(), endpoints };
+        let set = EndpointSet::new("etl".into(), endpoints);
         snapshot.endpoints.insert("etl".into(), Arc::new(set));
         cache.save(&snapshot).unwrap();
         assert_eq!(cache.load().unwrap(), Some(snapshot));

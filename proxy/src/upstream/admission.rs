@@ -10,12 +10,15 @@ use towpath_policies::model::{Breaker, Thresholds};
 
 use super::{
     EndpointLive, EndpointState, ServiceLive, ServiceState,
-    completion::{learn::Stopwatch, places::Cell},
+    completion::{cost::PerByte, learn::Stopwatch, places::Cell},
     concurrency::{BULK, Concurrency},
     queue::Slot,
     wall_us,
 };
-use crate::outlier::meter::{Asked, SMALLEST_JUDGED, Transfer};
+use crate::{
+    metrics::Sum,
+    outlier::meter::{Asked, SMALLEST_JUDGED, Transfer},
+};
 
 /// A limit of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,16 @@ pub struct Ticket {
     pub(crate) slot: Option<Box<Slot>>,
     /// No longer one of the requests in flight.
     aside: bool,
+    /// Where it is known what its bytes emit and cost.
+    tally: Option<Tally>,
+}
+
+/// What a try's bytes emit and cost, and where that is counted.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) per_byte: PerByte,
+    pub(crate) grams: Sum,
+    pub(crate) cents: Sum,
 }
 
 /// A connection that stands, counted until dropped.
@@ -267,6 +280,7 @@ impl Ticket {
             awaits_head: false,
             slot: None,
             aside: false,
+            tally: None,
         };
         if let Some(concurrency) = ticket.service.concurrency(&ticket.endpoint)
             && declared_bytes <= BULK
@@ -286,6 +300,11 @@ impl Ticket {
         if let Some(watch) = &mut self.watch {
             watch.comes_from(origin);
         }
+    }
+
+    /// What its bytes emit and cost is counted.
+    pub(crate) fn tallies(&mut self, tally: Tally) {
+        self.tally = Some(tally);
     }
 
     /// How it went says nothing of how fast the endpoint is.
@@ -421,6 +440,19 @@ impl Ticket {
     }
 }
 
+impl Tally {
+    #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+    fn count(&self, sent: u64, received: u64) {
+        let (up, down) = (sent as f64, received as f64);
+        if let Some(grams) = self.per_byte.grams {
+            self.grams.add((up + down) * f64::from(grams));
+        }
+        if let Some((to, from)) = self.per_byte.cents {
+            self.cents.add(up * f64::from(to) + down * f64::from(from));
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.request.end(&self.endpoint.live.meter.request);
@@ -428,6 +460,9 @@ impl Drop for Ticket {
         if let Some(watch) = self.watch.take() {
             let (sent, received) = (self.request.total(), self.response.total());
             self.service.learn(watch, &self.endpoint, sent, received);
+        }
+        if let Some(tally) = self.tally.take() {
+            tally.count(self.request.total(), self.response.total());
         }
         if !self.aside {
             self.leave();

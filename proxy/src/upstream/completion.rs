@@ -10,20 +10,28 @@
 //! failures = tries it takes until one succeeds
 //! ```
 //!
+//! For requests that tolerate delay, what they emit and cost comes on top, in seconds that it is worth
+//! ([`footprint`]).
+//!
 //! [`cost`] is this sum and pure. [`learn`] keeps what is measured, in relaxed atomics, [`origin`] says
 //! where data comes from, [`places`] what distance lets expect before anything is measured, and [`draw`] which endpoints are looked at
 //! where there are too many for all. A pick reads, and neither allocates nor locks.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
-use towpath_policies::model::{Balancer, Service};
+use towpath_policies::model::{Balancer, Class, Region, Service};
 
 pub(crate) mod cost;
 pub(crate) mod draw;
+pub(crate) mod energy;
 pub mod explain;
+pub(crate) mod footprint;
 pub(crate) mod learn;
 mod origin;
 pub(crate) mod places;
@@ -35,8 +43,9 @@ mod tests;
 
 use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState, Site};
 use crate::lock::lock;
-use cost::{Factors, Facts, Parts};
+use cost::{Factors, Facts, Parts, PerByte};
 use draw::Draw;
+use footprint::{Footprints, Load, Prices, Reported};
 use learn::{Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
 use origin::Origins;
 use places::{Cell, Cells, NUMBERS, Numbers};
@@ -49,6 +58,9 @@ pub(crate) struct Completion {
     cells: Cells,
     /// By level.
     draws: Box<[Draw]>,
+    prices: Arc<Prices>,
+    /// For those who tolerate delay, where that moves any.
+    footprints: Option<Box<Footprints>>,
     experience: Arc<Experience>,
 }
 
@@ -74,6 +86,7 @@ impl Completion {
     pub(crate) fn new(
         spec: &Service,
         live: &ServiceLive,
+        regions: &BTreeMap<String, Region>,
         endpoints: &[Arc<EndpointState>],
         levels: &mut [Level],
         site: &Site,
@@ -101,26 +114,38 @@ impl Completion {
         }
         // What the control plane makes of load reports is left aside: they count here themselves.
         let weight = |member: u32| endpoints[member as usize].spec.declared();
-        let draw = |level: &mut Level| {
+        let sort = |level: &mut Level| {
             level.members.sort_by_key(|member| cell_of[*member as usize]);
             let live = |member: &u32| endpoints[*member as usize].live.clone();
             level.lives = level.members.iter().map(live).collect();
-            Draw::new(level, &cell_of, weight)
         };
-        let draws = levels.iter_mut().map(draw).collect();
+        levels.iter_mut().for_each(sort);
+        let draws = || -> Box<[Draw]> {
+            levels.iter().map(|level| Draw::new(level, &cell_of, weight)).collect()
+        };
+        let prices = Arc::new(Prices::new(regions, &cells));
+        let footprints = Footprints::new(spec, regions, &cells, &prices, draws);
         let factors = (&spec.prediction.terms).into();
-        let new = Self { factors, origins, cells, draws, experience };
-        new.weigh_cells();
+        let draws = draws();
+        let new = Self { factors, origins, cells, draws, prices, footprints, experience };
+        new.weigh_cells(&Reported::default());
         Some(Box::new(new))
     }
 
-    fn weigh_cells(&self) {
+    fn weigh_cells(&self, reported: &Reported) {
         let bytes = self.experience.usual_response.value();
-        for draw in &self.draws {
+        let seconds = |cell: Cell, origin: Cell| {
+            let way = &self.experience.ways[cell.index()][origin.index()];
+            let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT).0;
+            self.network(cell, origin) + bytes * per_byte
+        };
+        self.draws.iter().for_each(|draw| draw.weigh(&self.cells, seconds));
+        let Some(footprints) = &self.footprints else { return };
+        let joules = reported.means();
+        for draw in &footprints.draws {
             draw.weigh(&self.cells, |cell, origin| {
-                let way = &self.experience.ways[cell.index()][origin.index()];
-                let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT).0;
-                self.network(cell, origin) + bytes * per_byte
+                let load = Load { origin, up: 0.0, down: bytes, now_ms: 0 };
+                seconds(cell, origin) + footprints.usual(cell, joules[cell.index()], &load)
             });
         }
     }
@@ -175,21 +200,44 @@ impl ServiceState {
             return;
         }
         let window_ends = before / WINDOW_SECONDS != second / WINDOW_SECONDS;
+        let mut reported = Reported::default();
         for endpoint in &self.endpoints {
+            let joules = endpoint.live.energy.joules_per_byte(now_ms);
+            reported.add(endpoint.live.learned.cell(), joules);
             let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.declared().into()));
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
         for (endpoint, origin) in completion.cells.pairs() {
             experience.ways[endpoint.index()][origin.index()].second(window_ends);
         }
-        completion.weigh_cells();
+        completion.weigh_cells(&reported);
+    }
+
+    /// What goes with the bytes of a try with this endpoint; `None` where nothing is known of that.
+    pub(crate) fn per_byte(&self, endpoint: &EndpointLive, origin: Cell) -> Option<PerByte> {
+        let grams = footprint::grams_per_byte(&endpoint.energy, &self.spec);
+        let completion = self.completion.as_ref().filter(|_| origin != Cell::HERE);
+        let cents = completion.and_then(|c| c.prices.known(origin, endpoint.learned.cell()));
+        Some(PerByte { grams, cents }).filter(|per_byte| !per_byte.is_unknown())
     }
 }
 
 impl Completion {
-    /// The draw of a level.
-    pub(crate) fn draw(&self, level: usize) -> &Draw {
-        &self.draws[level]
+    /// What requests of this class are weighed by besides their time, if anything.
+    #[inline]
+    pub(crate) fn footprints(&self, class: Class) -> Option<&Footprints> {
+        self.footprints.as_deref().filter(|_| class != Class::Interactive)
+    }
+
+    /// The draw of a level, for those who are weighed by this too.
+    pub(crate) fn draw<'a>(&'a self, level: usize, footprints: Option<&'a Footprints>) -> &'a Draw {
+        &footprints.map_or(&self.draws, |footprints| &footprints.draws)[level]
+    }
+
+    /// What a request will move which says that it brings so many bytes.
+    pub(crate) fn load(&self, declared: u64, origin: Cell, now_ms: u64) -> Load {
+        let down = self.experience.usual_response.value();
+        Load { origin, up: real(declared), down, now_ms }
     }
 
     /// Bytes that a request will move which says that it brings so many.

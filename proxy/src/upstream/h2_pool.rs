@@ -173,7 +173,7 @@ mod tests {
         let spec = Arc::new(Service::new("wide", Protocol::Http2));
         // Nobody listens there.
         let endpoints = vec![Endpoint::new(([127, 0, 0, 1], 1).into())];
-        let set = EndpointSet { service: "wide".into(), endpoints };
+        let set = EndpointSet::new("wide".into(), endpoints);
         let service = reconcile(None, spec, &set, 1).unwrap();
         let endpoint = &service.endpoints[0];
         let one = || {

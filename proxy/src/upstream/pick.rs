@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use towpath_policies::model::{Balancer, Queue};
+use towpath_policies::model::{Balancer, Class, Queue};
 
 use super::{
     EndpointLive, EndpointState, Level, ServiceState,
@@ -53,6 +53,8 @@ pub struct Ask {
     pub origin: Cell,
     /// What it is about, hashed.
     pub key: Option<u64>,
+    /// What kind of freight it is.
+    pub class: Class,
 }
 
 fn key(live: &Arc<EndpointLive>) -> usize {
@@ -308,6 +310,8 @@ impl<'a, 't> Round<'a, 't> {
         let count = level.members.len();
         let bytes = completion.expected(self.ask.bytes);
         let origin = self.ask.origin;
+        let footprints = completion.footprints(self.ask.class);
+        let load = footprints.map(|_| completion.load(self.ask.bytes, origin, self.now_ms));
         let mut best: Option<(f32, &Arc<EndpointState>)> = None;
         let mut look = |round: &mut Self, member: usize| {
             let Some(candidate) = round.eligible(level, member) else { return };
@@ -318,7 +322,11 @@ impl<'a, 't> Round<'a, 't> {
             };
             let weight = || candidate.spec.declared();
             let live = &level.lives[member];
-            let seconds = completion.predict(live, origin, bytes, warmth, weight).total();
+            let mut seconds = completion.predict(live, origin, bytes, warmth, weight).time();
+            if let (Some(footprints), Some(load)) = (footprints, &load) {
+                let (carbon, price) = footprints.seconds(live, load);
+                seconds += carbon + price;
+            }
             if best.is_none_or(|(least, _)| seconds < least) {
                 best = Some((seconds, candidate));
             }
@@ -329,7 +337,7 @@ impl<'a, 't> Round<'a, 't> {
             (0..count).for_each(|step| look(self, wrap(start + step, count)));
             return best.map(|(_, endpoint)| endpoint);
         }
-        let draw = completion.draw(nth);
+        let draw = completion.draw(nth, footprints);
         // All are drawn before any is looked at, so that their cache lines are waited for together.
         let likely = [(); LIKELY].map(|()| draw.likely(origin));
         let beside = draw.beside(likely[0].1);

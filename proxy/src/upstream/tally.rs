@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use towpath_xds::{
     client::{Counted, CountedEndpoint},
     load::{APPLICATION, BYTES, CPU, GOODPUT, GOODPUT_FACTOR, Sum},
-    orca::LoadReport,
+    orca::{JOULES_PER_BYTE, LoadReport},
 };
 
 use super::{EndpointState, ServiceState};
@@ -19,7 +19,7 @@ pub(crate) struct Tally {
     cpu: Total,
 }
 
-/// What a load report says of what weights are made of.
+/// What a load report says of what weights are made of, and of energy.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Figures {
     /// The share of its goodput that the endpoint has.
@@ -28,6 +28,8 @@ pub(crate) struct Figures {
     pub(crate) application: Option<f64>,
     /// The share of the CPU in use.
     pub(crate) cpu: Option<f64>,
+    /// The energy that goes with a byte.
+    pub(crate) joules_per_byte: Option<f64>,
 }
 
 /// A sum of shares, in millionths so that adding is one operation.
@@ -43,6 +45,7 @@ impl Figures {
             goodput_factor: report.named_metrics.get(GOODPUT_FACTOR).copied(),
             application: Self::said(report.application_utilization),
             cpu: Self::said(report.cpu_utilization),
+            joules_per_byte: report.named_metrics.get(JOULES_PER_BYTE).copied(),
         }
     }
 
@@ -132,10 +135,8 @@ mod tests {
 
     #[test]
     fn what_is_told_is_what_was_counted() {
-        let set = EndpointSet {
-            service: "tallied".into(),
-            endpoints: vec![Endpoint::new(([10, 0, 0, 1], 80).into())],
-        };
+        let set =
+            EndpointSet::new("tallied".into(), vec![Endpoint::new(([10, 0, 0, 1], 80).into())]);
         let spec = Arc::new(Service::new("tallied", Protocol::Http1));
         let state = reconcile(None, spec, &set, 1).unwrap();
         let endpoint = &state.endpoints[0];
@@ -147,14 +148,25 @@ mod tests {
         state.overflow(Limit::Requests);
         state.overflow(Limit::Bytes);
         for figures in [
-            Figures { goodput_factor: Some(1.0), application: Some(1.5), cpu: Some(0.25) },
+            Figures {
+                goodput_factor: Some(1.0),
+                application: Some(1.5),
+                cpu: Some(0.25),
+                ..Figures::default()
+            },
             Figures { goodput_factor: Some(0.5), ..Figures::default() },
             // No shares.
-            Figures { goodput_factor: Some(2.0), application: Some(f64::NAN), cpu: Some(-1.0) },
+            Figures {
+                goodput_factor: Some(2.0),
+                application: Some(f64::NAN),
+                cpu: Some(-1.0),
+                ..Figures::default()
+            },
             Figures {
                 goodput_factor: Some(f64::INFINITY),
                 application: Some(1e300),
                 cpu: Some(0.0),
+                ..Figures::default()
             },
         ] {
             endpoint.live.heard(&figures, 1);

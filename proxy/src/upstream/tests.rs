@@ -24,7 +24,7 @@ fn endpoints(count: u16) -> Vec<Endpoint> {
 }
 
 fn set(endpoints: Vec<Endpoint>) -> EndpointSet {
-    EndpointSet { service: "s".into(), endpoints }
+    EndpointSet::new("s".into(), endpoints)
 }
 
 fn state(endpoints: Vec<Endpoint>, change: impl FnOnce(&mut Service)) -> Arc<ServiceState> {

@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use towpath_policies::model::{Balancer, Service, Weighing};
-use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
+use towpath_xds::orca::{GOODPUT_FACTOR, JOULES_PER_BYTE, LoadReport};
 
 #[cfg(test)]
 mod tests;
@@ -79,9 +79,14 @@ impl ServiceState {
                 live.capacity.take(weight, now_ms);
             }
         }
-        let factor = report.named_metrics.get(GOODPUT_FACTOR);
-        if let (Some(_), Some(factor)) = (&self.completion, factor) {
+        if self.completion.is_none() {
+            return;
+        }
+        if let Some(factor) = report.named_metrics.get(GOODPUT_FACTOR) {
             live.reported(*factor, now_ms);
+        }
+        if let Some(joules) = report.named_metrics.get(JOULES_PER_BYTE) {
+            live.energy.reported(*joules, now_ms);
         }
     }
 

@@ -95,7 +95,7 @@ fn age() -> Option<StreamAge> {
 }
 
 fn change(proxy: &Proxy, endpoints: Vec<Endpoint>) -> Arc<ServiceState> {
-    let set = EndpointSet { service: "origin".into(), endpoints };
+    let set = EndpointSet::new("origin".into(), endpoints);
     upstream::reconcile(Some(&proxy.service), proxy.service.spec.clone(), &set, 1).unwrap()
 }
 

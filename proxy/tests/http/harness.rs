@@ -85,7 +85,7 @@ impl Setup {
 
     pub(crate) async fn start(self) -> Proxy {
         let endpoints = self.endpoints.iter().copied().map(Endpoint::new).collect();
-        let set = EndpointSet { service: "origin".into(), endpoints };
+        let set = EndpointSet::new("origin".into(), endpoints);
         let service = upstream::reconcile(None, Arc::new(self.service), &set, 1).unwrap();
         let table = table(self.also, self.forward);
         let live = service.live.clone();

@@ -186,7 +186,7 @@ async fn a_hedge_goes_where_a_request_would_go_when_it_is_sent() {
     let change = async {
         eventually("the first try", || begun.load(Relaxed) == 1).await;
         let endpoints = [first, came].map(Endpoint::new).to_vec();
-        let set = EndpointSet { service: "origin".into(), endpoints };
+        let set = EndpointSet::new("origin".into(), endpoints);
         let spec = proxy.service.spec.clone();
         towpath_proxy::upstream::reconcile(Some(&proxy.service), spec, &set, 1).unwrap()
     };

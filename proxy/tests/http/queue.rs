@@ -470,7 +470,7 @@ async fn a_configuration_that_changes_while_requests_wait_loses_none() {
     let mut change = |old: &Arc<upstream::ServiceState>, slots: Option<u32>, own: Option<u32>| {
         spec.admission.queue = slots.map(|slots| Queue { slots, ..Queue::default() });
         endpoints[1].slots = own;
-        let set = EndpointSet { service: "origin".into(), endpoints: endpoints.clone() };
+        let set = EndpointSet::new("origin".into(), endpoints.clone());
         upstream::reconcile(Some(old), Arc::new(spec.clone()), &set, 1).unwrap()
     };
     let state = change(&proxy.service, Some(1), None);
@@ -481,7 +481,7 @@ async fn a_configuration_that_changes_while_requests_wait_loses_none() {
     let state = upstream::reconcile(
         Some(&state),
         state.spec.clone(),
-        &EndpointSet { service: "origin".into(), endpoints: vec![Endpoint::new(first)] },
+        &EndpointSet::new("origin".into(), vec![Endpoint::new(first)]),
         1,
     )
     .unwrap();

@@ -50,9 +50,19 @@ impl World {
 
     pub(crate) fn service_of(mut self, service: Service, endpoints: Vec<Endpoint>) -> Self {
         let name = service.name.clone();
-        let set = EndpointSet { service: name.clone(), endpoints };
+        let set = EndpointSet::new(name.clone(), endpoints);
         self.0.endpoints.insert(name.clone(), Arc::new(set));
         self.0.services.insert(name, Arc::new(service));
+        self
+    }
+
+    /// What is known of the region in which the endpoints of a service stand.
+    pub(crate) fn region(mut self, service: &str, name: &str, region: Region) -> Self {
+        let set = self.0.endpoints.get_mut(service).map(Arc::make_mut).unwrap();
+        for endpoint in &mut set.endpoints {
+            name.clone_into(&mut endpoint.locality.region);
+        }
+        set.regions.insert(name.to_owned(), region);
         self
     }
 

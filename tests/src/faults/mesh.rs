@@ -154,7 +154,7 @@ impl Mesh {
         let table = self.service(proxy);
         let endpoints = endpoints.iter().copied().map(Endpoint::new).collect();
         let mut snapshot = Snapshot { version: format!("v{generation}"), ..Snapshot::default() };
-        let set = EndpointSet { service: name.clone(), endpoints };
+        let set = EndpointSet::new(name.clone(), endpoints);
         snapshot.endpoints.insert(name.clone(), Arc::new(set));
         snapshot.routes.insert(table.clone(), Arc::new(routes(&table, &name, policy)));
         snapshot.services.insert(name, Arc::new(service));

@@ -332,7 +332,7 @@ impl World {
         let found = current(&self.services, &name).or_else(|| {
             self.stand_in(ResourceKind::Service, &name, expired, missing, &self.services)
         });
-        let empty = || Arc::new(EndpointSet { service: name.clone(), endpoints: Vec::new() });
+        let empty = || Arc::new(EndpointSet::new(name.clone(), Vec::new()));
         let Some(found) = found else {
             // Requests for a service nobody knows are answered 503, and the
             // rest of the configuration works.

@@ -6,13 +6,13 @@ use std::{
 };
 
 use envoy_types::pb::envoy::config::{
-    core::v3::{self as core, HealthStatus},
+    core::v3::{self as core, HealthStatus, Metadata},
     endpoint::v3::{
         self as eds, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
         cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
     },
 };
-use towpath_policies::model::{Endpoint, EndpointSet, Gpu, Health, Locality};
+use towpath_policies::model::{Endpoint, EndpointSet, Gpu, Health, Locality, Region};
 
 use super::{
     common::{At, Result, address, read_address, read_u32, refuse, refuse_if, u32_value},
@@ -45,6 +45,7 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
                     sub_zone: locality.sub_zone.clone(),
                 }),
                 priority: rank,
+                metadata: encode_region(set.regions.get(&locality.region)),
                 // gRPC ignores localities without a weight.
                 load_balancing_weight: u32_value(
                     u32::try_from(weight.clamp(1, MAX_LOCALITY_WEIGHT)).unwrap_or(u32::MAX),
@@ -68,6 +69,13 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
         }),
         ..Default::default()
     }
+}
+
+/// What is known of a locality's region.
+fn encode_region(region: Option<&Region>) -> Option<Metadata> {
+    let mut extra = Extra::default();
+    extra.keep("region", &region, &None);
+    extra.into_metadata()
 }
 
 fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEndpoint {
@@ -112,7 +120,9 @@ pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
     for (i, group) in pb.endpoints.iter().enumerate() {
         read.group(group).at_index("endpoints", i)?;
     }
-    Ok(EndpointSet { service: pb.cluster_name.clone(), endpoints: read.finish() })
+    let regions = std::mem::take(&mut read.regions);
+    let service = pb.cluster_name.clone();
+    Ok(EndpointSet { service, endpoints: read.finish(), regions })
 }
 
 #[derive(Default)]
@@ -120,6 +130,7 @@ struct Reader {
     /// With the place each says it has.
     endpoints: Vec<(usize, Endpoint)>,
     addresses: HashSet<SocketAddr>,
+    regions: BTreeMap<String, Region>,
 }
 
 impl Reader {
@@ -132,9 +143,17 @@ impl Reader {
         let locality = group.locality.clone().unwrap_or_default();
         let locality =
             Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
+        let mut region: Option<Region> = None;
+        Extra::read(group.metadata.as_ref())?.restore("region", &mut region)?;
         for (i, endpoint) in group.lb_endpoints.iter().enumerate() {
             self.endpoint(endpoint, &locality, group.priority).at_index("lb_endpoints", i)?;
         }
+        let Some(region) = region.filter(|_| !group.lb_endpoints.is_empty()) else { return Ok(()) };
+        if let Err(why) = region.check() {
+            return refuse(why).at("region");
+        }
+        // Of several that differ the first has the say.
+        self.regions.entry(locality.region).or_insert(region);
         Ok(())
     }
 

@@ -131,9 +131,9 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
 }
 
 fn check_prediction(prediction: &Prediction) -> Result<()> {
-    let mut factors = prediction.terms.named().into_iter();
-    let odd = factors.find(|(_, factor)| !(0.0..=100.0).contains(factor));
-    refuse_if(odd.is_some(), "prediction.terms", "factors are from 0 to 100")?;
+    if let Err(why) = prediction.check() {
+        return refuse(why).at("prediction");
+    }
     for source in &prediction.origin {
         let OriginSource::Registered(Registered { places, .. }) = source else { continue };
         refuse_if(places.len() > Registered::MOST, "prediction.origin", "too many are registered")?;

@@ -449,13 +449,17 @@ fn admission() -> impl Strategy<Value = Admission> {
 /// On the heap: the strategies that this one is a part of are large, and the stack of a test is not.
 fn prediction() -> BoxedStrategy<Prediction> {
     let factor = || select(vec![0.0, 0.25, 1.0, 100.0]);
-    let terms = (factor(), factor(), factor(), factor(), factor()).prop_map(
-        |(network, transfer, queue, health, failures)| Terms {
+    let rate = || select(vec![0.0, 0.5, 1_000_000.0]);
+    let factors = (factor(), factor(), factor(), factor(), factor());
+    let terms = (factors, rate(), rate()).prop_map(
+        |((network, transfer, queue, health, failures), carbon, price)| Terms {
             network,
             transfer,
             queue,
             health,
             failures,
+            carbon,
+            price,
         },
     );
     let registered = (token(), btree_map(token(), location(), 0..4))
@@ -466,7 +470,14 @@ fn prediction() -> BoxedStrategy<Prediction> {
         Just(OriginSource::ClientAddress),
     ];
     let sources = vec(source, 0..4);
-    (sources, terms).prop_map(|(origin, terms)| Prediction { origin, terms }).boxed()
+    let joules = select(vec![Prediction::DEFAULT_JOULES, 0.0, 12.5, Prediction::MOST_JOULES]);
+    (sources, terms, joules)
+        .prop_map(|(origin, terms, joules_per_gigabyte)| Prediction {
+            origin,
+            terms,
+            joules_per_gigabyte,
+        })
+        .boxed()
 }
 
 fn hashing() -> impl Strategy<Value = Hashing> {
@@ -586,6 +597,18 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         )
 }
 
+fn region() -> impl Strategy<Value = Region> {
+    let carbon = option::of(0.0..=Region::MOST_CARBON);
+    let prices = btree_map(select(vec!["*", "eu-west", "ap"]), 0.0..=Region::MOST_CENTS, 0..3);
+    (carbon, option::of(token()), prices).prop_map(
+        |(carbon_intensity, electricity_maps_zone, prices)| Region {
+            carbon_intensity,
+            electricity_maps_zone,
+            egress: prices.into_iter().map(|(to, cents)| (to.to_owned(), cents)).collect(),
+        },
+    )
+}
+
 pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
     let locality = select(vec![("", ""), ("us-east", "a"), ("us-east", "b"), ("eu-west", "a")])
         .prop_map(|(region, zone)| Locality {
@@ -606,7 +629,8 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         health,
         (option::of(gpu), option::of(1u32..100), option::of(token())),
     );
-    (name(), vec((address(), endpoint), 0..8)).prop_map(|(service, list)| {
+    let described = btree_map(select(vec!["us-east", "eu-west", "ap"]), region(), 0..3);
+    (name(), vec((address(), endpoint), 0..8), described).prop_map(|(service, list, described)| {
         let mut endpoints: Vec<Endpoint> = Vec::new();
         for (
             address,
@@ -632,6 +656,9 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
                 slots,
             });
         }
-        EndpointSet { service, endpoints }
+        let stands = |region: &str| endpoints.iter().any(|e| e.locality.region == region);
+        let regions = described.into_iter().filter(|(name, _)| stands(name));
+        let regions = regions.map(|(name, region)| (name.to_owned(), region)).collect();
+        EndpointSet { service, endpoints, regions }
     })
 }

@@ -83,7 +83,7 @@ fn mesh(version: &str, places: [(&str, Option<f64>); 2]) -> Mesh {
             coordinates: latitude.map(|latitude| Coordinates { latitude, longitude: 8.0 }),
             ..Endpoint::new(([127, 0, 0, 1], 1).into())
         };
-        let set = EndpointSet { service: name.to_owned(), endpoints: vec![endpoint] };
+        let set = EndpointSet::new(name.to_owned(), vec![endpoint]);
         mesh.endpoints.insert(name.to_owned(), Arc::new(set));
     }
     mesh

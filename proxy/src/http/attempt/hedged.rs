@@ -140,8 +140,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let began = Instant::now();
         let delay = hedging.delay();
         let mut timer = delay.map(|delay| Box::pin(sleep(delay)));
-        let first =
+        let mut first =
             Lane::begin(service, endpoint, &self.head, wire, self.client).map_err(Stop::Reply)?;
+        let origin = service.origin(&self.head.headers, self.client.peer.addr.ip());
+        self.tally(&mut first.ticket, origin);
         let mut race = Race { forward, hedging, first: Some(first), second: None, fallback: None };
         let ended = poll_fn(|cx| {
             loop {
@@ -213,6 +215,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let budget = service.retry(0)?;
         let mut lane = Lane::begin(service, &endpoint, &self.head, wire, self.client).ok()?;
         lane.hedge = true;
+        let origin = service.origin(&self.head.headers, self.client.peer.addr.ip());
+        self.tally(&mut lane.ticket, origin);
         tried.add(&endpoint);
         self.record.attempts += 1;
         self.record.hedged = Some(Outcome::NAMES[Outcome::Lost as usize]);

@@ -2,7 +2,7 @@
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
-use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
+use towpath_xds::orca::{GOODPUT_FACTOR, JOULES_PER_BYTE, LoadReport};
 
 use super::{METRICS, METRICS_BIN};
 use crate::{http::base64, upstream::tally::Figures};
@@ -58,7 +58,7 @@ impl Found<'_> {
         }
     }
 
-    /// What weights are made of, as it was sent. Allocates nothing where it comes as text, as most
+    /// What counts for us, as it was sent. Allocates nothing where it comes as text, as most
     /// do.
     pub(super) fn figures(self) -> Figures {
         let Self::Text(text) = self else {
@@ -69,10 +69,11 @@ impl Found<'_> {
             match name {
                 "application_utilization" => figures.application = Figures::said(value),
                 "cpu_utilization" => figures.cpu = Figures::said(value),
-                _ if name.strip_prefix(NAMED) == Some(GOODPUT_FACTOR) => {
-                    figures.goodput_factor = Some(value);
-                }
-                _ => {}
+                _ => match name.strip_prefix(NAMED) {
+                    Some(GOODPUT_FACTOR) => figures.goodput_factor = Some(value),
+                    Some(JOULES_PER_BYTE) => figures.joules_per_byte = Some(value),
+                    _ => {}
+                },
             }
         }
         figures
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_factor_is_found_and_nonsense_is_none() {
+    fn what_counts_is_found_and_nonsense_is_none() {
         let long = format!("TEXT {}named_metrics.towpath.goodput_factor=0.25", "a=1,".repeat(2000));
         for (value, factor) in [
             ("TEXT cpu_utilization=0.3, named_metrics.towpath.goodput_factor=0.25", Some(0.25)),
@@ -250,6 +251,12 @@ mod tests {
         ] {
             let fields = fields(&METRICS, value.as_bytes());
             assert_eq!(find(&fields).and_then(|f| f.figures().goodput_factor), factor, "{value:?}");
+        }
+        let text = "TEXT named_metrics.towpath.joules_per_byte=2e-6";
+        let json = r#"JSON {"named_metrics": {"towpath.joules_per_byte": 2e-6}}"#;
+        for value in [text, json] {
+            let figures = find(&fields(&METRICS, value.as_bytes())).map(Found::figures).unwrap();
+            assert_eq!(figures.joules_per_byte, Some(2e-6), "{value:?}");
         }
         assert_eq!(find(&HeaderMap::new()), None);
     }

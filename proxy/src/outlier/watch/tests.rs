@@ -15,7 +15,7 @@ fn services(name: &str, endpoints: u16, change: impl FnOnce(&mut Service)) -> Se
     service.outlier = Some(Outlier { goodput: Some(Goodput::default()), ..Outlier::default() });
     change(&mut service);
     let endpoints = (1..=endpoints).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect();
-    let set = EndpointSet { service: name.into(), endpoints };
+    let set = EndpointSet::new(name.into(), endpoints);
     let state = reconcile(None, Arc::new(service), &set, 1).unwrap();
     BTreeMap::from([(name.to_owned(), state)])
 }

@@ -48,6 +48,37 @@ pub struct Parts {
     pub health: f32,
     /// What tries that fail cost besides.
     pub failures: f32,
+    /// What it emits, where that counts: no time that passes, but one that it is worth.
+    #[serde(default)]
+    pub carbon: f32,
+    /// What its bytes cost, likewise.
+    #[serde(default)]
+    pub price: f32,
+}
+
+/// What a request leaves behind besides its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Footprint {
+    /// Of CO₂ equivalent; `None` = not known.
+    pub grams: Option<f32>,
+    /// For its bytes between regions; `None` = not known.
+    pub cents: Option<f32>,
+}
+
+/// What goes with a byte besides time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct PerByte {
+    /// Either way; `None` = not known.
+    pub(crate) grams: Option<f32>,
+    /// To the endpoint, and from it; `None` = not known.
+    pub(crate) cents: Option<(f32, f32)>,
+}
+
+/// Seconds per gram and per cent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Worth {
+    pub(crate) carbon: f32,
+    pub(crate) price: f32,
 }
 
 impl Facts {
@@ -63,28 +94,65 @@ impl Facts {
         let transfer = on_the_way + own;
         let once = network + transfer + queue + health;
         let failures = once * (self.tries - 1.0) * factors.failures;
-        Parts { network, transfer, queue, health, failures }
+        Parts { network, transfer, queue, health, failures, carbon: 0.0, price: 0.0 }
     }
 }
 
 impl Parts {
     /// Seconds to completion.
     #[inline]
-    pub fn total(&self) -> f32 {
+    pub fn time(&self) -> f32 {
         self.network + self.transfer + self.queue + self.health + self.failures
     }
-}
 
-impl Parts {
+    /// And those that the rest is worth.
+    pub fn total(&self) -> f32 {
+        self.time() + self.carbon + self.price
+    }
+
     /// The parts and their names, as in a policy.
-    pub const fn named(&self) -> [(&'static str, f32); 5] {
+    pub const fn named(&self) -> [(&'static str, f32); 7] {
         [
             ("network", self.network),
             ("transfer", self.transfer),
             ("queue", self.queue),
             ("health", self.health),
             ("failures", self.failures),
+            ("carbon", self.carbon),
+            ("price", self.price),
         ]
+    }
+}
+
+impl PerByte {
+    /// Of so many bytes to the endpoint, and from it.
+    #[inline]
+    pub(crate) fn footprint(&self, up: f32, down: f32) -> Footprint {
+        Footprint {
+            grams: self.grams.map(|grams| (up + down) * grams),
+            cents: self.cents.map(|(to, from)| up * to + down * from),
+        }
+    }
+
+    /// Nothing is known.
+    pub(crate) const fn is_unknown(&self) -> bool {
+        self.grams.is_none() && self.cents.is_none()
+    }
+}
+
+impl Worth {
+    /// Seconds for the grams, and for the cents.
+    #[inline]
+    pub(crate) fn seconds(&self, footprint: Footprint) -> (f32, f32) {
+        let Footprint { grams, cents } = footprint;
+        (grams.unwrap_or(0.0) * self.carbon, cents.unwrap_or(0.0) * self.price)
+    }
+}
+
+impl From<&Terms> for Worth {
+    #[expect(clippy::cast_possible_truncation, reason = "at most 1,000,000")]
+    fn from(terms: &Terms) -> Self {
+        Self { carbon: terms.carbon as f32, price: terms.price as f32 }
     }
 }
 
@@ -149,7 +217,28 @@ mod tests {
         };
         let most = [100.0; 5];
         let [network, transfer, queue, health, failures] = most;
-        let terms = Terms { network, transfer, queue, health, failures };
+        let (carbon, price) = (Terms::MOST_SECONDS, Terms::MOST_SECONDS);
+        let terms = Terms { network, transfer, queue, health, failures, carbon, price };
         assert!(worst.parts(&(&terms).into()).total().is_finite());
+        // 1e-3 J/B at 100,000 g/kWh, and 100,000 cents per gigabyte.
+        let dearest = PerByte { grams: Some(2.8e-5), cents: Some((1e-4, 1e-4)) };
+        let (carbon, price) = Worth::from(&terms).seconds(dearest.footprint(2e19, 2e19));
+        assert!((carbon + price).is_finite());
+    }
+
+    #[test]
+    fn grams_and_cents_are_worth_seconds() {
+        let terms = Terms { carbon: 2.0, price: 10.0, ..Terms::default() };
+        let per_byte = PerByte { grams: Some(1e-9), cents: Some((2e-9, 9e-9)) };
+        let footprint = per_byte.footprint(1e9, 3e9);
+        let rounded = |x: f32| (x * 1000.0).round() / 1000.0;
+        assert_eq!(footprint.grams.map(rounded), Some(4.0));
+        assert_eq!(footprint.cents.map(rounded), Some(29.0), "2 up, 27 down");
+        let (carbon, price) = Worth::from(&terms).seconds(footprint);
+        assert_eq!((rounded(carbon), rounded(price)), (8.0, 290.0));
+        let nothing = PerByte::default().footprint(1e9, 3e9);
+        assert_eq!(nothing, Footprint::default());
+        assert_eq!(Worth::from(&terms).seconds(nothing), (0.0, 0.0));
+        assert_eq!(Worth::from(&Terms::default()).seconds(footprint), (0.0, 0.0), "off");
     }
 }

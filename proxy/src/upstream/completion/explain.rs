@@ -6,8 +6,9 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use towpath_policies::model::Class;
 
-pub use super::cost::Parts;
+pub use super::cost::{Footprint, Parts};
 use super::{
     super::{EndpointState, ServiceState, now_ms},
     places::Cell,
@@ -49,6 +50,9 @@ pub struct Prediction {
     pub seconds: f32,
     /// What it is made of.
     pub terms: Parts,
+    /// What it would emit and cost, whether that counts or not.
+    #[serde(default)]
+    pub footprint: Footprint,
 }
 
 /// Why there is no explanation.
@@ -82,7 +86,7 @@ pub(crate) enum Whence {
 }
 
 impl ServiceState {
-    /// What a request of so many bytes from this origin is predicted to take with each endpoint.
+    /// What a request of this class and of so many bytes from this origin is predicted to take with each endpoint.
     ///
     /// # Errors
     /// [`Unexplained`].
@@ -90,6 +94,7 @@ impl ServiceState {
         &self,
         whence: &Whence,
         declared: u64,
+        class: Class,
     ) -> Result<Explanation, Unexplained> {
         let completion = self.completion.as_ref().ok_or(Unexplained::OtherPolicy)?;
         let (cells, origins) = (&completion.cells, &completion.origins);
@@ -103,12 +108,17 @@ impl ServiceState {
         };
         let bytes = completion.expected(declared);
         let now = now_ms();
+        let load = completion.load(declared, origin, now);
         let row = |endpoint: &Arc<EndpointState>| {
             let live = &endpoint.live;
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
             let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
-            let terms =
+            let mut terms =
                 completion.predict(live, origin, bytes, warmth, || endpoint.spec.declared());
+            if let Some(footprints) = completion.footprints(class) {
+                (terms.carbon, terms.price) = footprints.seconds(live, &load);
+            }
+            let footprint = self.per_byte(live, origin).unwrap_or_default();
             Prediction {
                 name: endpoint.spec.name.clone(),
                 address: endpoint.spec.address.to_string(),
@@ -121,6 +131,7 @@ impl ServiceState {
                 health: live.learned.strain().recip(),
                 seconds: terms.total(),
                 terms,
+                footprint: footprint.footprint(load.up, load.down),
             }
         };
         let mut endpoints: Vec<_> = self.endpoints.iter().map(row).collect();

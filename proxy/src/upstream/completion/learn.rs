@@ -57,7 +57,7 @@ pub(crate) struct Usual {
 
 /// A positive number; 0 = unknown.
 #[derive(Debug, Default)]
-struct Real(AtomicU32);
+pub(super) struct Real(AtomicU32);
 
 /// A median that follows what comes, within a few per cent.
 #[derive(Debug, Default)]
@@ -317,7 +317,7 @@ impl Least {
     pub(super) fn end_window(&self) {
         if let Some(least) = self.window.get() {
             self.known.set(least);
-            self.window.0.store(0, Relaxed);
+            self.window.unset();
         }
     }
 }
@@ -426,12 +426,16 @@ impl Stopwatch {
 }
 
 impl Real {
-    fn get(&self) -> Option<f32> {
+    pub(super) fn get(&self) -> Option<f32> {
         Some(f32::from_bits(self.0.load(Relaxed))).filter(|value| *value > 0.0)
     }
 
-    fn set(&self, value: f32) {
+    pub(super) fn set(&self, value: f32) {
         self.0.store(value.to_bits(), Relaxed);
+    }
+
+    pub(super) fn unset(&self) {
+        self.set(0.0);
     }
 
     /// What is above this goes a twentieth of the way there.

@@ -204,6 +204,12 @@ impl Cells {
         }
     }
 
+    /// The region of a cell; empty if it has none.
+    pub(crate) fn region(&self, of: Cell) -> &str {
+        let place = self.places.iter().find(|place| place.cell == of);
+        place.map_or("", |place| &place.region)
+    }
+
     /// The cell that a request names: `latitude,longitude` in degrees, or a region. What is neither, or
     /// not on earth, names none.
     pub(crate) fn named(&self, value: &[u8]) -> Option<Cell> {

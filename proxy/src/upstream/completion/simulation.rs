@@ -8,7 +8,8 @@ use std::{
 };
 
 use towpath_policies::model::{
-    Balancer, Coordinates, Endpoint, EndpointSet, Protocol, Service, Terms,
+    Balancer, Class, Coordinates, Endpoint, EndpointSet, Prediction, Protocol, Region, Service,
+    Terms,
 };
 
 use super::{learn::Sample, places::Cell};
@@ -28,6 +29,8 @@ const LINKS: [[(f64, f64); 3]; 3] = [
 ];
 /// Bytes per second, in turn.
 const SPEEDS: [f64; 4] = [20e6, 40e6, 80e6, 40e6];
+/// g/kWh of the regions in turn: a grid of wind and water, one of gas, one of coal.
+const INTENSITIES: [f64; 3] = [40.0, 380.0, 620.0];
 /// A request takes so many seconds besides.
 const OVERHEAD: f64 = 0.002;
 
@@ -40,6 +43,8 @@ struct Setting {
     /// Of all servers' capacity.
     load: f64,
     seed: u64,
+    /// The share of the jobs that tolerate delay.
+    background: f64,
     /// At half time the third server falls to a tenth, and says so after these seconds.
     falls: Option<f64>,
 }
@@ -54,6 +59,7 @@ impl Default for Setting {
             jobs: 20_000,
             load: 0.6,
             seed: 1,
+            background: 0.0,
             falls: None,
         }
     }
@@ -65,12 +71,23 @@ struct Outcome {
     seconds: Vec<f64>,
     /// When each job was sent, and to which server.
     sent: Vec<(f64, u32)>,
+    /// The seconds of each by its class, and what it emitted.
+    ended: Vec<Ended>,
+}
+
+struct Ended {
+    class: Class,
+    region: usize,
+    bytes: u64,
+    seconds: f64,
+    grams: f64,
 }
 
 /// A job under way at a server.
 struct Under {
     proxy: usize,
     server: u32,
+    class: Class,
     origin: Cell,
     bytes: u64,
     ahead: u64,
@@ -87,6 +104,7 @@ struct World {
     under: Vec<Option<Under>>,
     outcome: Outcome,
     base_ms: u64,
+    background: f64,
 }
 
 fn speed(server: u32) -> f64 {
@@ -116,7 +134,15 @@ fn proxy(setting: &Setting) -> Arc<ServiceState> {
         endpoint
     };
     let endpoints = (0..setting.servers).map(endpoint).collect();
-    let set = EndpointSet { service: "simulated".into(), endpoints };
+    let mut set = EndpointSet::new("simulated".into(), endpoints);
+    set.regions = REGIONS
+        .iter()
+        .zip(INTENSITIES)
+        .map(|((name, ..), intensity)| {
+            let region = Region { carbon_intensity: Some(intensity), ..Region::default() };
+            ((*name).to_owned(), region)
+        })
+        .collect();
     reconcile(None, Arc::new(service), &set, 1).unwrap()
 }
 
@@ -131,6 +157,7 @@ fn run(setting: &Setting) -> Outcome {
         under: Vec::new(),
         outcome: Outcome::default(),
         base_ms: now_ms(),
+        background: setting.background,
     };
     let capacity: f64 = world.speeds.iter().sum();
     let mean: f64 = (0..10_000).map(|_| real(size())).sum::<f64>() / 10_000.0;
@@ -175,7 +202,9 @@ impl World {
         let origin =
             state.completion.as_ref().and_then(|c| c.cells.named(REGIONS[from].0.as_bytes()));
         let origin = origin.unwrap_or(Cell::HERE);
-        let ask = Ask { bytes, origin, ..Ask::default() };
+        let background = self.background > 0.0 && fastrand::f64() < self.background;
+        let class = if background { Class::Background } else { Class::Interactive };
+        let ask = Ask { bytes, origin, class, ..Ask::default() };
         let picked = pick(state, &Tried::default(), self.base_ms, ask).unwrap();
         let [_, a, b, c] = match picked.spec.address.ip() {
             std::net::IpAddr::V4(address) => address.octets(),
@@ -191,7 +220,16 @@ impl World {
         self.free_at[at] = begins + OVERHEAD + real(bytes) / self.speeds[at];
         let ends = self.free_at[at] + round_trip / 2.0;
         self.ends.push(Reverse((micros(ends), self.under.len())));
-        self.under.push(Some(Under { proxy, server, origin, bytes, ahead, load, since: now }));
+        self.under.push(Some(Under {
+            proxy,
+            server,
+            class,
+            origin,
+            bytes,
+            ahead,
+            load,
+            since: now,
+        }));
         self.outcome.sent.push((now, server));
     }
 
@@ -211,6 +249,11 @@ impl World {
             live.bytes_in_flight.fetch_sub(job.bytes, Relaxed);
             let seconds = end - job.since;
             self.outcome.seconds.push(seconds);
+            let region = job.server as usize % REGIONS.len();
+            let joules = real(job.bytes) * Prediction::DEFAULT_JOULES / 1e9;
+            let grams = joules / 3.6e6 * INTENSITIES[region];
+            let (class, bytes) = (job.class, job.bytes);
+            self.outcome.ended.push(Ended { class, region, bytes, seconds, grams });
             let Some(completion) = &state.completion else { continue };
             #[expect(clippy::cast_possible_truncation, reason = "a measurement")]
             let seconds = seconds as f32;
@@ -238,9 +281,35 @@ impl Outcome {
         real(own as u64) / real(all.max(1) as u64)
     }
 
+    /// Of the jobs of a class: the mean time, its 99th percentile, grams of all, and the share of their bytes
+    /// that the first region got.
+    fn of(&self, class: Class) -> OfClass {
+        let jobs: Vec<_> = self.ended.iter().filter(|job| job.class == class).collect();
+        let mut seconds: Vec<_> = jobs.iter().map(|job| job.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        let count = real(jobs.len() as u64);
+        let bytes = |of: fn(&Ended) -> bool| -> f64 {
+            jobs.iter().filter(|job| of(job)).map(|job| real(job.bytes)).sum()
+        };
+        OfClass {
+            mean: seconds.iter().sum::<f64>() / count,
+            p99: seconds[(seconds.len() - 1) * 99 / 100],
+            grams: jobs.iter().map(|job| job.grams).sum(),
+            clean: bytes(|job| job.region == 0) / bytes(|_| true),
+        }
+    }
+
     fn length(&self) -> f64 {
         self.sent.last().map_or(0.0, |(at, _)| *at)
     }
+}
+
+#[derive(Debug)]
+struct OfClass {
+    mean: f64,
+    p99: f64,
+    grams: f64,
+    clean: f64,
 }
 
 fn micros(seconds: f64) -> u64 {
@@ -353,4 +422,24 @@ fn health_takes_traffic_away_before_anything_is_measured() {
     };
     let (with, without) = (within_a_second(Terms::default()), within_a_second(terms));
     assert!(with < 0.5 * without, "{with} {without}");
+}
+
+#[test]
+fn what_tolerates_delay_moves_to_clean_electricity_and_nothing_else_does() {
+    for seed in 1..=3 {
+        let run = |carbon| {
+            let terms = Terms { carbon, ..Terms::default() };
+            let (load, background) = (0.1, 0.4);
+            let outcome = run(&Setting { terms, background, load, seed, ..Setting::default() });
+            (outcome.of(Class::Interactive), outcome.of(Class::Background))
+        };
+        let ((waits, freight), (waits_now, freight_now)) = (run(0.0), run(300.0));
+        let all = format!("{seed}: {waits:?} {freight:?}, {waits_now:?} {freight_now:?}");
+        assert!(freight_now.grams < 0.65 * freight.grams, "{all}");
+        assert!(freight_now.clean > freight.clean + 0.2, "{all}");
+        // Those who wait stay where they were. But these servers know no classes, so that they wait behind
+        // what has moved: a little in the mean, and now and then for long.
+        assert!((waits_now.clean - waits.clean).abs() < 0.03, "{all}");
+        assert!(waits_now.mean < 1.2 * waits.mean && waits_now.p99 < 1.7 * waits.p99, "{all}");
+    }
 }

@@ -5,7 +5,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use towpath_policies::model::{
-    Balancer, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service, Terms,
+    Balancer, Class, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service, Terms,
 };
 
 use super::{
@@ -40,7 +40,7 @@ fn state_at(site: &Site, terms: Terms, regions: &[((&str, f64, f64), usize)]) ->
         endpoint
     };
     let endpoints = (0..).zip(places).map(endpoint).collect();
-    let set = EndpointSet { service: "predicted".into(), endpoints };
+    let set = EndpointSet::new("predicted".into(), endpoints);
     reconcile_at(site, None, Arc::new(service), &set).unwrap()
 }
 
@@ -142,7 +142,7 @@ fn an_endpoint_that_is_new_is_taken_for_one_of_its_region() {
     let known = state(&[(EU, 1), (US, 1)]);
     served(&known, 0, Cell::HERE, MIB, 1.0, 100);
     served(&known, 1, Cell::HERE, MIB, 0.1, 100);
-    let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+    let mut set = EndpointSet::new("predicted".into(), Vec::new());
     set.endpoints.extend(known.endpoints.iter().map(|e| e.spec.clone()));
     let mut new = set.endpoints[0].clone();
     new.address = ([10, 9, 9, 9], 80).into();
@@ -273,7 +273,7 @@ fn a_new_endpoint_takes_as_long_for_a_small_request_as_its_like() {
     for endpoint in &known.endpoints {
         endpoint.live.requests.store(8, Relaxed);
     }
-    let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+    let mut set = EndpointSet::new("predicted".into(), Vec::new());
     set.endpoints.extend(known.endpoints.iter().map(|e| e.spec.clone()));
     let mut new = set.endpoints[0].clone();
     new.address = ([10, 9, 9, 9], 80).into();
@@ -334,10 +334,10 @@ fn a_measured_round_trip_counts_and_not_where_the_proxy_is_said_to_be() {
 #[test]
 fn a_place_that_is_corrected_counts_until_something_is_measured() {
     let wrong = state_from(US, &[(EU, 1), (US, 1)]);
-    let set = EndpointSet {
-        service: "predicted".into(),
-        endpoints: wrong.endpoints.iter().map(|e| e.spec.clone()).collect(),
-    };
+    let set = EndpointSet::new(
+        "predicted".into(),
+        wrong.endpoints.iter().map(|e| e.spec.clone()).collect(),
+    );
     let here = Some(Coordinates { latitude: EU.1, longitude: EU.2 });
     let site = Site { workers: 1, here, clients: None };
     let right = reconcile_at(&site, Some(&wrong), wrong.spec.clone(), &set).unwrap();
@@ -356,7 +356,7 @@ fn of_a_region_that_comes_where_many_have_gone_nothing_bad_is_known() {
         completion.predict(new, origin(state, "eu"), 1000.0, 1.0, || 100).total()
     };
     for n in 0..100_u8 {
-        let mut set = EndpointSet { service: "predicted".into(), endpoints: Vec::new() };
+        let mut set = EndpointSet::new("predicted".into(), Vec::new());
         set.endpoints.extend(state.endpoints.iter().map(|e| e.spec.clone()));
         let new = &mut set.endpoints[1];
         new.address = ([10, 9, 9, n], 80).into();
@@ -379,10 +379,11 @@ fn a_weight_lowered_for_what_an_endpoint_reports_does_not_count_beside_the_repor
         let mut endpoints: Vec<_> =
             (1..3).map(|n| Endpoint::new(([10, 0, 0, n], 80).into())).collect();
         (endpoints[1].weight, endpoints[1].declared_weight) = (weight, declared_weight);
-        let set = EndpointSet { service: "lowered".into(), endpoints };
+        let set = EndpointSet::new("lowered".into(), endpoints);
         let state = reconcile(None, Arc::new(service), &set, 1).unwrap();
         state.endpoints[1].live.reported(0.1, now_ms());
-        let rows = state.explain(&super::explain::Whence::Here, MIB).unwrap().endpoints;
+        let rows =
+            state.explain(&super::explain::Whence::Here, MIB, Class::default()).unwrap().endpoints;
         rows[1].seconds / rows[0].seconds
     };
     let (plain, lowered) = (predicted(100, None), predicted(10, Some(100)));

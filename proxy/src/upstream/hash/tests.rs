@@ -34,7 +34,7 @@ fn service(balancer: Balancer, bound: Option<u32>) -> Arc<Service> {
 }
 
 fn state(balancer: Balancer, bound: Option<u32>, endpoints: Vec<Endpoint>) -> Arc<ServiceState> {
-    let set = EndpointSet { service: "s".into(), endpoints };
+    let set = EndpointSet::new("s".into(), endpoints);
     reconcile(None, service(balancer, bound), &set, 1).unwrap()
 }
 
@@ -147,9 +147,9 @@ fn proxies_agree_in_whatever_order_they_learn_the_endpoints_and_after_any_histor
         rng.shuffle(&mut list);
         let other = state(balancer, None, list.clone());
         assert_eq!(homes(&one), homes(&other), "{balancer:?}");
-        let few = EndpointSet { service: "s".into(), endpoints: endpoints(3) };
+        let few = EndpointSet::new("s".into(), endpoints(3));
         let fewer = reconcile(Some(&other), service(balancer, None), &few, 1).unwrap();
-        let all = EndpointSet { service: "s".into(), endpoints: list };
+        let all = EndpointSet::new("s".into(), list);
         let again = reconcile(Some(&fewer), service(balancer, None), &all, 1).unwrap();
         assert_eq!(homes(&one), homes(&again), "{balancer:?}");
     }
@@ -166,11 +166,11 @@ fn a_table_is_built_anew_only_when_endpoints_or_weights_change() {
     ] {
         let mut endpoints = endpoints(4);
         change(&mut endpoints);
-        let set = EndpointSet { service: "s".into(), endpoints };
+        let set = EndpointSet::new("s".into(), endpoints);
         let after = reconcile(Some(&before), service(Balancer::Maglev, None), &set, 1).unwrap();
         assert_eq!(table(&after) == table(&before), same, "{set:?}");
     }
-    let set = EndpointSet { service: "s".into(), endpoints: endpoints(4) };
+    let set = EndpointSet::new("s".into(), endpoints(4));
     let ring = reconcile(Some(&before), service(Balancer::RingHash, None), &set, 1).unwrap();
     assert_ne!(table(&ring), table(&before));
 }
@@ -280,7 +280,7 @@ fn every_endpoint_is_found_when_the_others_are_out() {
 fn an_endpoint_over_the_bound_is_better_than_none() {
     let mut spec = (*service(Balancer::Maglev, Some(100))).clone();
     spec.breaker.endpoint.max_bytes_in_flight = Some(1000);
-    let set = EndpointSet { service: "s".into(), endpoints: endpoints(3) };
+    let set = EndpointSet::new("s".into(), endpoints(3));
     let state = reconcile(None, Arc::new(spec), &set, 1).unwrap();
     let first = at(&state, home(&state, key(1))).clone();
     first.live.requests.store(4, Relaxed);
@@ -329,7 +329,7 @@ fn keys_are_found_where_the_policy_says() {
     ] {
         let mut spec = (*service(Balancer::Maglev, None)).clone();
         spec.hashing.key = Some(source.clone());
-        let set = EndpointSet { service: "s".into(), endpoints: endpoints(2) };
+        let set = EndpointSet::new("s".into(), endpoints(2));
         let state = reconcile(None, Arc::new(spec), &set, 1).unwrap();
         let mut headers = HeaderMap::new();
         if let Some(value) = header {
@@ -359,7 +359,7 @@ fn odd_sets_and_sizes_have_tables_too() {
         // None of them is valid, none of them hangs.
         spec.hashing.table_size = 65_536;
         spec.hashing.ring_size = (0, 0);
-        let set = EndpointSet { service: "s".into(), endpoints: list };
+        let set = EndpointSet::new("s".into(), list);
         let state = reconcile(None, Arc::new(spec), &set, 1).unwrap();
         assert_eq!(home(&state, key(1)), home(&state, key(1)));
     }

@@ -21,7 +21,7 @@ fn service(queue: Option<Terms>, endpoints: u16) -> (Arc<Service>, EndpointSet) 
     let mut service = Service::new("queued", Protocol::Http1);
     service.admission.queue = queue;
     let endpoints = (1..=endpoints).map(|n| Endpoint::new(([127, 0, 0, 1], n).into())).collect();
-    (Arc::new(service), EndpointSet { service: "queued".into(), endpoints })
+    (Arc::new(service), EndpointSet::new("queued".into(), endpoints))
 }
 
 fn state(terms: Terms, endpoints: u16) -> Arc<ServiceState> {
@@ -160,7 +160,7 @@ fn a_change_of_the_configuration_while_requests_wait_loses_nobody() {
     held.push(slot(&mut all[2]));
     assert!(look(&mut all[3]).is_pending());
     // No endpoints at all, and then one.
-    let none = EndpointSet { service: "queued".into(), endpoints: vec![] };
+    let none = EndpointSet::new("queued".into(), vec![]);
     let new = reconcile(Some(&new), spec.clone(), &none, 1).unwrap();
     held.clear();
     assert!(look(&mut all[3]).is_pending());

@@ -20,7 +20,7 @@ fn spec(change: impl FnOnce(&mut Weighing)) -> Arc<Service> {
 
 fn set(count: u16) -> EndpointSet {
     let endpoint = |port| Endpoint::new(([127, 0, 0, 1], port).into());
-    EndpointSet { service: "s".into(), endpoints: (1..=count).map(endpoint).collect() }
+    EndpointSet::new("s".into(), (1..=count).map(endpoint).collect())
 }
 
 fn state(count: u16) -> Arc<ServiceState> {

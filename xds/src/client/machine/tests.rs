@@ -98,7 +98,7 @@ fn service(name: &str) -> Item {
 
 fn endpoints(name: &str, port: u16) -> Item {
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];
-    item(name, codec::encode_endpoint_set(&EndpointSet { service: name.to_owned(), endpoints }))
+    item(name, codec::encode_endpoint_set(&EndpointSet::new(name.to_owned(), endpoints)))
 }
 
 fn table(name: &str) -> Item {

@@ -52,9 +52,7 @@ fn put_service(world: &mut Snapshot, name: &str, port: u16) {
 
 fn put_endpoint(world: &mut Snapshot, name: &str, port: u16) {
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];
-    world
-        .endpoints
-        .insert(name.to_owned(), Arc::new(EndpointSet { service: name.to_owned(), endpoints }));
+    world.endpoints.insert(name.to_owned(), Arc::new(EndpointSet::new(name.to_owned(), endpoints)));
 }
 
 /// A stream and its obedient client.
@@ -522,7 +520,7 @@ fn a_name_that_does_not_resolve_takes_no_addresses_from_a_client_that_has_some()
         let refresh = Duration::from_secs(30);
         service.discovery = Discovery::Dns { host: "s".to_owned(), port: 1, refresh };
         world.services.insert("s".to_owned(), Arc::new(service));
-        let none = EndpointSet { service: "s".to_owned(), endpoints: vec![] };
+        let none = EndpointSet::new("s".to_owned(), vec![]);
         world.endpoints.insert("s".to_owned(), Arc::new(none));
 
         let mut back = Peer::new(flavour, &world);

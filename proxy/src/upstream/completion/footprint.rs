@@ -1,0 +1,178 @@
+//! What requests emit and cost besides their time, and how long that is worth waiting for.
+//!
+//! Those who tolerate delay are weighed by it ([`Footprints`]); counted is what everybody moves
+//! ([`PerByte`]). What is not known of one region is taken for the worst that is known of another,
+//! so that nothing is moved there for its sake; it is not counted.
+
+use std::{array, collections::BTreeMap, sync::Arc};
+
+use towpath_policies::model::{Region, Service};
+
+use super::{
+    cost::{PerByte, Worth},
+    draw::Draw,
+    energy::{Energy, grams_per_joule},
+    places::{Cell, Cells, NUMBERS},
+};
+use crate::upstream::{EndpointLive, now_ms};
+
+/// What requests that tolerate delay are weighed by.
+#[derive(Debug)]
+pub(crate) struct Footprints {
+    worth: Worth,
+    /// Where an endpoint does not say.
+    joules_per_byte: f32,
+    /// By cell.
+    grams_per_joule: [Option<f32>; NUMBERS],
+    /// The most that is known.
+    dirtiest: f32,
+    prices: Arc<Prices>,
+    /// By level: which endpoints are looked at where there are many.
+    pub(super) draws: Box<[Draw]>,
+}
+
+/// Cents per byte, by the cell that it leaves and the one that it comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Prices {
+    cents: [[Option<f32>; NUMBERS]; NUMBERS],
+    /// The most that is known.
+    dearest: f32,
+}
+
+/// What a request will move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) origin: Cell,
+    /// Bytes to the endpoint, and from it.
+    pub(crate) up: f32,
+    pub(crate) down: f32,
+    pub(crate) now_ms: u64,
+}
+
+const GIGABYTE: f64 = 1e9;
+
+impl Footprints {
+    /// `None` where no request is moved by it: its terms are off, or nothing is known.
+    pub(super) fn new(
+        spec: &Service,
+        regions: &BTreeMap<String, Region>,
+        cells: &Cells,
+        prices: &Arc<Prices>,
+        draws: impl FnOnce() -> Box<[Draw]>,
+    ) -> Option<Box<Self>> {
+        let worth = Worth::from(&spec.prediction.terms);
+        let mut by_cell = [None; NUMBERS];
+        for cell in cells.all() {
+            let region = regions.get(cells.region(cell));
+            let intensity = region.and_then(|region| region.carbon_intensity);
+            by_cell[cell.index()] = intensity.map(grams_per_joule);
+        }
+        let dirtiest = by_cell.iter().flatten().copied().fold(0.0, f32::max);
+        let moves =
+            worth.carbon > 0.0 && dirtiest > 0.0 || worth.price > 0.0 && prices.dearest > 0.0;
+        moves.then(|| {
+            Box::new(Self {
+                worth,
+                joules_per_byte: joules_per_byte(spec),
+                grams_per_joule: by_cell,
+                dirtiest,
+                prices: prices.clone(),
+                draws: draws(),
+            })
+        })
+    }
+
+    /// Seconds that what a request leaves behind with an endpoint is worth: for its grams, and for its cents.
+    #[inline]
+    pub(crate) fn seconds(&self, live: &EndpointLive, load: &Load) -> (f32, f32) {
+        let energy = &live.energy;
+        let joules = energy.joules_per_byte(load.now_ms).unwrap_or(self.joules_per_byte);
+        let grams = energy.grams_per_joule().unwrap_or(self.dirtiest);
+        self.worth_of(joules * grams, live.learned.cell(), load)
+    }
+
+    /// The same with what is usual in a cell, whose endpoints take so many joules for a byte by their reports.
+    pub(super) fn usual(&self, cell: Cell, joules: Option<f32>, load: &Load) -> f32 {
+        let grams = self.grams_per_joule[cell.index()].unwrap_or(self.dirtiest);
+        let (carbon, price) =
+            self.worth_of(joules.unwrap_or(self.joules_per_byte) * grams, cell, load);
+        carbon + price
+    }
+
+    fn worth_of(&self, grams_per_byte: f32, cell: Cell, load: &Load) -> (f32, f32) {
+        // From beside the proxy it costs the same everywhere, as far as is known.
+        let cents = (load.origin != Cell::HERE).then(|| {
+            let (up, down) = self.prices.between(load.origin, cell);
+            let dearest = self.prices.dearest;
+            (up.unwrap_or(dearest), down.unwrap_or(dearest))
+        });
+        let per_byte = PerByte { grams: Some(grams_per_byte), cents };
+        self.worth.seconds(per_byte.footprint(load.up, load.down))
+    }
+}
+
+impl Prices {
+    pub(super) fn new(regions: &BTreeMap<String, Region>, cells: &Cells) -> Self {
+        let mut new = Self::default();
+        for (from, to) in cells.all().flat_map(|from| cells.all().map(move |to| (from, to))) {
+            let (name, other) = (cells.region(from), cells.region(to));
+            let region = regions.get(name).filter(|_| !other.is_empty());
+            let cents = region.and_then(|region| region.cents_to(name, other));
+            #[expect(clippy::cast_possible_truncation, reason = "at most 1e-4")]
+            let cents = cents.map(|cents| (cents / GIGABYTE) as f32);
+            new.cents[from.index()][to.index()] = cents;
+            new.dearest = cents.map_or(new.dearest, |cents| new.dearest.max(cents));
+        }
+        new
+    }
+
+    /// For those from the origin to the endpoint, and for those back.
+    fn between(&self, origin: Cell, endpoint: Cell) -> (Option<f32>, Option<f32>) {
+        let (origin, endpoint) = (origin.index(), endpoint.index());
+        (self.cents[origin][endpoint], self.cents[endpoint][origin])
+    }
+
+    /// As [`Self::between`], of what is known; `None` where nothing is.
+    pub(super) fn known(&self, origin: Cell, endpoint: Cell) -> Option<(f32, f32)> {
+        let (up, down) = self.between(origin, endpoint);
+        (up.is_some() || down.is_some()).then(|| (up.unwrap_or(0.0), down.unwrap_or(0.0)))
+    }
+}
+
+/// Grams that go with a byte at an endpoint, where its region's are known.
+pub(super) fn grams_per_byte(energy: &Energy, spec: &Service) -> Option<f32> {
+    let grams = energy.grams_per_joule()?;
+    Some(grams * energy.joules_per_byte(now_ms()).unwrap_or_else(|| joules_per_byte(spec)))
+}
+
+/// The mean by cell of what endpoints there report.
+#[derive(Debug, Default)]
+pub(super) struct Reported {
+    sums: [(f32, f32); NUMBERS],
+}
+
+impl Reported {
+    pub(super) fn add(&mut self, cell: Cell, joules_per_byte: Option<f32>) {
+        if let Some(joules) = joules_per_byte {
+            let (sum, count) = &mut self.sums[cell.index()];
+            *sum += joules;
+            *count += 1.0;
+        }
+    }
+
+    pub(super) fn means(&self) -> [Option<f32>; NUMBERS] {
+        array::from_fn(|cell| {
+            let (sum, count) = self.sums[cell];
+            (count > 0.0).then(|| sum / count)
+        })
+    }
+}
+
+/// As the policy says.
+#[expect(clippy::cast_possible_truncation, reason = "at most 1e-3")]
+fn joules_per_byte(spec: &Service) -> f32 {
+    (spec.prediction.joules_per_gigabyte / GIGABYTE) as f32
+}
+
+#[cfg(test)]
+mod tests;
