@@ -10,6 +10,7 @@ use towpath_policies::{
 
 use crate::{
     access_log::Target,
+    energy::Counters,
     gpu::{Cards, GpuConfig, MetricsUrl},
     overload::{self, Ceilings},
     source::SourceConfig,
@@ -117,6 +118,11 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", default_value = "off")]
     pub gpu: Cards,
 
+    /// Where this machine's energy is read, for the joules per byte that load reports tell: auto (the kernel's counters,
+    /// which the proxy must be let read), off, or powercap:PATH for a tree like /sys/class/powercap
+    #[arg(long, value_name = "WHERE", default_value = "off")]
+    pub energy: Counters,
+
     /// An exporter that tells of the GPUs in place of --gpu: dcgm-exporter or AMD's device-metrics-exporter, e.g. http://127.0.0.1:9400/metrics
     #[arg(long, value_name = "URL")]
     pub gpu_exporter: Option<MetricsUrl>,
@@ -165,6 +171,8 @@ pub struct Config {
     pub place: Option<Coordinates>,
     /// The database of where addresses are.
     pub geoip: Option<PathBuf>,
+    /// Where this machine's energy is read.
+    pub energy: Counters,
 }
 
 /// Where readings of what is used come from.
@@ -205,6 +213,7 @@ impl Config {
             gpu: GpuConfig::default(),
             place: None,
             geoip: None,
+            energy: Counters::Off,
         }
     }
 }
@@ -253,6 +262,7 @@ impl Args {
             },
             place: self.place,
             geoip: self.geoip,
+            energy: self.energy,
         })
     }
 }

@@ -15,6 +15,7 @@ mod args;
 mod chains;
 mod control;
 pub mod drain;
+mod energy;
 mod flow;
 pub mod geoip;
 mod gpu;
@@ -46,6 +47,7 @@ mod world;
 
 pub use args::{Args, Config, Readings};
 pub use drain::Leftovers;
+pub use energy::Counters;
 pub use gpu::{Cards, GpuConfig, MetricsUrl};
 pub use run::{Running, run, start};
 pub use source::SourceConfig;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use crate::gpu::Gpus;
+use crate::{energy::Energy, gpu::Gpus};
 
 /// The machine, as it was last looked at.
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ pub(crate) struct NodeLoad {
     cpu: Share,
     memory: Share,
     pub(crate) gpus: Arc<Gpus>,
+    pub(crate) energy: Arc<Energy>,
 }
 
 /// A share of a whole; 0 = unknown, as in a report.

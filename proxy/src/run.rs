@@ -20,6 +20,7 @@ use crate::{
     admin,
     control::Control,
     drain::{self, Leftovers},
+    energy,
     geoip::ClientPlaces,
     gpu,
     load::{self, NodeLoad},
@@ -166,7 +167,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
     let overload = Arc::new(Overload::default());
     let load = Arc::<NodeLoad>::default();
-    let gpus = load.gpus.clone();
+    let (gpus, energy) = (load.gpus.clone(), load.energy.clone());
     let terms = Terms {
         overload: overload.clone(),
         load: load.clone(),
@@ -200,11 +201,13 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let leading = lead(control.clone(), listener, predecessor, inherited, succession);
     let looking =
         overload::watch(overload, config.ceilings, config.readings.0, control.shared_view());
+    let measuring = energy::watch(config.energy, energy, gpus.clone(), control.shared_view());
     let mut tasks = vec![
         Owned(tokio::spawn(leading).abort_handle()),
         Owned(tokio::spawn(looking).abort_handle()),
         Owned(tokio::spawn(load::watch(load)).abort_handle()),
         Owned(tokio::spawn(gpu::watch(config.gpu, gpus)).abort_handle()),
+        Owned(tokio::spawn(measuring).abort_handle()),
         Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
     ];
     if let Some(clients) = &clients {

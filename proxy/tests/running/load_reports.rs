@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use towpath_policies::model::*;
-use towpath_proxy::{Cards, Config, Running, SourceConfig};
+use towpath_proxy::{Cards, Config, Counters, Running, SourceConfig};
 use towpath_xds::orca::LoadReport;
 
 use crate::support::*;
@@ -455,4 +455,75 @@ async fn an_endpoint_whose_gpu_is_gone_gets_no_more() {
     assert!(gone["reason"].as_str().unwrap().contains("gone"), "{gone}");
     let (_, metrics) = admin(&sidecars[0], "GET", "/metrics").await;
     assert!(metrics.contains("towpath_gpu_goodput_factor 0\n"), "{metrics}");
+}
+
+/// What stands behind a metric whose labels hold all of these.
+fn metric(page: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let line = page
+        .lines()
+        .find(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)));
+    line?.rsplit(' ').next()?.parse().ok()
+}
+
+#[tokio::test]
+async fn what_a_machine_takes_for_a_byte_is_measured_reported_and_counted() {
+    const BODY: usize = 48 << 20;
+    let tree = tempfile::tempdir().unwrap();
+    let package = tree.path().join("intel-rapl:0");
+    std::fs::create_dir(&package).unwrap();
+    let mut joules = 0_u64;
+    let mut takes = |more: u64| {
+        joules += more;
+        std::fs::write(package.join("energy_uj"), (joules * 1_000_000).to_string()).unwrap();
+    };
+    takes(1);
+    std::fs::write(package.join("name"), "package-0").unwrap();
+    std::fs::write(package.join("max_energy_range_uj"), "262143328850").unwrap();
+    let origin = origin(move |mut tcp| async move {
+        while head(&mut tcp).await.is_some() {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
+            let (head, body) = (tcp.write_all(head.as_bytes()).await, vec![b'x'; BODY]);
+            if head.is_err() || tcp.write_all(&body).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let app = App { origin, served: Arc::default(), broken: Arc::default() };
+    let mut config = Config::new(SourceConfig::Manual);
+    config.energy = Counters::Powercap(tree.path().to_owned());
+    let sidecar = sidecar_with(config, "energy", &app).await;
+    let gateway = proxy().await;
+    let mut service = Service::new("energy", Protocol::Http1);
+    service.balancer = Balancer::CompletionTime;
+    let coal = Region { carbon_intensity: Some(900.0), ..Region::default() };
+    let world = World::default()
+        .service_with(service, &[inbound(&sidecar)])
+        .region("energy", "eu", coal)
+        .http("edge", "energy");
+    gateway.apply(world.build("v1")).unwrap();
+    let mut client = connect(&gateway, "edge").await;
+    let row = async || {
+        let page = admin_json(&gateway, "/explain?service=energy&size=1000000000").await;
+        page["endpoints"][0]["footprint"].clone()
+    };
+    // 3,600 J by default: a thousandth of a kWh, at 900 g.
+    let before = row().await;
+    assert!((0.89..0.91).contains(&before["grams"].as_f64().unwrap()), "{before}");
+    assert_eq!(before["cents"], Value::Null);
+    let after = eventually("a report of energy", async || {
+        takes(20_000);
+        let (_, body) = get(&mut client, "/").await;
+        assert_eq!(body.len(), BODY);
+        row().await["grams"].as_f64().filter(|grams| *grams > 5.0)
+    })
+    .await;
+    let (_, page) = admin(&sidecar, "GET", "/metrics").await;
+    let measured = metric(&page, "towpath_energy_joules_per_byte", &[]).unwrap();
+    assert!(measured > 1e-5 && after < 1000.0, "{measured} {after}");
+    let (_, page) = admin(&gateway, "GET", "/metrics").await;
+    let of = ["route=\"edge/all\"", "service=\"energy\""];
+    let grams = metric(&page, "towpath_carbon_grams_total", &of).unwrap();
+    assert!(grams > 0.04, "48 MiB at 0.9 g a gigabyte: {grams}");
+    assert_eq!(metric(&page, "towpath_egress_cents_total", &of), None);
 }

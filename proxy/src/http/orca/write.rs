@@ -8,7 +8,7 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::Semaphore;
-use towpath_xds::orca::{GOODPUT_FACTOR, LoadReport};
+use towpath_xds::orca::{GOODPUT_FACTOR, JOULES_PER_BYTE, LoadReport};
 
 use super::{
     METRICS, METRICS_BIN,
@@ -93,6 +93,7 @@ impl Reporter {
                 (REQUESTS_IN_FLIGHT, Some(requests)),
                 (BYTES_IN_FLIGHT, Some(bytes)),
                 (GOODPUT_FACTOR, factor),
+                (JOULES_PER_BYTE, self.node.energy.joules_per_byte()),
             ]
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
