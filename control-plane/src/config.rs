@@ -12,6 +12,7 @@ use std::{
 use towpath_policies::parse_time;
 
 use crate::{
+    carbon::{CarbonApi, CarbonArgs, CarbonOptionsError},
     dns::Resolver,
     places::{APPLE_HEADING, AppleArgs, AppleError, AskFor, Limits, Maps},
     source::{SourceSpec, SpecError},
@@ -101,6 +102,10 @@ pub struct Args {
     )]
     pub apple_maps_per_day: u32,
 
+    /// Who is asked for the carbon intensity of this hour
+    #[command(flatten)]
+    pub carbon: CarbonArgs,
+
     /// What is logged to standard error: error, warn, info, debug, trace, or a filter
     /// like towpath_xds=debug
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOWPATH_LOG")]
@@ -142,6 +147,8 @@ pub struct Config {
     pub resolver: Resolver,
     /// Who is asked for places that the policies name; `None` = only the built-in gazetteer.
     pub maps: Option<Maps>,
+    /// Who is asked for carbon intensities; `None` = what the policies say counts.
+    pub carbon: Option<Arc<CarbonApi>>,
 }
 
 /// The folder that outlives a restart.
@@ -165,6 +172,9 @@ pub enum ConfigError {
     /// Apple Maps.
     #[error(transparent)]
     Apple(#[from] AppleError),
+    /// The carbon API.
+    #[error(transparent)]
+    Carbon(#[from] CarbonOptionsError),
 }
 
 impl Config {
@@ -180,6 +190,7 @@ impl Config {
             state: StateDir::Temporary,
             resolver: Resolver::system(),
             maps: None,
+            carbon: None,
         }
     }
 }
@@ -199,7 +210,17 @@ impl TryFrom<&Args> for Config {
             .client(limits)?
             .map(|client| Maps { service: Arc::new(client), ask_for: args.apple_maps_for });
         let load_report_interval = args.load_report_interval;
-        Ok(Self { poll, xds, admin, load_report_interval, state, maps, ..Self::new(source) })
+        let carbon = args.carbon.client()?.map(Arc::new);
+        Ok(Self {
+            poll,
+            xds,
+            admin,
+            load_report_interval,
+            state,
+            maps,
+            carbon,
+            ..Self::new(source)
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    carbon::Intensities,
     dns::Names,
     hub::Hub,
     places::Places,
@@ -71,6 +72,7 @@ pub(crate) struct Follow {
     pub(crate) store: Store,
     pub(crate) names: Names,
     pub(crate) places: Places,
+    pub(crate) intensities: Intensities,
     pub(crate) hub: Arc<Hub>,
     pub(crate) shared: Arc<Shared>,
     /// Time between looks.
@@ -92,6 +94,7 @@ struct Publisher {
     store: Store,
     names: Names,
     places: Places,
+    intensities: Intensities,
     hub: Arc<Hub>,
     shared: Arc<Shared>,
 }
@@ -112,8 +115,8 @@ impl Follow {
         requests: mpsc::Receiver<Request>,
         first: watch::Sender<Option<First>>,
     ) {
-        let Self { follower, store, names, places, hub, shared, poll } = self;
-        let publisher = Publisher { store, names, places, hub, shared };
+        let Self { follower, store, names, places, intensities, hub, shared, poll } = self;
+        let publisher = Publisher { store, names, places, intensities, hub, shared };
         let following = Following { follower, publisher, poll, changed, requests, watch: None };
         following.run(first).await;
     }
@@ -261,6 +264,7 @@ impl Publisher {
         let compile::Compiled { mesh, warnings } = compiled;
         self.names.follow(&mesh).await;
         self.places.follow(&mesh);
+        self.intensities.follow(&mesh);
         let now = Moment::now();
         let current = Current {
             version: revision.version.clone(),

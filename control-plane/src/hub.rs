@@ -8,8 +8,8 @@ use std::{
 
 use tokio::sync::watch;
 use towpath_policies::model::{
-    Coordinates, Discovery, EndpointSet, Mesh, Node, ResourceKey, ResourceKind, ScopedListener,
-    Snapshot, Weights,
+    Coordinates, Discovery, EndpointSet, Mesh, Node, Region, ResourceKey, ResourceKind,
+    ScopedListener, Snapshot, Weights,
 };
 
 use crate::{
@@ -40,6 +40,10 @@ struct State {
     /// Of services whose weights follow the load: the sets without that, and what is made of them.
     declared: BTreeMap<String, Arc<EndpointSet>>,
     shares: BTreeMap<String, Shares>,
+    /// Carbon intensities by zone, as an API says; they go before what the mesh says itself.
+    intensities: BTreeMap<String, f64>,
+    /// What the mesh says itself, by region.
+    written: BTreeMap<String, Option<f64>>,
     /// Nodes that are connected, or were a moment ago.
     nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
 }
@@ -80,7 +84,8 @@ impl Hub {
     /// on; those for which nothing changed find that by comparing pointers.
     pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
         let mut state = self.state();
-        let State { mesh: held, resolved, places, declared, shares, nodes } = &mut *state;
+        let State { mesh: held, resolved, places, declared, shares, intensities, written, nodes } =
+            &mut *state;
         resolved.retain(|name, (asked, _)| {
             mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
@@ -97,6 +102,13 @@ impl Hub {
         locate_all(mesh.endpoints.values_mut(), places);
         locate_all(mesh.services.values_mut(), places);
         locate_all(mesh.listeners.values_mut().map(|scoped| &mut scoped.listener), places);
+        let regions = mesh.endpoints.values().flat_map(|set| &set.regions);
+        *written = regions.map(|(name, region)| (name.clone(), region.carbon_intensity)).collect();
+        for set in mesh.endpoints.values_mut() {
+            if let Some(current) = at_this_hour(set, intensities, written) {
+                *set = current;
+            }
+        }
         declared.clear();
         shares.retain(|name, _| follows_load(&mesh, name));
         for (name, set) in &mut mesh.endpoints {
@@ -195,6 +207,28 @@ impl Hub {
         state.serve(set);
     }
 
+    /// The carbon intensities for the next mesh, by zone; others are forgotten.
+    pub(crate) fn set_intensities(&self, known: BTreeMap<String, f64>) {
+        self.state().intensities = known;
+    }
+
+    /// Takes an API's word for the carbon intensity of a zone, or the mesh's own again; costs nothing but
+    /// the sets with endpoints in regions of that zone.
+    pub(crate) fn set_intensity(&self, zone: &str, grams_per_kwh: Option<f64>) {
+        let mut state = self.state();
+        let State { mesh, declared, intensities, written, .. } = &mut *state;
+        match grams_per_kwh {
+            Some(grams) => intensities.insert(zone.to_owned(), grams),
+            None => intensities.remove(zone),
+        };
+        let sets = mesh.endpoints.iter().map(|(name, set)| declared.get(name).unwrap_or(set));
+        let changed: Vec<_> =
+            sets.filter_map(|set| at_this_hour(set, intensities, written)).collect();
+        for set in changed {
+            state.serve(set);
+        }
+    }
+
     /// The service's name did not resolve in time. Until it does, its endpoint
     /// set is empty, so that nobody waits for it; a set that is known stays.
     pub(crate) fn set_unresolved(&self, asked: &Discovery, service: &str) {
@@ -290,6 +324,26 @@ fn located<T: Locate>(this: &Arc<T>, places: &BTreeMap<String, Coordinates>) -> 
         this.locate(|place| places.get(place).copied());
         Arc::new(this)
     })
+}
+
+/// The set with the carbon intensities of its regions as they are now; `None` where that changes nothing.
+fn at_this_hour(
+    set: &Arc<EndpointSet>,
+    intensities: &BTreeMap<String, f64>,
+    written: &BTreeMap<String, Option<f64>>,
+) -> Option<Arc<EndpointSet>> {
+    let now = |name: &String, region: &Region| {
+        let said = region.electricity_maps_zone.as_ref().and_then(|zone| intensities.get(zone));
+        said.copied().or_else(|| written.get(name).copied().flatten())
+    };
+    if set.regions.iter().all(|(name, region)| now(name, region) == region.carbon_intensity) {
+        return None;
+    }
+    let mut set = EndpointSet::clone(set);
+    for (name, region) in &mut set.regions {
+        region.carbon_intensity = now(name, region);
+    }
+    Some(Arc::new(set))
 }
 
 /// Forgets nodes that nobody listens for any more.

@@ -6,11 +6,14 @@
 //! client is one.
 
 mod admin;
+pub mod carbon;
 mod config;
 mod dns;
+mod fetch;
 mod follow;
 mod hub;
 mod loads;
+mod pace;
 pub mod places;
 mod run;
 mod serve;

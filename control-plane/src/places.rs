@@ -10,7 +10,6 @@ mod follow;
 mod gazetteer;
 mod locate;
 mod options;
-mod pace;
 
 use std::{
     fmt,
@@ -23,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use towpath_policies::model::Coordinates;
 
 pub use self::{
-    apple::{AppleKey, AppleMaps, HttpError, KeyError},
+    apple::{AppleKey, AppleMaps, KeyError},
     gazetteer::Gazetteer,
     options::{APPLE_HEADING, AppleArgs, AppleError, AskFor},
-    pace::Limits,
 };
 pub(crate) use self::{follow::Places, locate::Locate};
+pub use crate::{fetch::HttpError, pace::Limits};
 
 /// A place as a map service knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use towpath_xds::server::AdsServer;
 
 use crate::{
     admin::{self, Admin},
+    carbon::Intensities,
     config::Config,
     dns::Names,
     follow::{First, Follow, MAX_REQUESTS, Refreshed, Request},
@@ -80,7 +81,8 @@ pub enum StartError {
 /// source cannot be there (a missing folder, no `git`) and nothing is left of
 /// an earlier run.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let Config { source, poll, xds, admin, load_report_interval, state, resolver, maps } = config;
+    let Config { source, poll, xds, admin, load_report_interval, state, resolver, maps, carbon } =
+        config;
     let (listener, xds_addr) = bind("xds", xds).await?;
     let (admin, admin_addr) = bind("admin", admin).await?;
     let store = Store::open(&state, &source.identity())?;
@@ -95,8 +97,17 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let released = store.released();
     let names = Names::new(resolver, hub.clone(), shared.clone());
     let places = Places::new(maps, hub.clone(), shared.clone(), store.place());
-    let follow =
-        Follow { follower, store, names, places, hub: hub.clone(), shared: shared.clone(), poll };
+    let intensities = Intensities::new(carbon, hub.clone(), store.place());
+    let follow = Follow {
+        follower,
+        store,
+        names,
+        places,
+        intensities,
+        hub: hub.clone(),
+        shared: shared.clone(),
+        poll,
+    };
     let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));
     if let Ok(Ok(first)) = tokio::time::timeout(FIRST_LOOK, looked.wait_for(Option::is_some)).await
         && let Some(First { hopeless: Some(error) }) = &*first

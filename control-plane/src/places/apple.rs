@@ -2,9 +2,8 @@
 //!
 //! Calls are made one after the other, each on a connection of its own: they are few and far
 //! between. A token that the service no longer accepts is renewed once; after that, and after
-//! anything else that goes wrong, the service is left alone for a while ([`super::pace`]).
+//! anything else that goes wrong, the service is left alone for a while ([`crate::pace`]).
 
-mod http;
 mod key;
 mod shapes;
 #[cfg(test)]
@@ -17,22 +16,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ::http::StatusCode;
+use http::{StatusCode, header::AUTHORIZATION};
 use rustls::RootCertStore;
 use serde::de::DeserializeOwned;
 use tokio::{sync::Mutex, time::Instant};
 use towpath_policies::model::Coordinates;
 
-pub use self::{
-    http::HttpError,
-    key::{AppleKey, KeyError},
-};
-use self::{
-    http::{Http, Response},
-    shapes::{Etas, Failure, PlaceResults, TokenResponse},
-};
-use super::{
-    Answer, Eta, Found, Limits, MapService, PlaceError,
+pub use self::key::{AppleKey, KeyError};
+use self::shapes::{Etas, Failure, PlaceResults, TokenResponse};
+use super::{Answer, Eta, Found, Limits, MapService, PlaceError};
+use crate::{
+    fetch::{self, Http, HttpError, Response},
     pace::{Pace, Trouble},
 };
 
@@ -133,7 +127,7 @@ impl AppleMaps {
                 Err((wait, why)) => return Err(PlaceError::Waiting { wait, why }),
             }
         }
-        let answer = self.http.get(target, bearer).await;
+        let answer = self.http.get(target, (AUTHORIZATION, &format!("Bearer {bearer}"))).await;
         answer.map_err(|error| state.away(format!("Apple Maps cannot be asked: {error}")))
     }
 }
@@ -177,7 +171,7 @@ impl State {
 
 impl MapService for AppleMaps {
     fn find<'a>(&'a self, name: &'a str) -> Answer<'a, Vec<Found>> {
-        let target = format!("/v1/geocode?q={}&lang=en-US", http::escaped(name));
+        let target = format!("/v1/geocode?q={}&lang=en-US", fetch::escaped(name));
         Box::pin(async move { Ok(self.call::<PlaceResults>(&target).await?.found()) })
     }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use rustls::RootCertStore;
 
-use super::{
-    apple::{AppleKey, AppleMaps, HttpError, KeyError},
+use super::apple::{AppleKey, AppleMaps, KeyError};
+use crate::{
+    fetch::{HttpError, system_roots},
     pace::Limits,
 };
 
@@ -95,18 +96,12 @@ impl AppleArgs {
         };
         let key = AppleKey::read(key, key_id, team_id)?;
         let roots = if apple_maps_url.starts_with("https:") {
-            system_roots()?
+            system_roots().ok_or(AppleError::Roots)?
         } else {
             RootCertStore::empty()
         };
         Ok(Some(AppleMaps::new(apple_maps_url, roots, key, limits)?))
     }
-}
-
-fn system_roots() -> Result<RootCertStore, AppleError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() { Err(AppleError::Roots) } else { Ok(roots) }
 }
 
 #[cfg(test)]

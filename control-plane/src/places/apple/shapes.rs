@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::http::StatusCode;
+use http::StatusCode;
 use serde::Deserialize;
 use towpath_policies::model::Coordinates;
 

@@ -19,7 +19,7 @@ fn key(standin: &Standin) -> AppleKey {
 
 fn in_memory(standin: &Arc<Standin>, key: AppleKey, limits: Limits) -> AppleMaps {
     let standin = standin.clone();
-    let dial: http::Dial = Arc::new(move || {
+    let dial: fetch::Dial = Arc::new(move || {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         tokio::spawn(standin.clone().serve(theirs));
         Box::pin(async { Ok(Box::new(ours) as _) })

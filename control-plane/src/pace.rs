@@ -1,4 +1,4 @@
-//! How often a map service may be asked: so many a second, so many a day, and ever more rarely
+//! How often an outside service may be asked: so many a second, so many a day, and ever more rarely
 //! where it says that this is too much, or says nothing. Time and chance are arguments.
 
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Default for Limits {
 
 /// What is wrong with a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// It says that it is asked too much, and perhaps for how long.
     TooMuch(Option<Duration>),
     /// It does not accept who asks.
@@ -49,7 +49,7 @@ impl Trouble {
 }
 
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     limits: Limits,
     /// When the bucket is full again.
     full_at: Option<Instant>,
@@ -61,20 +61,18 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, full_at: None, day: (0, 0), failures: 0, not_before: None }
     }
 
     /// Counts a call, or says for how long there may be none, and why. `since_1970` is the wall
     /// clock's.
-    pub(super) fn admit(
+    pub(crate) fn admit(
         &mut self,
         now: Instant,
         since_1970: Duration,
     ) -> Result<(), (Duration, &'static str)> {
-        if let Some(rest) = self.not_before.and_then(|at| at.checked_duration_since(now))
-            && !rest.is_zero()
-        {
+        if let Some(rest) = self.rests(now) {
             return Err((rest, "it failed, or said that it is asked too often"));
         }
         let day = since_1970.as_secs() / DAY;
@@ -97,13 +95,18 @@ impl Pace {
         Ok(())
     }
 
+    /// How long it is left alone yet after a failure.
+    pub(crate) fn rests(&self, now: Instant) -> Option<Duration> {
+        self.not_before?.checked_duration_since(now).filter(|rest| !rest.is_zero())
+    }
+
     /// There was a useful answer.
-    pub(super) fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.failures = 0;
     }
 
     /// There was none; how long it is left alone. `chance` is in [0, 1).
-    pub(super) fn failed(&mut self, trouble: Trouble, now: Instant, chance: f64) -> Duration {
+    pub(crate) fn failed(&mut self, trouble: Trouble, now: Instant, chance: f64) -> Duration {
         let (first, longest) = trouble.pauses();
         let doubled = first.saturating_mul(1 << self.failures.min(16)).min(longest);
         self.failures = self.failures.saturating_add(1);

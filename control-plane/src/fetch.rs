@@ -7,11 +7,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ::http::{
-    Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER},
-};
 use bytes::Bytes;
+use http::{
+    Request, StatusCode, Uri,
+    header::{ACCEPT, CONNECTION, HOST, HeaderName, RETRY_AFTER},
+};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -33,7 +33,7 @@ const MAX_HEAD: usize = 64 << 10;
 
 /// A server that answers GETs.
 #[derive(Clone)]
-pub(super) struct Http {
+pub(crate) struct Http {
     /// `host` or `host:port`.
     authority: String,
     /// What the URL's path begins with, without a slash at its end.
@@ -43,10 +43,10 @@ pub(super) struct Http {
 
 /// What came back.
 #[derive(Debug)]
-pub(super) struct Response {
-    pub(super) status: StatusCode,
-    pub(super) retry_after: Option<Duration>,
-    pub(super) body: Bytes,
+pub(crate) struct Response {
+    pub(crate) status: StatusCode,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) body: Bytes,
 }
 
 /// Why there is no answer, or no server.
@@ -72,19 +72,19 @@ pub enum HttpError {
     Slow,
     /// Something of ours that no header may hold.
     #[error(transparent)]
-    Request(#[from] ::http::Error),
+    Request(#[from] http::Error),
 }
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 /// Makes a connection.
-pub(super) type Dial = Arc<dyn Fn() -> Dialing + Send + Sync>;
+pub(crate) type Dial = Arc<dyn Fn() -> Dialing + Send + Sync>;
 
 impl Http {
-    pub(super) fn new(url: &str, roots: RootCertStore) -> Result<Self, HttpError> {
+    pub(crate) fn new(url: &str, roots: RootCertStore) -> Result<Self, HttpError> {
         let wrong = || HttpError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let (Some(authority), Some(scheme)) = (uri.authority(), uri.scheme_str()) else {
@@ -117,17 +117,25 @@ impl Http {
 
     /// A server that is reached in another way.
     #[cfg(test)]
-    pub(super) fn over(dial: Dial) -> Self {
+    pub(crate) fn over(dial: Dial) -> Self {
         Self { authority: "maps.test".to_owned(), prefix: String::new(), dial }
     }
 
-    /// Asks for `target` with a bearer token.
-    pub(super) async fn get(&self, target: &str, bearer: &str) -> Result<Response, HttpError> {
-        let exchange = self.exchange(target, bearer);
+    /// Asks for `target` with what says who asks: the field and its value.
+    pub(crate) async fn get(
+        &self,
+        target: &str,
+        credentials: (HeaderName, &str),
+    ) -> Result<Response, HttpError> {
+        let exchange = self.exchange(target, credentials);
         tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or(Err(HttpError::Slow))
     }
 
-    async fn exchange(&self, target: &str, bearer: &str) -> Result<Response, HttpError> {
+    async fn exchange(
+        &self,
+        target: &str,
+        (field, value): (HeaderName, &str),
+    ) -> Result<Response, HttpError> {
         let stream = (self.dial)().await.map_err(HttpError::Connect)?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_HEAD).max_headers(100);
@@ -137,7 +145,7 @@ impl Http {
         let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
         let request = Request::get(format!("{}{target}", self.prefix))
             .header(HOST, &self.authority)
-            .header(AUTHORIZATION, format!("Bearer {bearer}"))
+            .header(field, value)
             .header(ACCEPT, "application/json")
             .header(CONNECTION, "close")
             .body(Empty::<Bytes>::new())?;
@@ -173,12 +181,19 @@ fn tls(host: &str, roots: RootCertStore) -> Result<Option<Tls>, HttpError> {
     Ok(Some((TlsConnector::from(Arc::new(config)), name)))
 }
 
+/// The roots that this system believes; `None` where there are none.
+pub(crate) fn system_roots() -> Option<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    (!roots.is_empty()).then_some(roots)
+}
+
 fn is_this_machine(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Text as part of a query (RFC 3986 §2).
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
