@@ -5,7 +5,8 @@
 //! network + (transfer + queue) × health, × failures
 //! network  = round trip between the data's origin and the endpoint
 //! transfer = bytes of the request, on the way between these places and at the endpoint's goodput
-//! queue    = bytes in flight at the endpoint's goodput, + (requests in flight + 1) × time of a small one
+//! queue    = bytes in flight that are worked off before it, at the endpoint's goodput,
+//!            + (requests in flight + 1) × time of a small one
 //! health   = how much slower it works than it could, by its load reports
 //! failures = tries it takes until one succeeds
 //! ```
@@ -46,7 +47,7 @@ use crate::lock::lock;
 use cost::{Factors, Facts, Parts, PerByte};
 use draw::Draw;
 use footprint::{Footprints, Load, Prices, Reported};
-use learn::{Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
+use learn::{Discipline, Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
 use origin::Origins;
 use places::{Cell, Cells, NUMBERS, Numbers};
 
@@ -74,6 +75,7 @@ pub(crate) struct Experience {
     usual: [Usual; NUMBERS],
     /// Of a response, in bytes.
     usual_response: Median,
+    discipline: Discipline,
     seconds: AtomicU64,
 }
 
@@ -250,7 +252,9 @@ impl Completion {
         let (cell, weight) = (learned.cell(), real(endpoint.spec.declared().into()));
         let way = &experience.ways[cell.index()][sample.origin.index()];
         let network = self.round_trip(learned, sample.origin);
-        learned.served(sample, way, network, experience.usual(cell, weight), self.factors.health);
+        let usual = experience.usual(cell, weight);
+        let (health, discipline) = (self.factors.health, &experience.discipline);
+        learned.served(sample, way, network, usual, health, discipline);
         let as_usual = |seconds: f32| seconds * weight / USUAL_WEIGHT;
         let (per_byte, per_request) = (learned.per_byte(), learned.per_request());
         experience.usual[cell.index()].saw(per_byte.map(as_usual), per_request.map(as_usual));
@@ -282,13 +286,15 @@ impl Completion {
                 (per_byte.unwrap_or(usual.0), per_request.unwrap_or(usual.1))
             }
         };
+        let (ahead, others) = (live.bytes_in_flight.load(Relaxed), live.requests.load(Relaxed));
+        let (ahead, others) = (real(ahead), real(others.into()));
         let facts = Facts {
             network: self.round_trip(learned, origin),
             bytes,
             seconds_per_byte_on_the_way: way.per_byte(),
-            bytes_ahead: real(live.bytes_in_flight.load(Relaxed)),
+            bytes_ahead: self.experience.discipline.waits_for(bytes, ahead, others),
             seconds_per_byte: per_byte,
-            requests: real(u64::from(live.requests.load(Relaxed)) + 1),
+            requests: others + 1.0,
             seconds_per_request: per_request,
             strain: learned.strain() / warmth,
             tries: learned.tries(),

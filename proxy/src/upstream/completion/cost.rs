@@ -11,7 +11,7 @@ pub(crate) struct Facts {
     pub(crate) bytes: f32,
     /// Between their origin and the endpoint.
     pub(crate) seconds_per_byte_on_the_way: f32,
-    /// In flight at the endpoint.
+    /// In flight at the endpoint, as far as they are worked off before it.
     pub(crate) bytes_ahead: f32,
     /// In which the endpoint works off all of them.
     pub(crate) seconds_per_byte: f32,

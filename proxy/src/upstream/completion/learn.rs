@@ -59,6 +59,11 @@ pub(crate) struct Usual {
 #[derive(Debug, Default)]
 pub(super) struct Real(AtomicU32);
 
+/// In what order endpoints do what they have: 0 = all at once, each getting as much as the others
+/// (processor sharing, as threads do); 1 = first come, first served. Learned, since nobody says so.
+#[derive(Debug)]
+pub(crate) struct Discipline(AtomicU32);
+
 /// A median that follows what comes, within a few per cent.
 #[derive(Debug, Default)]
 pub(crate) struct Median(Real);
@@ -87,6 +92,8 @@ pub(super) struct Sample {
     pub(super) bytes: u64,
     /// Bytes in flight at the endpoint when it came.
     pub(super) ahead: u64,
+    /// And requests.
+    pub(super) others: u32,
     /// Requests at the endpoint meanwhile, this one included.
     pub(super) load: f32,
 }
@@ -101,6 +108,8 @@ const STEP: f32 = 0.15;
 const MOST_EVIDENCE: f32 = 1.0 / STEP;
 /// A transfer behind many bytes counts less, since they may have been nearly over, but at least this.
 const LEAST_TRUST: f32 = 0.1;
+/// How far a transfer moves what is known of the order at most.
+const ORDER_STEP: f32 = 0.1;
 /// How far a small one moves the time of a request.
 const SMALL_STEP: f32 = 0.2;
 /// A connection has so many bytes on a long way.
@@ -192,22 +201,25 @@ impl Learned {
         network: f32,
         usual: (f32, f32),
         health: f32,
+        discipline: &Discipline,
     ) {
         self.idle.store(0, Relaxed);
         way.idle.store(0, Relaxed);
-        let Sample { seconds, bytes, ahead, load, .. } = *sample;
+        let Sample { seconds, bytes, load, .. } = *sample;
         let strain = 1.0 + (self.strain().min(STRAIN_TO_LEARN_BY) - 1.0) * health;
-        let (size, ahead) = (real(bytes), real(ahead));
+        let (size, others) = (real(bytes), real(sample.others.into()));
+        let ahead = discipline.waits_for(size, real(sample.ahead), others);
         let per_byte = self.per_byte().unwrap_or(usual.0);
+        let per_request = self.per_request.get().unwrap_or(usual.1);
         let on_the_way = size * way.per_byte();
         let here = (size + ahead) * per_byte;
         let seconds_left = (seconds - network).max(seconds / 16.0);
+        let at_work = (seconds_left - on_the_way) / strain;
+        discipline.saw(size, real(sample.ahead), others, (at_work - per_request * load) / per_byte);
         if bytes < LARGE {
             way.took(seconds);
-            let own = ((seconds_left - on_the_way) / strain - here) / load;
-            let own = own.clamp(PER_REQUEST.0, PER_REQUEST.1);
-            let before = self.per_request.get().unwrap_or(usual.1);
-            self.per_request.set(before + SMALL_STEP * (own - before));
+            let own = ((at_work - here) / load).clamp(PER_REQUEST.0, PER_REQUEST.1);
+            self.per_request.set(per_request + SMALL_STEP * (own - per_request));
             return;
         }
         // The way and the endpoint are to blame for what was not foreseen, each as far as it was thought
@@ -349,6 +361,38 @@ impl Usual {
     }
 }
 
+impl Default for Discipline {
+    fn default() -> Self {
+        Self(AtomicU32::new(0.5_f32.to_bits()))
+    }
+}
+
+impl Discipline {
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Relaxed))
+    }
+
+    /// Of the bytes in flight of so many others, those that are worked off before `size` is: where all
+    /// are worked at once, of each other as many as of its own.
+    #[inline]
+    pub(super) fn waits_for(&self, size: f32, ahead: f32, others: f32) -> f32 {
+        let beside = (size * others).min(ahead);
+        beside + self.get() * (ahead - beside)
+    }
+
+    /// In the time that a transfer took, so many bytes could have been worked off. It tells the more, the
+    /// less it was itself of what there was.
+    fn saw(&self, size: f32, ahead: f32, others: f32, worked_off: f32) {
+        let shared = size + (size * others).min(ahead);
+        let rest = size + ahead - shared;
+        if rest > shared {
+            let seen = ((worked_off - shared) / rest).clamp(0.0, 1.0);
+            let step = ORDER_STEP * rest / (rest + shared);
+            self.0.store((self.get() + step * (seen - self.get())).to_bits(), Relaxed);
+        }
+    }
+}
+
 impl Median {
     /// 0 before anything came.
     pub(super) fn value(&self) -> f32 {
@@ -419,8 +463,8 @@ impl Stopwatch {
         #[expect(clippy::cast_precision_loss, reason = "a measurement")]
         let (seconds, load) = (self.waited_us as f32 / 1e6, (self.load_before + load) as f32 / 2.0);
         let bytes = sent.saturating_add(if self.stopped { 0 } else { received });
-        let (origin, ahead) = (self.origin, self.ahead);
-        let sample = Sample { origin, seconds, bytes, ahead, load: load.max(1.0) };
+        let (origin, ahead, others) = (self.origin, self.ahead, self.load_before.saturating_sub(1));
+        let sample = Sample { origin, seconds, bytes, ahead, others, load: load.max(1.0) };
         self.answered.then_some(sample)
     }
 }

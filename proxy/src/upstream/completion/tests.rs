@@ -75,8 +75,15 @@ fn shares(state: &ServiceState, origin: Cell, bytes: u64, picks: u32) -> Vec<f64
 /// So many transfers of this size took so long, one after the other.
 fn served(state: &ServiceState, at: usize, origin: Cell, bytes: u64, seconds: f32, times: usize) {
     let completion = state.completion.as_ref().unwrap();
-    let sample = Sample { origin, seconds, bytes, ahead: 0, load: 1.0 };
+    let sample = Sample { origin, seconds, bytes, ahead: 0, others: 0, load: 1.0 };
     (0..times).for_each(|_| completion.learn(&state.endpoints[at], &sample));
+}
+
+/// So many others of this size are under way at it.
+fn has(state: &ServiceState, at: usize, others: u32, bytes: u64) {
+    let live = &state.endpoints[at].live;
+    live.requests.store(others, Relaxed);
+    live.bytes_in_flight.store(u64::from(others) * bytes, Relaxed);
 }
 
 /// How much longer the first is predicted to take than the second.
@@ -116,9 +123,30 @@ fn an_endpoint_is_as_busy_as_its_bytes_take() {
     // 1 MiB/s and 4 MiB/s.
     served(&state, 0, Cell::HERE, MIB, 1.0, 100);
     served(&state, 1, Cell::HERE, MIB, 0.25, 100);
-    for (in_flight, soonest) in [(0, 1), (2 * MIB, 1), (4 * MIB, 0)] {
-        state.endpoints[1].live.bytes_in_flight.store(in_flight, Relaxed);
-        assert_eq!(shares(&state, Cell::HERE, MIB, 10)[soonest], 1.0, "{in_flight}");
+    for (others, soonest) in [(0, 1), (2, 1), (4, 0)] {
+        has(&state, 1, others, MIB);
+        assert_eq!(shares(&state, Cell::HERE, MIB, 10)[soonest], 1.0, "{others}");
+    }
+}
+
+#[test]
+fn whether_what_is_small_waits_for_what_is_large_is_learned() {
+    // Beside 64 MiB a small one took twice as long as alone, or as long as all of it.
+    for (seconds, home) in [(0.06, 0), (16.0, 1)] {
+        let state = state(&[(EU, 1), (US, 1)]);
+        served(&state, 0, Cell::HERE, MIB, 0.25, 100);
+        served(&state, 1, Cell::HERE, MIB, 0.25, 100);
+        let completion = state.completion.as_ref().unwrap();
+        let (bytes, ahead) = (MIB / 8, 64 * MIB);
+        let beside = Sample { origin: Cell::HERE, seconds, bytes, ahead, others: 1, load: 2.0 };
+        (0..100).for_each(|_| completion.learn(&state.endpoints[0], &beside));
+        served(&state, 0, Cell::HERE, MIB, 0.25, 100);
+        // Far away there is nothing to wait for.
+        has(&state, 0, 1, 64 * MIB);
+        let from_home = origin(&state, "eu");
+        assert_eq!(shares(&state, from_home, MIB / 8, 10)[home], 1.0, "{seconds}");
+        // What is as large as the other waits for it in either order.
+        assert_eq!(shares(&state, from_home, 64 * MIB, 10)[1], 1.0, "{seconds}");
     }
 }
 
@@ -161,9 +189,9 @@ fn a_bad_report_takes_the_traffic_away_at_once_and_is_forgotten() {
     learned.reported(0.1, now);
     assert_eq!(shares(&state, Cell::HERE, MIB, 100), [0.0, 1.0]);
     // Nine others are worth waiting for, ten are not.
-    state.endpoints[1].live.bytes_in_flight.store(10 * MIB, Relaxed);
+    has(&state, 1, 10, MIB);
     assert_eq!(shares(&state, Cell::HERE, MIB, 100), [1.0, 0.0]);
-    state.endpoints[1].live.bytes_in_flight.store(0, Relaxed);
+    has(&state, 1, 0, 0);
     (1..=10).for_each(|second| state.forget(now + second * 1000));
     assert_eq!(shares(&state, Cell::HERE, MIB, 100), [0.0, 1.0], "it holds for 10 s");
     (11..=60).for_each(|second| state.forget(now + second * 1000));
