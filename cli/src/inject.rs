@@ -316,3 +316,6 @@ impl Staged {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,9 @@ fn sidecar(tree: &Tree, name: &str, service: Id, settings: &Settings, options: &
         Value::texts([format!("{STATE}:uid={0},gid={0},mode=0700", settings.user)]),
     ));
     if let Some(Source::Policies(folder)) = &settings.source {
+        // A bare name would be a volume and no folder.
+        let path = folder.starts_with(['.', '/', '~', '$']);
+        let folder = if path { folder.clone() } else { format!("./{folder}") };
         sidecar.push(("volumes", Value::texts([format!("{folder}:{POLICIES}:ro")])));
     }
     sidecar.push(("labels", Value::map([(INJECTED, Value::text(&options.version))])));

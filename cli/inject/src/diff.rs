@@ -7,6 +7,7 @@ pub fn unified(file: &str, before: &str, after: &str) -> String {
     if before == after {
         return String::new();
     }
+    let file = file.trim_start_matches('/');
     let diff = TextDiff::from_lines(before, after);
     diff.unified_diff().header(&format!("a/{file}"), &format!("b/{file}")).to_string()
 }

@@ -96,6 +96,28 @@ fn a_newer_version_injects_anew_and_takes_out_what_an_older_one_put_in() {
 }
 
 #[test]
+fn what_another_tool_has_written_anew_is_taken_out_as_well() {
+    let mut count = 0;
+    for (name, text) in files("") {
+        let Some(anew) = meaning::anew(&injected(&name, &text).text) else { continue };
+        let back =
+            uninject(&name, &anew).unwrap_or_else(|p| panic!("{name}: {}\n{anew}", told(&p)));
+        meaning::check(&name, &text, &back.text);
+        for word in ["towpath-proxy", "towpath.dev/injected", "name: towpath,", "name: \"towpath\""]
+        {
+            // A kind that is not known, or a pod that refuses, may say it of itself.
+            assert!(
+                text.contains(word) || !back.text.contains(word),
+                "{name}: {word} in {}",
+                back.text
+            );
+        }
+        count += 1;
+    }
+    assert!(count > 30, "{count}");
+}
+
+#[test]
 fn the_output_means_the_input_and_the_sidecar() {
     for (name, text) in files("") {
         meaning::check(&name, &text, &injected(&name, &text).text);
@@ -143,6 +165,19 @@ fn what_is_not_ours_passes_through_untouched() {
     ] {
         let outcome = inject("f", text, &Options::new(VERSION)).unwrap();
         assert_eq!((outcome.text.as_str(), outcome.changed.len()), (text, 0));
+    }
+}
+
+#[test]
+fn a_folder_of_policies_is_one_in_compose_too() {
+    for (folder, written) in
+        [("mesh", "./mesh"), ("./mesh", "./mesh"), ("/etc/mesh", "/etc/mesh"), ("../m", "../m")]
+    {
+        let source = Some(Source::Policies(folder.to_owned()));
+        let with = Options { source, ..Options::new(VERSION) };
+        let text = inject("f", "services:\n  web: {image: a}\n", &with).unwrap().text;
+        let written = format!("- {written}:/etc/towpath:ro");
+        assert!(text.replace('"', "").contains(&written), "{text}");
     }
 }
 

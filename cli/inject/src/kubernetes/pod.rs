@@ -134,7 +134,7 @@ impl Pod<'_> {
             ("image", Value::text(&self.settings.image)),
             ("command", Value::texts(["towpath"])),
             ("args", Value::texts(arguments)),
-            ("resources", requests("10m", "16Mi", None, Some("64Mi"))),
+            ("resources", requests("100m", "64Mi", Some("100m"), Some("64Mi"))),
             (
                 "securityContext",
                 Value::map([

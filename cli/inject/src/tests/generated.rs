@@ -361,7 +361,7 @@ fn manifest(seed: u64) -> (String, bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn any_manifest_gets_its_sidecar_and_back(seed in any::<u64>()) {

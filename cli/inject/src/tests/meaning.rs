@@ -10,9 +10,10 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meaning {
     Null,
+    /// `bare` where it would be text if it were quoted.
     Scalar {
         text: String,
-        plain: bool,
+        bare: bool,
     },
     List(Vec<Meaning>),
     Map(Vec<(Meaning, Meaning)>),
@@ -29,16 +30,53 @@ pub(super) fn check(name: &str, input: &str, output: &str) {
     }
 }
 
+/// As JSON on one line per document, as other tools write manifests anew; `None` with aliases.
+pub(super) fn anew(text: &str) -> Option<String> {
+    let documents = documents(text);
+    let lines: Option<Vec<String>> = documents.iter().map(json).collect();
+    lines.map(|lines| lines.join("\n---\n"))
+}
+
+fn json(meaning: &Meaning) -> Option<String> {
+    Some(match meaning {
+        Meaning::Null => "null".to_owned(),
+        Meaning::Alias => return None,
+        Meaning::Scalar { text, bare: true } => text.clone(),
+        Meaning::Scalar { text, .. } => crate::emit::quoted(text),
+        Meaning::List(items) => {
+            let items: Option<Vec<String>> = items.iter().map(json).collect();
+            format!("[{}]", items?.join(","))
+        }
+        Meaning::Map(entries) => {
+            let entry = |(key, value): &(Meaning, Meaning)| {
+                Some(format!("{}: {}", json(key)?, json(value)?))
+            };
+            let entries: Option<Vec<String>> = entries.iter().map(entry).collect();
+            format!("{{{}}}", entries?.join(","))
+        }
+    })
+}
+
 pub(super) fn documents(text: &str) -> Vec<Meaning> {
     let tree = Tree::parse(text).unwrap();
     tree.documents.iter().map(|root| meaning(&tree, *root)).collect()
+}
+
+/// A number or a Boolean.
+fn is_word(text: &str) -> bool {
+    let boolean = ["true", "false", "yes", "no", "on", "off"];
+    boolean.contains(&text.to_lowercase().as_str())
+        || text.starts_with(|c: char| c.is_ascii_digit() || ".+-".contains(c))
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-_:".contains(&b))
 }
 
 fn meaning(tree: &Tree, id: Id) -> Meaning {
     match &tree.node(id).kind {
         Kind::Alias(_) => Meaning::Alias,
         _ if tree.is_null(id) => Meaning::Null,
-        Kind::Scalar { text, plain } => Meaning::Scalar { text: text.clone(), plain: *plain },
+        Kind::Scalar { text, plain } => {
+            Meaning::Scalar { text: text.clone(), bare: *plain && is_word(text) }
+        }
         Kind::List { items, .. } => {
             Meaning::List(items.iter().map(|id| meaning(tree, *id)).collect())
         }

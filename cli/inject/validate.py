@@ -1,0 +1,46 @@
+"""Holds the golden files against the schemas of Kubernetes, strictly.
+
+What was valid before injection must be after it, in the first version that has native sidecars
+and in the newest one the validator knows. Run by ./test, with kubernetes-validate installed.
+"""
+
+import pathlib
+import sys
+
+import kubernetes_validate
+import yaml
+
+FOLDER = pathlib.Path(__file__).parent / "testdata"
+VERSIONS = ("1.29", "1.37")
+
+
+def documents(path):
+    # PyYAML takes no tabs between JSON's values.
+    text = path.read_text(encoding="utf-8-sig").replace("\t", " ")
+    for document in yaml.safe_load_all(text):
+        if document and "services" not in document:
+            yield from document["items"] if document["kind"] == "List" else [document]
+
+
+def mistake(document, version):
+    try:
+        kubernetes_validate.validate(document, version, strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+        return error
+    return None
+
+
+valid = 0
+for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")]):
+    pairs = zip(documents(path), documents(FOLDER / "injected" / path.name), strict=True)
+    for before, after in pairs:
+        for version in VERSIONS:
+            if mistake(before, version):
+                continue
+            error = mistake(after, version)
+            if error:
+                sys.exit(f"{path.name} is not valid in Kubernetes {version} any more: {error}")
+            valid += 1
+if valid < 80:
+    sys.exit(f"only {valid} documents were valid to begin with")
+print(f"injected manifests: {valid} documents valid, in Kubernetes {' and '.join(VERSIONS)}")

@@ -1,0 +1,117 @@
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use towpath_inject::{Kind, Options, Source, inject, systemd};
+
+use super::{Args, run};
+
+#[derive(Parser)]
+struct Program {
+    #[command(flatten)]
+    args: Args,
+}
+
+#[derive(Parser)]
+struct Proxy {
+    #[command(flatten)]
+    args: towpath_proxy::Args,
+}
+
+fn success(args: &[&str]) -> bool {
+    let program = Program::parse_from([&["inject"], args].concat());
+    run(&program.args).unwrap() == ExitCode::SUCCESS
+}
+
+const POD: &str =
+    "# ours\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - name: a\n";
+
+#[test]
+fn the_proxy_knows_every_argument_it_is_given() {
+    let tuned = POD.replace(
+        "{name: a}",
+        "{name: a, annotations: {towpath.dev/access-log: \"-\", towpath.dev/log-level: info, \
+         towpath.dev/drain-timeout: 1h30m, towpath.dev/workers: \"3\", towpath.dev/admin: pod}}",
+    );
+    let options = Options::new("0.1.0");
+    let compose = Options {
+        kind: Some(Kind::Compose),
+        source: Some(Source::Policies("./policies".to_owned())),
+        ..options.clone()
+    };
+    let mesh = Some(Source::ControlPlane("mesh:18000".to_owned()));
+    let unit = Options { source: mesh, ..options.clone() };
+    let texts = [
+        inject("f", POD, &options).unwrap().text,
+        inject("f", &tuned, &options).unwrap().text,
+        inject("f", "services:\n  web: {image: w}\n", &compose).unwrap().text,
+        systemd::inject("etl", systemd::PROXY, 9901, &unit).unwrap()[0].text.replace(' ', "\n"),
+        systemd::inject(
+            "etl@",
+            systemd::PROXY,
+            9901,
+            &Options { kind: None, source: Some(Source::Policies("/p".to_owned())), ..options },
+        )
+        .unwrap()[0]
+            .text
+            .replace(' ', "\n"),
+    ];
+    for text in texts {
+        let arguments: Vec<&str> = text
+            .lines()
+            .map(|line| line.trim().trim_start_matches("- ").trim_matches('"'))
+            .filter(|line| line.starts_with("--"))
+            .filter(|line| !line.starts_with("--systemd") && !line.starts_with("--uninject"))
+            .collect();
+        assert!(arguments.len() >= 5, "{text}");
+        let parsed = Proxy::try_parse_from([&["towpath-proxy"], arguments.as_slice()].concat());
+        let proxy = parsed.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        proxy.args.into_config().unwrap();
+    }
+}
+
+#[test]
+fn files_are_written_in_place_and_back_or_none_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (good, bad, link) = (path("good.yaml"), path("bad.yaml"), path("link.yaml"));
+    fs::write(&good, POD).unwrap();
+    fs::write(&bad, "kind: {").unwrap();
+    std::os::unix::fs::symlink(&good, &link).unwrap();
+
+    assert!(!success(&["--in-place", &good, &bad]));
+    assert_eq!(fs::read_to_string(&good).unwrap(), POD);
+
+    assert!(success(&["--dry-run", &good]));
+    assert_eq!(fs::read_to_string(&good).unwrap(), POD);
+
+    assert!(success(&["--in-place", &link]));
+    assert!(fs::read_to_string(&good).unwrap().contains("towpath-proxy"));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+
+    assert!(success(&["--in-place", "--uninject", &good]));
+    assert_eq!(fs::read_to_string(&good).unwrap(), POD);
+    let left: Vec<PathBuf> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn units_are_written_and_removed_with_nothing_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let units = dir.path().to_str().unwrap();
+    let common = ["--systemd", "etl.service", "--units", units];
+    assert!(!success(&common), "without a source");
+    let wanted = [&common[..], &["--policies", "/etc/towpath"]].concat();
+    assert!(success(&[&wanted[..], &["--dry-run"]].concat()));
+    assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+    assert!(success(&wanted));
+    assert!(dir.path().join("etl-towpath.service").exists());
+    assert!(dir.path().join("etl.service.d/50-towpath.conf").exists());
+    // Somebody else's drop-in keeps its folder.
+    fs::write(dir.path().join("etl.service.d/other.conf"), "").unwrap();
+    assert!(success(&[&common[..], &["--uninject"]].concat()));
+    assert!(dir.path().join("etl.service.d/other.conf").exists());
+    fs::remove_file(dir.path().join("etl.service.d/other.conf")).unwrap();
+    assert!(success(&wanted));
+    assert!(success(&[&common[..], &["--uninject"]].concat()));
+    assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+}
