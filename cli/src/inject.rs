@@ -67,7 +67,8 @@ pub(crate) struct Args {
     intercept: bool,
 
     /// Give this systemd service a sidecar: a drop-in and a unit
-    #[arg(long, value_name = "UNIT", conflicts_with_all = ["files", "kind", "plain", "intercept", "image", "in_place"])]
+    #[arg(long, value_name = "UNIT",
+        conflicts_with_all = ["files", "kind", "plain", "intercept", "image", "in_place"])]
     systemd: Option<String>,
 
     /// Where units are written

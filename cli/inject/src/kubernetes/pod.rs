@@ -59,10 +59,12 @@ impl Pod<'_> {
             );
         }
         if self.options.intercept {
-            notes.extend(probes::shared(self.tree, self.workload.spec).into_iter().map(|(at, port)| {
-                self.problem(at, format!("port {port} is probed, so it is not intercepted, and its other traffic is not either"))
-                    .help("give the probes a port of their own")
-            }));
+            for (at, port) in probes::shared(self.tree, self.workload.spec) {
+                let message = format!(
+                    "port {port} is probed, so neither that nor its other traffic is intercepted"
+                );
+                notes.push(self.problem(at, message).help("give the probes a port of their own"));
+            }
         }
         notes
     }
@@ -270,8 +272,12 @@ impl Pod<'_> {
             return Ok(());
         }
         let at = policy.unwrap_or(self.workload.spec);
-        Err(self.problem(at, "this pod is to end, and a plain sidecar (--plain) would keep it alive")
-            .help("leave --plain out (Kubernetes 1.29 and newer), or annotate the pod towpath.dev/inject: \"false\""))
+        Err(self
+            .problem(at, "this pod is to end, and a plain sidecar (--plain) would keep it alive")
+            .help(
+                "leave --plain out (Kubernetes 1.29 and newer), or annotate the pod \
+                 towpath.dev/inject: \"false\"",
+            ))
     }
 
     fn ports(&self) -> Result<(), Problem> {
@@ -296,7 +302,11 @@ impl Pod<'_> {
 
     fn interception(&self) -> Result<(), Problem> {
         if let Some(at) = self.host_network() {
-            return Err(self.problem(at, "a pod on its machine's network cannot be intercepted: the whole machine would be")
+            return Err(self
+                .problem(
+                    at,
+                    "intercepting a pod on its machine's network would intercept the machine",
+                )
                 .help("leave --intercept out, or annotate the pod towpath.dev/inject: \"false\""));
         }
         let other = self.containers().filter_map(|id| self.tree.find(id, &["name"]));
@@ -317,7 +327,7 @@ impl Pod<'_> {
         }
         match self.list("initContainers").first() {
             Some(at) if self.options.plain => {
-                Err(self.problem(*at, "with --plain, init containers run before the sidecar: intercepted, they would reach nothing")
+                Err(self.problem(*at, "with --plain this runs before the sidecar: intercepted, it would reach nothing")
                     .help("leave --plain out (Kubernetes 1.29 and newer), or --intercept"))
             }
             _ => Ok(()),
