@@ -370,7 +370,7 @@ async fn a_sidecar_streams_reports_to_so_many_and_no_more() {
     assert_eq!(refused["grpc-status"], "8");
     assert_eq!(refused["x-towpath-reason"], "reports_full");
     streams.pop();
-    eventually("a place is free", async || reports_of(&mut client).await.ok()).await;
+    let _stream = eventually("a place is free", async || reports_of(&mut client).await.ok()).await;
 }
 
 #[tokio::test]

@@ -512,18 +512,8 @@ fn weighing() -> impl Strategy<Value = Weighing> {
     )
 }
 
-pub(crate) fn service() -> impl Strategy<Value = Service> {
-    let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
-    let discovery = prop_oneof![
-        Just(Discovery::Listed),
-        (token(), any::<u16>(), 1u64..100).prop_map(|(host, port, s)| Discovery::Dns {
-            host,
-            port,
-            refresh: Duration::from_secs(s)
-        }),
-    ];
-    let tls = (token(), option::of(Just("/etc/ca.pem".into())))
-        .prop_map(|(server_name, ca_file)| UpstreamTls { server_name, ca_file });
+/// On the heap: what all of a service takes is much of a test's stack.
+fn balancing() -> BoxedStrategy<Balancing> {
     let balancer = select(vec![
         Balancer::BytesInFlight,
         Balancer::CompletionTime,
@@ -537,8 +527,24 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let interval = select(vec![100u64, 1_000, 10_000, 3_600_000]).prop_map(Duration::from_millis);
     let weights = select(vec![Weights::Declared, Weights::FromLoad]);
     let weighing = (weights, weighing(), option::of(interval));
-    // On the heap: what all of a service takes is much of a test's stack.
-    let balancing = (balancer, prediction(), hashing(), weighing).boxed();
+    (balancer, prediction(), hashing(), weighing).boxed()
+}
+
+type Balancing = (Balancer, Prediction, Hashing, (Weights, Weighing, Option<Duration>));
+
+pub(crate) fn service() -> impl Strategy<Value = Service> {
+    let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
+    let discovery = prop_oneof![
+        Just(Discovery::Listed),
+        (token(), any::<u16>(), 1u64..100).prop_map(|(host, port, s)| Discovery::Dns {
+            host,
+            port,
+            refresh: Duration::from_secs(s)
+        }),
+    ];
+    let tls = (token(), option::of(Just("/etc/ca.pem".into())))
+        .prop_map(|(server_name, ca_file)| UpstreamTls { server_name, ca_file });
+    let balancing = balancing();
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
     let breaker =
