@@ -215,11 +215,15 @@ impl Learned {
         let here = (size + ahead) * per_byte;
         let seconds_left = (seconds - network).max(seconds / 16.0);
         let at_work = (seconds_left - on_the_way) / strain;
-        discipline.saw(size, real(sample.ahead), others, (at_work - per_request * load) / per_byte);
+        let worked_off = (at_work - per_request * load) / per_byte;
+        let waited = discipline.saw(size, real(sample.ahead), others, worked_off);
         if bytes < LARGE {
             way.took(seconds);
             let own = ((at_work - here) / load).clamp(PER_REQUEST.0, PER_REQUEST.1);
-            self.per_request.set(per_request + SMALL_STEP * (own - per_request));
+            // What waited for something large says no more than how long a request takes at most.
+            if !waited || own < per_request {
+                self.per_request.set(per_request + SMALL_STEP * (own - per_request));
+            }
             return;
         }
         // The way and the endpoint are to blame for what was not foreseen, each as far as it was thought
@@ -368,7 +372,7 @@ impl Default for Discipline {
 }
 
 impl Discipline {
-    fn get(&self) -> f32 {
+    pub(super) fn get(&self) -> f32 {
         f32::from_bits(self.0.load(Relaxed))
     }
 
@@ -381,15 +385,17 @@ impl Discipline {
     }
 
     /// In the time that a transfer took, so many bytes could have been worked off. It tells the more, the
-    /// less it was itself of what there was.
-    fn saw(&self, size: f32, ahead: f32, others: f32, worked_off: f32) {
+    /// less it was itself of what there was; returns whether it tells anything.
+    fn saw(&self, size: f32, ahead: f32, others: f32, worked_off: f32) -> bool {
         let shared = size + (size * others).min(ahead);
         let rest = size + ahead - shared;
-        if rest > shared {
-            let seen = ((worked_off - shared) / rest).clamp(0.0, 1.0);
-            let step = ORDER_STEP * rest / (rest + shared);
-            self.0.store((self.get() + step * (seen - self.get())).to_bits(), Relaxed);
+        if rest <= shared {
+            return false;
         }
+        let seen = ((worked_off - shared) / rest).clamp(0.0, 1.0);
+        let step = ORDER_STEP * rest / (rest + shared);
+        self.0.store((self.get() + step * (seen - self.get())).to_bits(), Relaxed);
+        true
     }
 }
 

@@ -76,6 +76,8 @@ struct Outcome {
     sent: Vec<(f64, u32)>,
     /// The seconds of each by its class, and what it emitted.
     ended: Vec<Ended>,
+    /// What the first proxy learned of the order in which servers work.
+    discipline: f32,
 }
 
 struct Ended {
@@ -209,6 +211,9 @@ fn run(setting: &Setting) -> Outcome {
     }
     world.go_on_until(f64::INFINITY);
     world.outcome.seconds.sort_by(f64::total_cmp);
+    if let Some(completion) = &world.proxies[0].completion {
+        world.outcome.discipline = completion.experience.discipline.get();
+    }
     world.outcome
 }
 
@@ -496,8 +501,13 @@ fn each_term_earns_its_place() {
 /// A transfer that is small waits for all that came before it, or for nearly nothing.
 #[test]
 fn in_what_order_servers_work_is_learned_and_pays() {
-    for (slots, most) in [(1, 0.055), (4, 0.026)] {
-        let mean = mean_of(1..=3, |seed| Setting { seed, slots, ..Setting::default() });
+    for (slots, most, order) in [(1, 0.055, 0.4..1.0), (4, 0.026, 0.0..0.15)] {
+        let mean = mean_of(1..=3, |seed| {
+            let setting = Setting { seed, slots, ..Setting::default() };
+            let learned = run(&setting).discipline;
+            assert!(order.contains(&learned), "{slots} slots: {learned}");
+            setting
+        });
         assert!(mean < most, "{slots} slots: {mean}");
     }
 }

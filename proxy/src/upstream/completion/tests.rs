@@ -151,6 +151,24 @@ fn whether_what_is_small_waits_for_what_is_large_is_learned() {
 }
 
 #[test]
+fn a_request_that_waited_for_something_large_is_not_taken_to_be_slow() {
+    let state = state(&[(EU, 1)]);
+    let completion = state.completion.as_ref().unwrap();
+    served(&state, 0, Cell::HERE, MIB, 0.25, 100);
+    // First come, first served: 2 kB behind 64 MiB that are somewhere on their way, or alone.
+    for nth in (0..16_u8).cycle().take(400) {
+        let (ahead, others) = if nth % 2 == 0 { (64 * MIB, 1) } else { (0, 0) };
+        let left = f32::from(nth) + 0.001;
+        let seconds = if others == 1 { left } else { 0.002 };
+        let load = 1.0 + super::real(others.into());
+        let sample = Sample { origin: Cell::HERE, seconds, bytes: 2000, ahead, others, load };
+        completion.learn(&state.endpoints[0], &sample);
+    }
+    let idle = completion.predict(&state.endpoints[0].live, Cell::HERE, 2000.0, 1.0, || 100);
+    assert!(idle.total() < 0.02, "{idle:?}");
+}
+
+#[test]
 fn a_few_transfers_tell_how_fast_an_endpoint_is() {
     let state = state(&[(EU, 2)]);
     // 2 and 16 MiB/s, neither of which is what was thought before.
