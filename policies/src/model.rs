@@ -20,7 +20,8 @@ mod transfer;
 mod tries;
 
 pub use balancing::{
-    Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing, Weights,
+    Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing,
+    WeighingField, Weights,
 };
 pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, Location};
 pub use listener::{

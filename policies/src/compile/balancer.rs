@@ -10,6 +10,7 @@ use crate::{
             BalancerKind, BalancerPolicySpec, KeySpec, OriginSpec, RegisteredPlace, RegisteredSpec,
             TermsSpec, WeighingSpec, WeightsKind,
         },
+        own::{EndpointSpec, ServiceSpec},
         read::invalid,
         value::{Decimal, Factor},
     },
@@ -213,7 +214,7 @@ fn weigh(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Proble
 fn weighing_of(spec: &WeighingSpec, problems: &mut Problems) -> Weighing {
     let default = Weighing::default();
     let metrics = spec.metrics.as_ref();
-    if let Some(many) = metrics.filter(|metrics| metrics.len() > MOST_METRICS) {
+    if let Some(many) = metrics.filter(|metrics| metrics.len() > Weighing::MOST_METRICS) {
         let message = format!("{} metrics are looked for in each report", many.len());
         invalid(many.span, message, "at most 16", problems);
     }
@@ -267,8 +268,34 @@ fn ask(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems
     service.out_of_band = Some(every.0);
 }
 
-/// Each report is looked for in so many places at most.
-const MOST_METRICS: usize = 16;
+/// Reports out of band are asked for over HTTP/2, whatever requests speak.
+pub(super) fn check_streams(
+    policy: Option<&Object<BalancerPolicySpec>>,
+    written: &ServiceSpec,
+    service: &Service,
+    problems: &mut Problems,
+) {
+    let Some(reports) = policy.and_then(|policy| policy.spec.load_reports.as_ref()) else { return };
+    if service.protocol != Protocol::Http1 || service.out_of_band.is_none() {
+        return;
+    }
+    let without = |endpoint: &&EndpointSpec| endpoint.sidecar.is_none();
+    let lacking = written.endpoints.iter().flat_map(|all| all.iter()).find(without);
+    let (span, label) = match (lacking, &written.dns) {
+        (Some(endpoint), _) => (endpoint.address.span, "this endpoint has no sidecar"),
+        (None, Some(dns)) => (dns.span, "these have no sidecar"),
+        (None, None) => return,
+    };
+    problems
+        .warning(
+            Rule::NoEffect,
+            reports.span,
+            "an endpoint of HTTP/1.1 is asked out of band over HTTP/2",
+        )
+        .related(span, label)
+        .help("give it a `sidecar`, which answers, or leave it to requests to ask: remove this");
+}
+
 /// The proxy forgets what it was told of an endpoint's health from then on.
 const PREDICTION_HOLDS: Duration = Duration::from_secs(10);
 /// The machine is looked at no more often.

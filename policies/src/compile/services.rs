@@ -93,6 +93,7 @@ fn service(
 
     let balancer = policies.balancer(&id);
     balancer::compile(balancer, &mut service, &mut output.places, problems);
+    balancer::check_streams(balancer, spec, &service, problems);
     origins.push((
         "balancer",
         balancer.map_or(Origin::Default, |p| {

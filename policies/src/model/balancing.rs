@@ -47,7 +47,7 @@ impl Balancer {
 #[serde(default)]
 pub struct Weighing {
     /// Metrics of a report (`named_metrics.NAME`, `utilization.NAME`, `cpu_utilization`…) of which the
-    /// largest is the utilization. Where none is above 0 it is `application_utilization`, else
+    /// largest is the utilization, at most [`Self::MOST_METRICS`]. Where none is above 0 it is `application_utilization`, else
     /// `cpu_utilization`.
     pub metrics: Vec<String>,
     /// An endpoint must have reported for so long before its weight counts. Default 10 s.
@@ -60,20 +60,38 @@ pub struct Weighing {
     pub error_penalty: f32,
 }
 
+/// A field of [`Weighing`] that has bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeighingField {
+    /// [`Weighing::metrics`].
+    Metrics,
+    /// [`Weighing::update_period`].
+    UpdatePeriod,
+    /// [`Weighing::error_penalty`].
+    ErrorPenalty,
+}
+
 impl Weighing {
     /// gRPC's limit.
     pub const SHORTEST_UPDATE: Duration = Duration::from_millis(100);
+    /// Each report is looked for in so many places at most.
+    pub const MOST_METRICS: usize = 16;
 
     /// Whether the figures are within their bounds.
     ///
     /// # Errors
-    /// What must be so and is not.
-    pub fn check(&self) -> Result<(), &'static str> {
+    /// Which of them is not, and what must be so.
+    pub fn check(&self) -> Result<(), (WeighingField, &'static str)> {
+        if self.metrics.len() > Self::MOST_METRICS {
+            return Err((WeighingField::Metrics, "at most 16 metrics are looked for in a report"));
+        }
         if !(self.error_penalty.is_finite() && self.error_penalty >= 0.0) {
-            return Err("the penalty of errors must be a number of 0 or more");
+            let why = "the penalty of errors must be a number of 0 or more";
+            return Err((WeighingField::ErrorPenalty, why));
         }
         if self.update_period < Self::SHORTEST_UPDATE {
-            return Err("weights cannot come into force more often than every 100ms");
+            let why = "weights cannot come into force more often than every 100ms";
+            return Err((WeighingField::UpdatePeriod, why));
         }
         Ok(())
     }

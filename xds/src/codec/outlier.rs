@@ -1,7 +1,7 @@
 //! Ejection of endpoints, and the way back.
 
 use envoy_types::pb::envoy::{
-    config::cluster::v3::{self as cds, OutlierDetection},
+    config::cluster::v3::{self as cds, LoadBalancingPolicy, OutlierDetection},
     extensions::load_balancing_policies::{
         client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
         common::v3::SlowStartConfig, least_request::v3::LeastRequest, round_robin::v3::RoundRobin,
@@ -11,7 +11,10 @@ use envoy_types::pb::envoy::{
 use prost::{Message, Name};
 use towpath_policies::model::{Outlier, Recovery, SuccessRate};
 
-use super::common::{Result, bool_value, duration, optional_duration, read_u32, u32_value};
+use super::{
+    common::{Result, bool_value, duration, optional_duration, read_u32, u32_value},
+    weighing,
+};
 
 /// What Envoy can say of it; latency, goodput and the margin ride as metadata.
 pub(super) fn encode(outlier: &Outlier) -> OutlierDetection {
@@ -88,24 +91,8 @@ pub(super) fn encode_slow_start(recovery: &Recovery) -> Option<SlowStartConfig> 
 /// Envoy's slow start is for new hosts too; ours is for those that come back.
 pub(super) fn decode_recovery(pb: &cds::Cluster) -> Result<Recovery> {
     let panic = pb.common_lb_config.as_ref().and_then(|c| c.healthy_panic_threshold);
-    let slow_start = pb
-        .load_balancing_policy
-        .iter()
-        .flat_map(|list| &list.policies)
-        .filter_map(|p| p.typed_extension_config.as_ref()?.typed_config.as_ref())
-        .find_map(|any| {
-            let bytes = any.value.as_slice();
-            if any.type_url == LeastRequest::type_url() {
-                LeastRequest::decode(bytes).ok()?.slow_start_config
-            } else if any.type_url == RoundRobin::type_url() {
-                RoundRobin::decode(bytes).ok()?.slow_start_config
-            } else if any.type_url == ClientSideWeightedRoundRobin::type_url() {
-                ClientSideWeightedRoundRobin::decode(bytes).ok()?.slow_start_config
-            } else {
-                None
-            }
-        })
-        .unwrap_or_default();
+    let policies = pb.load_balancing_policy.as_ref();
+    let slow_start = policies.and_then(|list| said_slow_start(list, true)).unwrap_or_default();
     let window = optional_duration(slow_start.slow_start_window.as_ref(), "slow_start_window")?;
     Ok(Recovery {
         slow_start: window.unwrap_or_default(),
@@ -114,6 +101,25 @@ pub(super) fn decode_recovery(pb: &cds::Cluster) -> Result<Recovery> {
             .min_weight_percent
             .map_or(10, |p| super::upstream::whole_percent(p.value).clamp(1, 100)),
         panic_percent: panic.map_or(50, |p| super::upstream::whole_percent(p.value).min(100)),
+    })
+}
+
+/// The slow start of the first policy that says one; `outermost` ones may hold one for localities.
+fn said_slow_start(list: &LoadBalancingPolicy, outermost: bool) -> Option<SlowStartConfig> {
+    let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
+    configs.filter_map(|config| config.typed_config.as_ref()).find_map(|any| {
+        let bytes = any.value.as_slice();
+        if any.type_url == LeastRequest::type_url() {
+            LeastRequest::decode(bytes).ok()?.slow_start_config
+        } else if any.type_url == RoundRobin::type_url() {
+            RoundRobin::decode(bytes).ok()?.slow_start_config
+        } else if any.type_url == ClientSideWeightedRoundRobin::type_url() {
+            ClientSideWeightedRoundRobin::decode(bytes).ok()?.slow_start_config
+        } else if outermost {
+            said_slow_start(&weighing::within_locality(any).ok()??, false)
+        } else {
+            None
+        }
     })
 }
 

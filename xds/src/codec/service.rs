@@ -113,7 +113,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
         return refuse(why).at("hashing");
     }
     extra.restore("weighing", &mut service.weighing)?;
-    if let Err(why) = service.weighing.check() {
+    if let Err((_, why)) = service.weighing.check() {
         return refuse(why).at("weighing");
     }
     extra.restore("outOfBand", &mut service.out_of_band)?;

@@ -16,7 +16,7 @@ use envoy_types::pb::{
     google::protobuf::{Any, FloatValue},
 };
 use prost::Name;
-use towpath_policies::model::{Service, Weighing};
+use towpath_policies::model::{Service, Weighing, WeighingField};
 
 use super::{
     common::{
@@ -62,8 +62,12 @@ pub(super) fn decode(any: &Any) -> Result<Option<(Weighing, Option<Duration>)>> 
         update_period: update.unwrap_or(default.update_period).max(Weighing::SHORTEST_UPDATE),
         error_penalty: pb.error_utilization_penalty.map_or(default.error_penalty, |p| p.value),
     };
-    if let Err(why) = weighing.check() {
-        return refuse(why).at("error_utilization_penalty");
+    if let Err((field, why)) = weighing.check() {
+        return refuse(why).at(match field {
+            WeighingField::Metrics => "metric_names_for_computing_utilization",
+            WeighingField::UpdatePeriod => "weight_update_period",
+            WeighingField::ErrorPenalty => "error_utilization_penalty",
+        });
     }
     let period = time(pb.oob_reporting_period.as_ref(), "oob_reporting_period")?;
     let (least, most) = Service::REPORT_INTERVALS.into_inner();

@@ -100,6 +100,19 @@ fn what_other_servers_say_is_obeyed_as_grpc_does() {
 }
 
 #[test]
+fn a_slow_start_is_heeded_within_a_locality_too() {
+    let slow_start = Recovery { slow_start: Duration::from_secs(7), ..Recovery::default() };
+    let pb = pack(&ClientSideWeightedRoundRobin {
+        slow_start_config: encode_slow_start(&slow_start),
+        ..Default::default()
+    });
+    for config in [pb.clone(), locality(policies(vec![pb]))] {
+        let service = service::decode(&cluster(vec![config])).unwrap().service;
+        assert_eq!(service.recovery.slow_start, Duration::from_secs(7));
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_localities_within_localities_are_unknown() {
     let ours = || pack(&ClientSideWeightedRoundRobin::default());
     for penalty in [-1.0, f32::NAN, f32::INFINITY] {
@@ -109,6 +122,17 @@ fn what_cannot_be_is_refused_and_localities_within_localities_are_unknown() {
         };
         let error = decoded(&cluster(vec![pack(&pb)])).unwrap_err().to_string();
         assert!(error.contains("load_balancing_policy.error_utilization_penalty"), "{error}");
+    }
+    for (count, refused) in [(16, false), (17, true)] {
+        let names = (0..count).map(|n| format!("named_metrics.{n}")).collect();
+        let pb = ClientSideWeightedRoundRobin {
+            metric_names_for_computing_utilization: names,
+            ..Default::default()
+        };
+        let decoded = decoded(&cluster(vec![pack(&pb)])).map_err(|error| error.to_string());
+        assert_eq!(decoded.is_err(), refused, "{count}");
+        let named = decoded.err().map(|error| error.contains("metric_names_for_computing"));
+        assert_eq!(named, refused.then_some(true));
     }
     for (streamed, refused) in [(true, true), (false, false)] {
         let pb = ClientSideWeightedRoundRobin {
