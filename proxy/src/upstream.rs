@@ -157,6 +157,8 @@ pub struct EndpointLive {
     pub(crate) capacity: Capacity,
     /// What its load reports said, for the control plane.
     pub(crate) tally: Tally,
+    /// Asked for reports out of band it tells none, or there is no place for its stream: requests ask.
+    pub(crate) silent: AtomicBool,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -208,8 +210,10 @@ pub struct ServiceLive {
     /// Requests ask for load reports: the newest view, or the control plane, goes by them, and we do
     /// not ask out of band.
     pub(crate) asks_for_reports: AtomicBool,
-    /// When a load report was last asked for; 0 = never.
-    pub(crate) report_asked_ms: AtomicU64,
+    /// [`now_us`] time from which a request asks for a load report again.
+    pub(crate) report_due_us: AtomicU64,
+    /// Microseconds that tries took which are over, at endpoints that say their slots.
+    pub(crate) busy_us: AtomicU64,
     /// Where its bandwidth is shared, once a policy has bounded it.
     pub(crate) gate: OnceLock<ArcSwapOption<Gate>>,
     /// Handles for `/metrics`.
@@ -351,8 +355,6 @@ pub fn reconcile_at(
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());
-    let asks = spec.reads_reports() && spec.out_of_band.is_none();
-    live.asks_for_reports.store(asks, Relaxed);
     let state = Arc::new(ServiceState {
         spec,
         endpoints,
@@ -364,6 +366,7 @@ pub fn reconcile_at(
         homes,
         weights,
     });
+    state.settle_asking();
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
     live.kick();
@@ -456,6 +459,7 @@ impl EndpointLive {
             goodput: AtomicU64::new(0),
             capacity: Capacity::default(),
             tally: Tally::default(),
+            silent: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             metrics: EndpointMetrics::new(service, spec),
             terms: AtomicU64::new(0),
@@ -548,7 +552,8 @@ impl ServiceLive {
             queue: OnceLock::new(),
             experience: OnceLock::new(),
             asks_for_reports: AtomicBool::new(false),
-            report_asked_ms: AtomicU64::new(0),
+            report_due_us: AtomicU64::new(0),
+            busy_us: AtomicU64::new(0),
             gate: OnceLock::new(),
             metrics: ServiceMetrics::new(service),
             current: ArcSwapOption::empty(),

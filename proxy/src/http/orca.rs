@@ -21,7 +21,7 @@ use super::{
     message::{Length, ResponseHead},
     relay::Downstream,
 };
-use crate::upstream::{EndpointLive, ServiceLive, ServiceState, now_ms};
+use crate::upstream::{EndpointLive, ServiceLive, ServiceState, now_ms, now_us};
 use write::Format;
 
 /// Who wants a load report of a request's endpoint.
@@ -39,19 +39,22 @@ const METRICS: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 /// gRPC's.
 const METRICS_BIN: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
 const FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
-/// Time between two requests of a service that ask for a report: small ones must not pay for one
-/// each, and nothing that a report says changes faster.
-const ASK_EVERY_MS: u64 = 5;
+/// Time between two requests of a service that ask for a report, in the mean: small ones must not pay
+/// for one each, and nothing that a report says changes faster.
+const ASK_EVERY_US: u64 = 5_000;
 
 /// Whether a request to this service is to ask for a report: now and then where somebody goes by it.
 pub(super) fn is_due(service: &ServiceLive) -> bool {
-    if !service.asks_for_reports.load(Relaxed) {
-        return false;
-    }
-    let (asked, now) = (service.report_asked_ms.load(Relaxed), now_ms());
-    let due = asked == 0 || now >= asked + ASK_EVERY_MS;
+    service.asks_for_reports.load(Relaxed) && is_due_at(service, now_us())
+}
+
+/// At random: endpoints have their turns in a rhythm, and with one of ours the same one could be
+/// spared for good.
+fn is_due_at(service: &ServiceLive, now_us: u64) -> bool {
+    let due = now_us >= service.report_due_us.load(Relaxed);
     if due {
-        service.report_asked_ms.store(now, Relaxed);
+        let pause = fastrand::u64(1..2 * ASK_EVERY_US);
+        service.report_due_us.store(now_us + pause, Relaxed);
     }
     due
 }
@@ -101,7 +104,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let Some(ticket) = &self.ticket else { return };
         let (service, live) = (&ticket.service, &ticket.endpoint.live);
         if self.asked.by_us || service.spec.reads_reports() {
-            if service.spec.out_of_band.is_none() {
+            if service.spec.out_of_band.is_none() || live.silent.load(Relaxed) {
                 hear(service, live, fields);
             }
             if !self.asked.by_client {
@@ -110,9 +113,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 return;
             }
         }
-        // Who asked would take the health of one endpoint for that of all behind us.
+        // Who reads it would take the health of one endpoint for that of all behind us.
         let is_beside_it = self.client.listener.load.is_some();
-        if !is_beside_it && (self.asked.by_client || self.grpc) {
+        if !is_beside_it {
             write::without_factor(fields);
         }
     }
@@ -160,14 +163,34 @@ mod tests {
             let spec = Service { balancer, ..Service::new("s", Protocol::Http1) };
             let view = reconcile(old, Arc::new(spec), &set, 1).unwrap();
             // As if it were long since the last one.
-            view.live.report_asked_ms.store(0, Relaxed);
+            view.live.report_due_us.store(0, Relaxed);
             view
         };
         let predicts = view(None, Balancer::CompletionTime);
-        assert!(is_due(&predicts.live) && !is_due(&predicts.live), "at most once in a while");
+        assert!(is_due(&predicts.live));
         let counts = view(Some(&predicts), Balancer::BytesInFlight);
         assert!(!is_due(&counts.live));
         assert!(is_due(&view(Some(&counts), Balancer::WeightedRoundRobin).live));
+    }
+
+    #[test]
+    fn each_of_those_that_take_turns_is_asked_whatever_the_rhythm() {
+        let set = EndpointSet::new("s".into(), Vec::new());
+        let service = reconcile(None, Arc::new(Service::new("s", Protocol::Http1)), &set, 1);
+        let live = &service.unwrap().live;
+        assert!(is_due_at(live, 7));
+        assert!(!is_due_at(live, 7), "at most once in a while");
+        for (members, every_us) in [(2, 2_500), (5, 1_000), (3, 5_000 / 3), (10, 500), (4, 5_000)] {
+            let mut asked = vec![0; members];
+            live.report_due_us.store(0, Relaxed);
+            for nth in 0..20_000 {
+                if is_due_at(live, nth as u64 * every_us) {
+                    asked[nth % members] += 1;
+                }
+            }
+            let most = asked.iter().max().unwrap();
+            assert!(asked.iter().all(|n| n * 3 > *most), "{members} {every_us}: {asked:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::{
     EndpointLive, EndpointState, ServiceLive, ServiceState,
     completion::{cost::PerByte, learn::Stopwatch, places::Cell},
     concurrency::{BULK, Concurrency},
+    now_us,
     queue::Slot,
     wall_us,
 };
@@ -59,6 +60,8 @@ pub struct Ticket {
     pub(crate) slot: Option<Box<Slot>>,
     /// No longer one of the requests in flight.
     aside: bool,
+    /// Where the endpoint says its slots: [`now_us`] time from which it uses one.
+    busy_from_us: Option<u64>,
     /// Where it is known what its bytes emit and cost.
     tally: Option<Tally>,
 }
@@ -281,7 +284,9 @@ impl Ticket {
             slot: None,
             aside: false,
             tally: None,
+            busy_from_us: None,
         };
+        ticket.busy_from_us = ticket.endpoint.spec.slots.map(|_| now_us());
         if let Some(concurrency) = ticket.service.concurrency(&ticket.endpoint)
             && declared_bytes <= BULK
         {
@@ -348,6 +353,9 @@ impl Ticket {
     fn leave(&self) {
         self.service.live.requests.fetch_sub(1, Relaxed);
         self.endpoint.live.requests.fetch_sub(1, Relaxed);
+        if let Some(from) = self.busy_from_us {
+            self.service.live.busy_us.fetch_add(now_us().saturating_sub(from), Relaxed);
+        }
     }
 
     /// Bytes of the request body are on their way to the endpoint.

@@ -3,13 +3,14 @@
 //! thread.
 //!
 //! A stream that breaks is asked for again after a pause; an endpoint that does not know the method is not
-//! asked again while it is the same. Knows nothing of what a report is good for.
+//! asked again while it is the same. Where no stream will do, requests ask. Knows nothing of what a report is
+//! good for.
 
 use std::{
     collections::{BTreeMap, HashMap},
     future::poll_fn,
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -77,6 +78,9 @@ enum End {
 
 /// All endpoints of all services together.
 const MOST_STREAMS: usize = 1024;
+/// In vain, in a row.
+const TRIES_BEFORE_REQUESTS_ASK: i32 = 3;
+const NO_STREAM: &str = "endpoint does not report its load out of band: requests ask for it";
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// Each pause is so many times the one before, as in gRPC.
@@ -109,6 +113,8 @@ impl Streams {
                 endpoint.and_then(|e| Terms::of(service, e)).as_ref() == Some(&running.terms)
             })
         });
+        let runs = |running: &&Running| !running.task.is_finished();
+        let mut places = MOST_STREAMS.saturating_sub(self.running.values().filter(runs).count());
         let mut full = false;
         for (name, service) in services {
             for endpoint in &service.endpoints {
@@ -117,10 +123,12 @@ impl Streams {
                 if self.running.contains_key(&key) {
                     continue;
                 }
-                if self.running.len() >= MOST_STREAMS {
+                service.tells_out_of_band(&endpoint.live, places > 0);
+                if places == 0 {
                     full = true;
-                    break;
+                    continue;
                 }
+                places -= 1;
                 let live = Arc::downgrade(&service.live);
                 let following = follow(live, endpoint.spec.address, terms.every);
                 let task = tokio::spawn(following).abort_handle();
@@ -130,10 +138,27 @@ impl Streams {
         if full && !self.full {
             tracing::warn!(
                 most = MOST_STREAMS,
-                "too many endpoints: some are not asked for reports"
+                "too many endpoints: some are not asked for reports out of band, but by requests"
             );
         }
         self.full = full;
+    }
+}
+
+impl ServiceState {
+    /// An endpoint tells its load out of band, or does not though it should.
+    fn tells_out_of_band(&self, endpoint: &EndpointLive, tells: bool) {
+        if endpoint.silent.swap(!tells, Relaxed) == tells {
+            self.settle_asking();
+        }
+    }
+
+    /// Requests ask for reports where somebody goes by them and not every endpoint tells them out of
+    /// band. To be called when either may have changed.
+    pub(super) fn settle_asking(&self) {
+        let silent = |endpoint: &Arc<EndpointState>| endpoint.live.silent.load(Relaxed);
+        let in_band = self.spec.out_of_band.is_none() || self.endpoints.iter().any(silent);
+        self.live.asks_for_reports.store(in_band && self.spec.reads_reports(), Relaxed);
     }
 }
 
@@ -166,6 +191,7 @@ impl Backoff {
 /// Listens to one address for as long as its service has it and it has something to say.
 async fn follow(service: Weak<ServiceLive>, address: SocketAddr, every: Duration) {
     let mut backoff = Backoff::default();
+    let mut warned = false;
     // Not all at once.
     sleep(every.min(FIRST_PAUSE).mul_f64(fastrand::f64())).await;
     loop {
@@ -182,6 +208,7 @@ async fn follow(service: Weak<ServiceLive>, address: SocketAddr, every: Duration
                     backoff = Backoff::default();
                     registry().counter("towpath_out_of_band_reports_total", &counted).inc();
                     if let Some((state, endpoint)) = now(&service, address) {
+                        state.tells_out_of_band(&endpoint.live, true);
                         state.heed(&endpoint.live, &report, now_ms());
                     }
                 };
@@ -189,17 +216,28 @@ async fn follow(service: Weak<ServiceLive>, address: SocketAddr, every: Duration
             }
             Err(error) => End::Broken(error.to_string()),
         };
-        let (service, endpoint) = (&names.0, &names.1);
-        match end {
-            End::Unknown => {
-                tracing::warn!(service, endpoint, "endpoint does not report its load out of band");
-                return;
+        let pause = backoff.next(fastrand::f64());
+        let unknown = end == End::Unknown;
+        let reason = match end {
+            End::Unknown => "it does not know the method".to_owned(),
+            End::Broken(reason) => reason,
+        };
+        if unknown || backoff.tries == TRIES_BEFORE_REQUESTS_ASK {
+            if let Some((state, endpoint)) = now(&service, address) {
+                state.tells_out_of_band(&endpoint.live, false);
             }
-            End::Broken(reason) => {
-                tracing::debug!(service, endpoint, reason, "no load reports out of band for now");
+            if !std::mem::replace(&mut warned, true) {
+                let (service, endpoint) = (&names.0, &names.1);
+                tracing::warn!(service, endpoint, reason, "{NO_STREAM}");
             }
+        } else {
+            let (service, endpoint) = (&names.0, &names.1);
+            tracing::debug!(service, endpoint, reason, "no load reports out of band for now");
         }
-        sleep(backoff.next(fastrand::f64())).await;
+        if unknown {
+            return;
+        }
+        sleep(pause).await;
     }
 }
 

@@ -316,3 +316,26 @@ fn in_panic_ejections_and_probes_are_ignored_unless_they_always_count() {
         assert_eq!(last.is_ok(), percent > 0, "none is left: {percent} %");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn slots_are_busy_for_as_long_as_tries_take() {
+    // Past the time at which clocks began that other tests have moved.
+    tokio::time::advance(Duration::from_secs(1 << 24)).await;
+    for (slots, expected_us) in [(Some(4), 2_500_000), (None, 0)] {
+        let mut endpoint = Endpoint::new(([127, 0, 0, 1], 1).into());
+        endpoint.slots = slots;
+        let state = state(vec![endpoint], |_| {});
+        let ticket = || Ticket::new(state.clone(), state.endpoints[0].clone(), 0);
+        let pass = |ms| tokio::time::advance(Duration::from_millis(ms));
+        let first = ticket();
+        pass(1_000).await;
+        let mut second = ticket();
+        pass(500).await;
+        drop(first);
+        pass(500).await;
+        second.set_aside();
+        pass(1_000).await;
+        drop(second);
+        assert_eq!(state.live.busy_us.load(Relaxed), expected_us);
+    }
+}

@@ -36,15 +36,32 @@ pub(crate) struct Reporter {
     pub(super) streams: Semaphore,
 }
 
-/// Requests and errors per second, over at least a second.
+/// What went on, over at least a second.
 #[derive(Debug, Default)]
 struct Rates {
     /// When it was last reckoned, and what had come by then; 0 = never.
     at_ms: u64,
+    counted: Counts,
+    load: Load,
+}
+
+/// Since the beginning.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
     requests: u64,
     errors: u64,
-    rps: f64,
-    eps: f64,
+    /// Microseconds that those took which are over.
+    busy_us: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Load {
+    requests_per_second: f64,
+    errors_per_second: f64,
+    /// Seconds per second, that is how many are worked on at a time. Those of the same requests that the
+    /// rate counts: one that took long counts whole when it ends. So the one by the other is how many
+    /// there could be, however long they take and whenever somebody asks.
+    busy: f64,
 }
 
 impl Format {
@@ -75,9 +92,10 @@ impl Reporter {
         now_ms: u64,
     ) -> LoadReport {
         let (cpu_utilization, mem_utilization) = self.node.look();
-        let (rps_fractional, eps) = metrics.map_or((0.0, 0.0), |metrics| {
+        let load = metrics.map_or(Load::default(), |metrics| {
             let (requests, errors) = metrics.ended();
-            lock(&self.rates).look(now_ms, requests, errors)
+            let busy_us = service.busy_us.load(Relaxed);
+            lock(&self.rates).look(now_ms, Counts { requests, errors, busy_us })
         });
         let factor = self.node.gpus.goodput_factor();
         let requests = f64::from(service.requests.load(Relaxed));
@@ -86,9 +104,10 @@ impl Reporter {
         LoadReport {
             cpu_utilization,
             mem_utilization,
-            rps_fractional,
-            eps,
-            application_utilization: slots.map_or(0.0, |slots| requests / slots),
+            rps_fractional: load.requests_per_second,
+            eps: load.errors_per_second,
+            application_utilization: slots
+                .map_or(0.0, |slots| (load.busy / slots).max(LEAST_UTILIZATION)),
             named_metrics: [
                 (REQUESTS_IN_FLIGHT, Some(requests)),
                 (BYTES_IN_FLIGHT, Some(bytes)),
@@ -105,19 +124,23 @@ impl Reporter {
 
 impl Rates {
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    fn look(&mut self, now_ms: u64, requests: u64, errors: u64) -> (f64, f64) {
+    fn look(&mut self, now_ms: u64, now: Counts) -> Load {
         let elapsed = now_ms.saturating_sub(self.at_ms);
         if self.at_ms == 0 || elapsed >= 1000 {
             if self.at_ms != 0 {
                 let per_second = |now: u64, before: u64| {
                     now.saturating_sub(before) as f64 * 1000.0 / elapsed as f64
                 };
-                self.rps = per_second(requests, self.requests);
-                self.eps = per_second(errors, self.errors);
+                let before = self.counted;
+                self.load = Load {
+                    requests_per_second: per_second(now.requests, before.requests),
+                    errors_per_second: per_second(now.errors, before.errors),
+                    busy: per_second(now.busy_us, before.busy_us) / 1e6,
+                };
             }
-            (self.at_ms, self.requests, self.errors) = (now_ms, requests, errors);
+            (self.at_ms, self.counted) = (now_ms, now);
         }
-        (self.rps, self.eps)
+        self.load
     }
 }
 
@@ -240,14 +263,24 @@ fn numbers(report: &LoadReport) -> impl Iterator<Item = (&'static str, f64)> {
     .filter(|(_, value)| *value != 0.0)
 }
 
+/// 0 would be read as not said, and the machine's CPU taken in its place.
+const LEAST_UTILIZATION: f64 = 1e-6;
 const REQUESTS_IN_FLIGHT: &str = "towpath.requests_in_flight";
 const BYTES_IN_FLIGHT: &str = "towpath.bytes_in_flight";
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use towpath_policies::model::{Balancer, Endpoint, EndpointSet, Protocol, Service};
 
     use super::*;
+    use crate::upstream::{
+        ServiceState,
+        pick::{Ask, Tried, pick},
+        reconcile,
+    };
 
     fn written(app: Option<(HeaderName, &str)>, ours: LoadReport, format: Format) -> HeaderMap {
         let mut fields = HeaderMap::new();
@@ -347,17 +380,125 @@ mod tests {
     #[test]
     fn rates_are_those_of_the_last_second_or_more() {
         let mut rates = Rates::default();
-        for (now_ms, requests, errors, expected) in [
-            (5_000, 100, 3, (0.0, 0.0)),
-            (5_900, 200, 3, (0.0, 0.0)),
-            (6_000, 200, 4, (100.0, 1.0)),
-            (6_500, 900, 4, (100.0, 1.0)),
-            (10_000, 220, 4, (5.0, 0.0)),
+        for (now_ms, requests, errors, busy_us, expected) in [
+            (5_000, 100, 3, 0, (0.0, 0.0, 0.0)),
+            (5_900, 200, 3, 100, (0.0, 0.0, 0.0)),
+            (6_000, 200, 4, 2_500_000, (100.0, 1.0, 2.5)),
+            (6_500, 900, 4, 9_000_000, (100.0, 1.0, 2.5)),
+            (10_000, 220, 4, 3_500_000, (5.0, 0.0, 0.25)),
             // The series began anew.
-            (11_000, 0, 0, (0.0, 0.0)),
+            (11_000, 0, 0, 0, (0.0, 0.0, 0.0)),
         ] {
-            assert_eq!(rates.look(now_ms, requests, errors), expected, "at {now_ms}");
+            let load = rates.look(now_ms, Counts { requests, errors, busy_us });
+            let load = (load.requests_per_second, load.errors_per_second, load.busy);
+            assert_eq!(load, expected, "at {now_ms}");
         }
+    }
+
+    /// A sidecar, and an application behind it that works on as many requests at a time as it has slots.
+    struct Beside {
+        reporter: Reporter,
+        state: Arc<ServiceState>,
+        metrics: RouteMetrics,
+        free_at_ms: Vec<u64>,
+        took_ms: u64,
+    }
+
+    impl Beside {
+        fn new(name: String, slots: u32, took_ms: u64) -> Self {
+            let endpoints = vec![Endpoint::new(([127, 0, 0, 1], 1).into())];
+            let set = EndpointSet::new(name.clone(), endpoints);
+            let spec = Arc::new(Service::new(&name, Protocol::Http1));
+            Self {
+                reporter: Reporter::new(Arc::default()),
+                state: reconcile(None, spec, &set, 1).unwrap(),
+                metrics: RouteMetrics::new("in", &name, &name),
+                free_at_ms: vec![0; slots as usize],
+                took_ms,
+            }
+        }
+
+        /// When the request is done.
+        fn take(&mut self, now_ms: u64) -> u64 {
+            self.state.live.requests.fetch_add(1, Relaxed);
+            let slot = self.free_at_ms.iter_mut().min().unwrap();
+            *slot = now_ms.max(*slot) + self.took_ms;
+            *slot
+        }
+
+        fn report(&self, now_ms: u64) -> LoadReport {
+            let slots = u32::try_from(self.free_at_ms.len()).ok();
+            self.reporter.report(&self.state.live, slots, Some(&self.metrics), now_ms)
+        }
+
+        fn done(&self, began_ms: u64, now_ms: u64) {
+            self.state.live.requests.fetch_sub(1, Relaxed);
+            self.state.live.busy_us.fetch_add((now_ms - began_ms) * 1000, Relaxed);
+            self.metrics.count(200);
+        }
+    }
+
+    /// The share of turns that the first of two gets in the end, by what their sidecars report.
+    fn share(name: &str, slots: [u32; 2], took_ms: u64, every_ms: u64, streamed: bool) -> f64 {
+        let mut spec = Service::new(name, Protocol::Http1);
+        spec.balancer = Balancer::WeightedRoundRobin;
+        spec.weighing.blackout = Duration::ZERO;
+        let endpoint = |port| Endpoint::new(([127, 0, 0, 1], port).into());
+        let set = EndpointSet::new(name.into(), vec![endpoint(1), endpoint(2)]);
+        let caller = reconcile(None, Arc::new(spec), &set, 1).unwrap();
+        let mut beside: Vec<Beside> = (0..)
+            .zip(slots)
+            .map(|(nth, slots)| Beside::new(format!("{name}/{nth}"), slots, took_ms))
+            .collect();
+        let (begin_ms, end_ms) = (1_000_000, 1_400_000);
+        let mut under_way: Vec<(u64, usize, u64)> = Vec::new();
+        let mut turns = [0u32; 2];
+        for now_ms in begin_ms..end_ms {
+            let heed = |nth: usize, report| {
+                caller.heed(&caller.endpoints[nth].live, &report, now_ms);
+            };
+            for (_, nth, began_ms) in under_way.extract_if(.., |(done, ..)| *done == now_ms) {
+                // The report is in the head of the answer, so it is still there.
+                if !streamed {
+                    heed(nth, beside[nth].report(now_ms));
+                }
+                beside[nth].done(began_ms, now_ms);
+            }
+            if streamed && now_ms % 1000 == 0 {
+                (0..2).for_each(|nth| heed(nth, beside[nth].report(now_ms)));
+            }
+            caller.weigh(now_ms);
+            if now_ms % every_ms == 0 {
+                let picked = pick(&caller, &Tried::default(), 1, Ask::default()).unwrap();
+                let nth = usize::from(picked.spec.address.port()) - 1;
+                under_way.push((beside[nth].take(now_ms), nth, now_ms));
+                if now_ms >= end_ms - 100_000 {
+                    turns[nth] += 1;
+                }
+            }
+        }
+        f64::from(turns[0]) / f64::from(turns[0] + turns[1])
+    }
+
+    #[test]
+    fn sidecars_of_unequal_slots_get_turns_in_that_proportion_and_keep_it() {
+        for streamed in [false, true] {
+            for (nth, (took_ms, every_ms)) in
+                [(100, 25), (100, 500), (20, 5), (7_000, 1_500)].into_iter().enumerate()
+            {
+                let name = format!("unequal-{nth}-{streamed}");
+                let share = share(&name, [6, 2], took_ms, every_ms, streamed);
+                assert!((share - 0.75).abs() < 0.04, "{took_ms} {every_ms} {streamed}: {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn idle_slots_are_said_so_that_nobody_takes_the_cpu_for_them() {
+        let idle = Beside::new("idle".into(), 4, 1);
+        assert!(idle.report(5).application_utilization > 0.0);
+        let report = idle.reporter.report(&idle.state.live, None, None, 5);
+        assert!(report.application_utilization == 0.0, "unknown");
     }
 
     fn metrics() -> impl Strategy<Value = std::collections::BTreeMap<String, f64>> {

@@ -1,4 +1,63 @@
+use towpath_policies::model::{Balancer, Endpoint, EndpointSet, Protocol, Service};
+
 use super::*;
+use crate::upstream::reconcile;
+
+/// A service that asks out of band, of so many endpoints at which nobody listens.
+fn streamed(name: &str, endpoints: u16) -> Arc<ServiceState> {
+    let mut spec = Service::new(name, Protocol::Http2);
+    spec.balancer = Balancer::WeightedRoundRobin;
+    spec.out_of_band = Some(Duration::from_secs(1));
+    let endpoint = |port| Endpoint::new(([127, 0, 0, 1], port).into());
+    let endpoints = (1..=endpoints).map(endpoint).collect();
+    let set = EndpointSet::new(name.into(), endpoints);
+    reconcile(None, Arc::new(spec), &set, 1).unwrap()
+}
+
+fn asks(service: &ServiceState) -> bool {
+    service.live.asks_for_reports.load(Relaxed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gets_no_stream_is_asked_by_requests_and_those_that_ended_leave_their_places() {
+    let services = BTreeMap::from([
+        ("a".to_owned(), streamed("a", 1_000)),
+        ("b".to_owned(), streamed("b", 24)),
+        ("c".to_owned(), streamed("c", 2)),
+    ]);
+    let (b, c) = (&services["b"], &services["c"]);
+    let mut streams = Streams::default();
+    streams.reconcile(&services);
+    assert!(!asks(b) && asks(c));
+    let runs = |streams: &Streams| {
+        streams.running.values().filter(|running| !running.task.is_finished()).count()
+    };
+    assert_eq!(runs(&streams), MOST_STREAMS);
+    // One of them does not know the method, say.
+    streams.running[&("a".to_owned(), ([127, 0, 0, 1], 7).into())].task.abort();
+    tokio::task::yield_now().await;
+    assert_eq!(runs(&streams), MOST_STREAMS - 1);
+    streams.reconcile(&services);
+    assert_eq!(runs(&streams), MOST_STREAMS);
+    let silent = [0, 1].map(|nth| c.endpoints[nth].live.silent.load(Relaxed));
+    assert_eq!(silent, [false, true]);
+    assert!(asks(c), "for the other one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_ask_an_endpoint_whose_stream_broke_a_few_times_until_it_tells_again() {
+    let service = streamed("vain", 1);
+    let services = BTreeMap::from([("vain".to_owned(), service.clone())]);
+    let mut streams = Streams::default();
+    streams.reconcile(&services);
+    let live = &service.endpoints[0].live;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(!live.silent.load(Relaxed) && !asks(&service), "it was asked once or twice");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(live.silent.load(Relaxed) && asks(&service));
+    service.tells_out_of_band(live, true);
+    assert!(!live.silent.load(Relaxed) && !asks(&service));
+}
 
 #[test]
 fn pauses_grow_up_to_two_minutes_and_begin_again_after_a_report() {

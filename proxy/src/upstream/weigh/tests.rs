@@ -99,6 +99,11 @@ fn a_weight_is_requests_per_second_by_utilization_and_errors() {
         };
         assert!(close, "{metrics:?} {penalty}: {weight:?}, not {expected:?}");
     }
+    // Errors past all measure, of which none counts.
+    let mut failing = report(1e-300, 0.5);
+    failing.eps = f64::MAX;
+    let weight = Load::of(&failing, &[]).weight(0.0).unwrap();
+    assert!((weight / 2e-6 - 1.0).abs() < 1e-9, "{weight}");
 }
 
 #[test]
@@ -118,6 +123,14 @@ fn a_weight_counts_after_the_blackout_and_until_it_expires() {
     capacity.take(7.0, 300_000);
     assert_eq!(capacity.weight(&terms, 309_999), None);
     assert_eq!(capacity.weight(&terms, 310_000), Some(7.0));
+    // One that came while the last expired, before it was seen to.
+    let capacity = Capacity::default();
+    capacity.take(7.0, 400_000);
+    capacity.since_ms.store(0, Relaxed);
+    assert_eq!(capacity.weight(&terms, 400_001), None);
+    capacity.take(7.0, 400_010);
+    assert_eq!(capacity.weight(&terms, 410_009), None);
+    assert_eq!(capacity.weight(&terms, 410_010), Some(7.0));
     let at_once = Weighing { blackout: Duration::ZERO, ..terms };
     let capacity = Capacity::default();
     capacity.take(7.0, 5);
@@ -269,7 +282,7 @@ proptest! {
         ),
         utilization in any::<f64>(),
         errors in any::<f64>(),
-        penalty in 0.0f32..100.0,
+        penalty in prop_oneof![Just(0.0f32), 0.0f32..100.0],
     ) {
         let weights: Vec<_> = capacities
             .iter()
