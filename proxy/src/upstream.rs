@@ -439,6 +439,7 @@ impl EndpointState {
 
 impl EndpointLive {
     fn new(service: &str, spec: &Endpoint, workers: usize) -> Self {
+        let metrics = EndpointMetrics::new(service, spec);
         Self {
             address: spec.address,
             bytes_in_flight: AtomicU64::new(0),
@@ -458,10 +459,10 @@ impl EndpointLive {
             learned: Learned::default(),
             goodput: AtomicU64::new(0),
             capacity: Capacity::default(),
-            tally: Tally::default(),
+            tally: Tally::beginning(&metrics),
             silent: AtomicBool::new(false),
             removed: AtomicBool::new(false),
-            metrics: EndpointMetrics::new(service, spec),
+            metrics,
             terms: AtomicU64::new(0),
             pools: Pools::new(workers),
         }
@@ -534,6 +535,11 @@ impl EndpointMetrics {
             bytes_sent: bytes("request"),
             bytes_received: bytes("response"),
         }
+    }
+
+    /// Body bytes both ways.
+    fn bytes(&self) -> u64 {
+        self.bytes_sent.value() + self.bytes_received.value()
     }
 }
 

@@ -9,11 +9,14 @@ use towpath_xds::{
     orca::{JOULES_PER_BYTE, LoadReport},
 };
 
-use super::{EndpointState, ServiceState};
+use super::{EndpointMetrics, EndpointState, ServiceState};
 
-/// Sums of what an endpoint's load reports said.
+/// Sums of what an endpoint's load reports said, and where its counters began.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
+    /// Counters go by the endpoint's name, and one that moves to another address keeps it.
+    picks_before: u64,
+    bytes_before: u64,
     goodput_factor: Total,
     application: Total,
     cpu: Total,
@@ -56,6 +59,12 @@ impl Figures {
 }
 
 impl Tally {
+    /// Of an endpoint that begins now.
+    pub(super) fn beginning(metrics: &EndpointMetrics) -> Self {
+        let (picks_before, bytes_before) = (metrics.picks.value(), metrics.bytes());
+        Self { picks_before, bytes_before, ..Self::default() }
+    }
+
     /// A load report came.
     pub(crate) fn heard(&self, figures: &Figures) {
         self.goodput_factor.add(figures.goodput_factor.filter(|factor| *factor <= 1.0));
@@ -98,8 +107,8 @@ impl ServiceState {
 impl EndpointState {
     fn counted(&self) -> CountedEndpoint {
         let (live, tally) = (&self.live, &self.live.tally);
-        let issued = live.metrics.picks.value();
-        let bytes = live.metrics.bytes_sent.value() + live.metrics.bytes_received.value();
+        let issued = live.metrics.picks.value().saturating_sub(tally.picks_before);
+        let bytes = live.metrics.bytes().saturating_sub(tally.bytes_before);
         #[expect(clippy::cast_precision_loss, reason = "no more than a person reads")]
         let (bytes, goodput) = (bytes as f64, live.goodput.load(Relaxed) as f64);
         let metrics = vec![
@@ -183,5 +192,25 @@ mod tests {
         ];
         assert_eq!(told.metrics, metrics);
         assert_eq!(told.now, [(GOODPUT, 5e6)]);
+    }
+
+    #[test]
+    fn an_endpoint_that_moves_begins_anew_though_its_counters_go_on() {
+        let set = |address: [u8; 4]| {
+            let endpoint = Endpoint { name: "moves".into(), ..Endpoint::new((address, 80).into()) };
+            EndpointSet::new("moving".into(), vec![endpoint])
+        };
+        let spec = Arc::new(Service::new("moving", Protocol::Http1));
+        let before = reconcile(None, spec.clone(), &set([10, 0, 0, 1]), 1).unwrap();
+        let told = |state: &Arc<ServiceState>| {
+            drop(Ticket::new(state.clone(), state.endpoints[0].clone(), 0));
+            state.endpoints[0].live.metrics.bytes_received.add(1000);
+            let counted = state.counted().endpoints.remove(0);
+            (counted.address.ip().to_string(), counted.issued, counted.metrics[3].1)
+        };
+        assert_eq!(told(&before), ("10.0.0.1".into(), 1, Sum { count: 1, total: 1000.0 }));
+        let after = reconcile(Some(&before), spec, &set([10, 0, 0, 2]), 1).unwrap();
+        assert_eq!(told(&after), ("10.0.0.2".into(), 1, Sum { count: 1, total: 1000.0 }));
+        assert_eq!(after.endpoints[0].live.metrics.picks.value(), 2);
     }
 }
