@@ -358,9 +358,10 @@ impl<'a, 't> Round<'a, 't> {
         Some(if self.cost_less(b, a) { b } else { a })
     }
 
-    /// Whether `a` is strictly cheaper than `b`, both in proportion to their weights.
+    /// Whether `a` is strictly cheaper than `b`, both in proportion to what they can do while they are
+    /// well. One that is not is busier for it, so a weight that follows the load would count that twice.
     fn cost_less(&self, a: &EndpointState, b: &EndpointState) -> bool {
-        let (mut wa, mut wb) = (u128::from(a.spec.weight), u128::from(b.spec.weight));
+        let (mut wa, mut wb) = (u128::from(a.spec.declared()), u128::from(b.spec.declared()));
         if self.recovering {
             wa *= u128::from(self.warmth(a));
             wb *= u128::from(self.warmth(b));

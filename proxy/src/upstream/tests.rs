@@ -67,6 +67,22 @@ fn the_fewest_bytes_in_flight_in_proportion_to_weight_wins() {
 }
 
 #[test]
+fn what_is_in_flight_is_not_divided_by_a_sickness_it_shows_itself() {
+    for balancer in [Balancer::LeastRequest, Balancer::BytesInFlight] {
+        let mut list = endpoints(2);
+        list[1].weight = 10;
+        list.iter_mut().for_each(|e| e.declared_weight = Some(100));
+        let state = state(list, |service| service.balancer = balancer);
+        // Ten times slower, it has as much in flight with a tenth of the requests.
+        for (endpoint, busy) in state.endpoints.iter().zip([9, 8]) {
+            endpoint.live.requests.store(busy, Relaxed);
+            endpoint.live.bytes_in_flight.store(busy.into(), Relaxed);
+        }
+        assert_eq!(tally(&state, 50), [0, 50], "{balancer:?}");
+    }
+}
+
+#[test]
 fn equal_bytes_are_told_apart_by_requests_and_equal_endpoints_by_chance() {
     let state = state(endpoints(4), |_| {});
     assert!(tally(&state, 400).iter().all(|n| *n > 40));

@@ -17,6 +17,7 @@ use envoy_types::pb::{
                 self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
             },
         },
+        extensions::load_balancing_policies::least_request::v3::LeastRequest,
         extensions::transport_sockets::tls::v3::{self as tls_pb},
     },
     google::protobuf as pb,
@@ -24,7 +25,7 @@ use envoy_types::pb::{
 use towpath_policies::model::{
     Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Forward, HostRewrite, Listener,
     Location, OriginSource, PathMatch, PathRewrite, Protocol, Registered, RetryPolicy, Service,
-    Thresholds, ValueMatch,
+    Thresholds, ValueMatch, Weights,
 };
 
 use super::*;
@@ -505,6 +506,21 @@ fn places_that_are_not_on_earth_are_refused() {
     let listener = Listener { location: nowhere, ..Listener::clone(&listener) };
     let error = listener::decode(&listener::encode(&listener)).unwrap_err().to_string();
     assert!(error.contains("location.coordinates"), "{error}");
+}
+
+#[test]
+fn envoy_goes_by_what_is_in_flight_or_by_weights_that_follow_the_load_and_not_by_both() {
+    let bias = |weights| {
+        let mut service = Service::new("s", Protocol::Http1);
+        service.balancer = Balancer::LeastRequest;
+        service.weights = weights;
+        let first = upstream::encode_balancer(&service).policies.remove(0);
+        let config = first.typed_extension_config.unwrap().typed_config.unwrap();
+        let least: LeastRequest = common::unpack(&config).unwrap();
+        least.active_request_bias.map(|bias| (bias.default_value, bias.runtime_key.is_empty()))
+    };
+    assert_eq!(bias(Weights::Declared), None);
+    assert_eq!(bias(Weights::FromLoad), Some((0.0, false)));
 }
 
 #[test]

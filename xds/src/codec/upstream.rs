@@ -13,7 +13,7 @@ use envoy_types::pb::{
             },
             core::v3::{
                 self as core, Http1ProtocolOptions, Http2ProtocolOptions,
-                HttpProtocolOptions as CommonOptions, TypedExtensionConfig,
+                HttpProtocolOptions as CommonOptions, RuntimeDouble, TypedExtensionConfig,
                 health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck},
             },
         },
@@ -265,8 +265,13 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
     let slow_start_config = encode_slow_start(&service.recovery);
     let ours = |name: &str, url: &str| policy(name, typed_struct(url));
     let least = || {
-        let config =
-            LeastRequest { slow_start_config: slow_start_config.clone(), ..Default::default() };
+        // What is in flight says already what weights by the load say, so Envoy is to go by one of them.
+        let bias = RuntimeDouble { default_value: 0.0, runtime_key: BIAS_KEY.to_owned() };
+        let config = LeastRequest {
+            active_request_bias: (service.weights == Weights::FromLoad).then_some(bias),
+            slow_start_config: slow_start_config.clone(),
+            ..Default::default()
+        };
         policy("envoy.load_balancing_policies.least_request", pack(&config))
     };
     let random = || policy("envoy.load_balancing_policies.random", pack(&Random::default()));
@@ -377,4 +382,6 @@ fn policy(name: &str, config: Any) -> Policy {
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const COMPLETION_TIME: &str = "type.googleapis.com/towpath.v1.CompletionTime";
 const BYTES_IN_FLIGHT: &str = "type.googleapis.com/towpath.v1.BytesInFlight";
+/// Envoy wants a name under which an operator may change it.
+const BIAS_KEY: &str = "towpath.active_request_bias";
 const DEFAULT_POOL_IDLE: Duration = Duration::from_secs(60);
