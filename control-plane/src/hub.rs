@@ -39,7 +39,7 @@ struct State {
     places: BTreeMap<String, Coordinates>,
     /// Of services whose weights follow the load: the sets without that, and what is made of them.
     declared: BTreeMap<String, Arc<EndpointSet>>,
-    shares: BTreeMap<String, Shares>,
+    shares: BTreeMap<String, Arc<Shares>>,
     /// Carbon intensities by zone, as an API says; they go before what the mesh says itself.
     intensities: BTreeMap<String, f64>,
     /// What the mesh says itself, by region.
@@ -114,7 +114,7 @@ impl Hub {
         for (name, set) in &mut mesh.endpoints {
             if mesh.services.get(name).is_some_and(|s| s.weights == Weights::FromLoad) {
                 declared.insert(name.clone(), set.clone());
-                if let Some(weighed) = weighed(set, shares.get(name)) {
+                if let Some(weighed) = weighed(set, shares.get(name).map(|shares| &**shares)) {
                     *set = Arc::new(weighed);
                 }
             }
@@ -194,16 +194,19 @@ impl Hub {
         self.state().mesh.endpoints.get(service).cloned()
     }
 
-    /// The endpoints of the services whose weights follow the load, with the weights declared.
-    pub(crate) fn declared(&self) -> Vec<Arc<EndpointSet>> {
-        self.state().declared.values().cloned().collect()
+    /// The endpoints of the services whose weights follow the load, with the weights declared; and the
+    /// shares of them that are in force.
+    pub(crate) fn declared(&self) -> Vec<(Arc<EndpointSet>, Arc<Shares>)> {
+        let state = self.state();
+        let shares = |name| state.shares.get(name).cloned().unwrap_or_default();
+        state.declared.iter().map(|(name, set)| (set.clone(), shares(name))).collect()
     }
 
     /// Serves a service whose weights follow the load with other ones; costs nothing but its set.
     pub(crate) fn set_shares(&self, service: &str, shares: Shares) {
         let mut state = self.state();
         let Some(set) = state.declared.get(service).cloned() else { return };
-        state.shares.insert(service.to_owned(), shares);
+        state.shares.insert(service.to_owned(), Arc::new(shares));
         state.serve(set);
     }
 
@@ -267,7 +270,9 @@ impl State {
     fn serve(&mut self, mut set: Arc<EndpointSet>) {
         if follows_load(&self.mesh, &set.service) {
             self.declared.insert(set.service.clone(), set.clone());
-            if let Some(weighed) = weighed(&set, self.shares.get(&set.service)) {
+            if let Some(weighed) =
+                weighed(&set, self.shares.get(&set.service).map(|shares| &**shares))
+            {
                 set = Arc::new(weighed);
             }
         }
@@ -570,7 +575,7 @@ pub(crate) mod tests {
         };
         let served = || weights(&a.borrow().endpoints["a"]);
         assert_eq!(served(), [(10, 100)]);
-        assert_eq!(weights(&hub.declared()[0]), [(100, 100)]);
+        assert_eq!(weights(&hub.declared()[0].0), [(100, 100)]);
         // Another answer, and another commit.
         let mut more = addresses("a", 1);
         more.endpoints.push(Endpoint::new(([127, 0, 0, 1], 2).into()));
@@ -578,7 +583,7 @@ pub(crate) mod tests {
         assert_eq!(served(), [(10, 100), (100, 100)]);
         hub.publish(follows("2", Weights::FromLoad));
         assert_eq!(served(), [(10, 100), (100, 100)]);
-        assert_eq!(weights(&hub.declared()[0]), [(100, 100), (100, 100)]);
+        assert_eq!(weights(&hub.declared()[0].0), [(100, 100), (100, 100)]);
         hub.set_shares("a", Shares::new());
         assert_eq!(served(), [(100, 100), (100, 100)]);
         assert_eq!(a.borrow().endpoints["a"].endpoints[0].declared_weight, None);
@@ -586,6 +591,10 @@ pub(crate) mod tests {
         hub.publish(follows("3", Weights::Declared));
         assert_eq!(served(), [(100, 100), (100, 100)]);
         assert!(hub.declared().is_empty());
+        // What was in force is not any more, and is known not to be.
+        hub.publish(follows("4", Weights::FromLoad));
+        assert_eq!(served(), [(100, 100), (100, 100)]);
+        assert!(hub.declared()[0].1.is_empty());
     }
 
     #[test]

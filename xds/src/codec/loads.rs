@@ -4,7 +4,10 @@
 //! in that of an endpoint. What is named in a load report (ORCA) has `named_metrics.` before its name
 //! on the wire (gRFC A85), or nothing (A64).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use envoy_types::pb::envoy::{
     config::{
@@ -54,10 +57,12 @@ pub(crate) fn encode_report(node: Option<core::Node>, loads: Vec<ServiceLoad>) -
     LoadStatsRequest { node, cluster_stats: loads.into_iter().map(encode).collect() }
 }
 
-/// What cannot be is left out, and what is beyond measure.
+/// What cannot be is left out, and what is beyond measure. Of a service only the first entry counts.
 pub(crate) fn decode_report(stats: Vec<ClusterStats>) -> Vec<ServiceLoad> {
+    let mut seen = HashSet::new();
     let named = stats.into_iter().filter(|pb| is_name(&pb.cluster_name));
-    named.take(MAX_NAMES).map(decode).collect()
+    let each = named.take(MAX_NAMES).filter(|pb| seen.insert(pb.cluster_name.clone()));
+    each.map(decode).collect()
 }
 
 fn encode(load: ServiceLoad) -> ClusterStats {
@@ -267,7 +272,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_reported_arrives(loads in vec(service(), 0..4)) {
+        fn what_is_reported_arrives(mut loads in vec(service(), 0..4)) {
+            loads.sort_by(|a, b| a.service.cmp(&b.service));
+            loads.dedup_by(|a, b| a.service == b.service);
             let pb = encode_report(None, loads.clone());
             let pb = LoadStatsRequest::decode(pb.encode_to_vec().as_slice()).unwrap();
             prop_assert_eq!(decode_report(pb.cluster_stats), loads);
@@ -313,6 +320,18 @@ mod tests {
             assert_eq!(decode_terms(pb).every, Duration::from_millis(millis), "{seconds} {nanos}");
         }
         assert_eq!(decode_terms(LoadStatsResponse::default()).every, Terms::USUAL_INTERVAL);
+    }
+
+    #[test]
+    fn a_service_that_is_named_again_counts_once() {
+        let cluster = |name: &str, total_dropped_requests| ClusterStats {
+            cluster_name: name.to_owned(),
+            total_dropped_requests,
+            ..Default::default()
+        };
+        let loads = decode_report(vec![cluster("s", 1), cluster("t", 2), cluster("s", 4)]);
+        let told: Vec<_> = loads.iter().map(|load| (load.service.as_str(), load.dropped)).collect();
+        assert_eq!(told, [("s", 1), ("t", 2)]);
     }
 
     #[test]
