@@ -47,6 +47,10 @@ pub struct CountedEndpoint {
     pub now: Vec<(&'static str, f64)>,
 }
 
+/// Most endpoints named in a report, so that it is one that servers take; of the rest only places are
+/// told.
+const MOST_ENDPOINTS: usize = 40_000;
+
 /// Asks for what was counted.
 pub type Count = dyn Fn() -> Vec<Counted> + Send + Sync;
 
@@ -90,11 +94,11 @@ impl Reports {
         self.due = now.checked_add(terms.every);
         let mut before = std::mem::take(&mut self.before);
         let mut loads = Vec::new();
+        let mut room = if terms.per_endpoint { MOST_ENDPOINTS } else { 0 };
         for counted in counted.into_iter().filter(|counted| terms.want(&counted.service)) {
             // One that was not there before begins here.
-            let load = before
-                .remove(&counted.service)
-                .map(|before| before.news(&counted, terms.per_endpoint, now));
+            let load =
+                before.remove(&counted.service).map(|before| before.news(&counted, &mut room, now));
             loads.extend(load.filter(|load| load.dropped > 0 || !load.localities.is_empty()));
             self.before.insert(counted.service.clone(), Before::new(counted, now));
         }
@@ -113,7 +117,7 @@ impl Before {
         Self { at, dropped: counted.dropped, endpoints }
     }
 
-    fn news(&self, counted: &Counted, per_endpoint: bool, now: Instant) -> ServiceLoad {
+    fn news(&self, counted: &Counted, room: &mut usize, now: Instant) -> ServiceLoad {
         let mut places: BTreeMap<(u32, &Locality), LocalityLoad> = BTreeMap::new();
         for endpoint in &counted.endpoints {
             let load = endpoint.since(self.endpoints.get(&endpoint.address));
@@ -122,7 +126,8 @@ impl Before {
             }
             let place = places.entry((endpoint.priority, &endpoint.locality)).or_default();
             place.load.add(&load);
-            if per_endpoint {
+            if *room > 0 {
+                *room -= 1;
                 place.endpoints.push(EndpointLoad { address: endpoint.address, load });
             }
         }
@@ -273,6 +278,24 @@ mod tests {
         assert_eq!(reports.report(at(1), start + 11 * SECOND), None);
         let loads = reports.report(at(5), start + 20 * SECOND).unwrap();
         assert_eq!((loads[0].dropped, loads[0].over), (5, 20 * SECOND));
+    }
+
+    #[test]
+    fn a_report_names_so_many_endpoints_and_tells_of_all() {
+        let start = Instant::now();
+        let mut reports = Reports::default();
+        let at = |n| {
+            let each = |i: u32| CountedEndpoint {
+                address: (std::net::Ipv4Addr::from(i), 80).into(),
+                ..endpoint(1, n, 0, 0)
+            };
+            vec![counted("s", 0, (0..40_005).map(each).collect())]
+        };
+        reports.asked(terms(None), at(0), start);
+        let loads = reports.report(at(1), start + 10 * SECOND).unwrap();
+        let [place] = loads[0].localities.as_slice() else { panic!() };
+        assert_eq!(place.endpoints.len(), MOST_ENDPOINTS);
+        assert_eq!(place.load.succeeded, 40_005);
     }
 
     #[test]

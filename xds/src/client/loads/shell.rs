@@ -82,3 +82,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_TERMS_BYTES: usize = 16 << 20;
 /// Reports handed to HTTP/2 and not yet sent.
 const IN_FLIGHT: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use tokio::{net::TcpListener, time::timeout};
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{
+        service::Routes,
+        transport::{Endpoint, Server},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_does_not_know_the_service_is_not_asked_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let knows_nothing = Server::builder().add_routes(Routes::default());
+        let serve = knows_nothing.serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(serve);
+        let channel = Endpoint::from_shared(uri).unwrap().connect_lazy();
+        let node = Node { id: "proxy-1".to_owned(), cluster: String::new() };
+        let ends = report(channel, node, Arc::new(Vec::new));
+        timeout(Duration::from_secs(20), ends).await.expect("it gives up");
+        server.abort();
+    }
+}
