@@ -31,7 +31,7 @@ pub enum CarbonError {
         /// What happened.
         why: String,
     },
-    /// It knows nothing of this zone.
+    /// It says nothing of use of this zone.
     #[error("{0}")]
     Zone(String),
 }
@@ -88,10 +88,10 @@ impl CarbonApi {
         let why = || words(answer.status, &answer.body);
         match answer.status {
             StatusCode::OK => {
-                let latest: Latest = serde_json::from_slice(&answer.body).map_err(|error| {
-                    rest(Trouble::Away, format!("it answers what it does not document: {error}"))
-                })?;
                 pace.answered();
+                let latest: Latest = serde_json::from_slice(&answer.body).map_err(|error| {
+                    CarbonError::Zone(format!("it answers what it does not document: {error}"))
+                })?;
                 read(latest, zone)
             }
             StatusCode::UNAUTHORIZED => Err(rest(Trouble::Credentials, why())),

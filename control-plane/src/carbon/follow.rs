@@ -124,11 +124,13 @@ impl Asker {
 
     /// The zone that is due first, and the time until then.
     fn next(&self, zones: &Zones, now: Instant) -> (Option<String>, Duration) {
-        let wait = |zone: &String| {
-            self.due.get(zone).map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
-        };
-        match zones.iter().map(|zone| (wait(zone), zone)).min() {
-            Some((wait, zone)) => (Some(zone.clone()), wait),
+        // Those that were never asked for come first, then who has waited longest: one that always
+        // fails keeps no other back.
+        match zones.iter().map(|zone| (self.due.get(zone), zone)).min() {
+            Some((due, zone)) => {
+                let wait = due.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+                (Some(zone.clone()), wait)
+            }
             None => (None, PERIOD.1),
         }
     }
@@ -155,6 +157,7 @@ impl Asker {
             }
             Err(CarbonError::Unavailable { wait, why }) => {
                 self.not_before = Some(now + wait);
+                self.due.insert(zone.to_owned(), now + wait);
                 if !std::mem::replace(&mut self.away, true) {
                     tracing::warn!(
                         why,

@@ -44,6 +44,7 @@ struct State {
     calls: Vec<(Duration, String)>,
     script: VecDeque<Instead>,
     away: bool,
+    failing: BTreeMap<String, Instead>,
 }
 
 impl Standin {
@@ -85,6 +86,11 @@ impl Standin {
         self.state().zones.insert(zone.to_owned(), grams);
     }
 
+    /// Says something else whenever it is asked for this zone.
+    pub(super) fn fails(&self, zone: &str, instead: Instead) {
+        self.state().failing.insert(zone.to_owned(), instead);
+    }
+
     /// Whether it hangs up on everybody.
     pub(super) fn set_away(&self, away: bool) {
         self.state().away = away;
@@ -107,7 +113,7 @@ impl Standin {
             if state.away {
                 return Err("hang up");
             }
-            state.script.pop_front()
+            state.script.pop_front().or_else(|| state.failing.get(&zone).cloned())
         };
         match scripted {
             None => {}

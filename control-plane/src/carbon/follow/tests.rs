@@ -197,3 +197,27 @@ async fn a_wrong_token_is_asked_with_rarely_and_an_unknown_zone_keeps_no_other_b
     pass(MINUTE).await;
     assert_eq!((stage.grams("a"), stage.grams("b")), (Some(400.0), Some(350.0)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_that_always_fails_keeps_no_other_back() {
+    for failure in [Instead::Error(500, None), Instead::Body("{}"), Instead::HangUp] {
+        let state = tempfile::tempdir().unwrap();
+        let standin = Standin::new(&[("DE", 350.0), ("FR", 30.0)]);
+        standin.fails("AA", failure.clone());
+        let stage = Stage::new(&standin, TOKEN, state.path());
+        let mut mesh = mesh("1", [("DE", Some(400.0)), ("FR", None)]);
+        let mut set = EndpointSet::clone(&mesh.endpoints["a"]);
+        let electricity_maps_zone = Some("AA".to_owned());
+        let bad = Region { electricity_maps_zone, ..Region::default() };
+        set.regions.insert("another".to_owned(), bad);
+        mesh.endpoints.insert("a".to_owned(), Arc::new(set));
+        stage.publish(mesh);
+        pass(MINUTE).await;
+        assert_eq!((stage.grams("a"), stage.grams("b")), (Some(350.0), Some(30.0)), "{failure:?}");
+        // Nor later.
+        standin.set("DE", 90.0);
+        standin.set("FR", 20.0);
+        pass(MINUTE * 30).await;
+        assert_eq!((stage.grams("a"), stage.grams("b")), (Some(90.0), Some(20.0)), "{failure:?}");
+    }
+}
