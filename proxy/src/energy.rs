@@ -44,6 +44,8 @@ pub(crate) struct Energy {
     joules_per_byte: AtomicU64,
 }
 
+/// 1 kW at 1 MB/s: more is a lie, or a machine that does something else than to move bytes.
+pub(crate) const MOST_JOULES_PER_BYTE: f64 = 1e-3;
 /// What one look is worth.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -85,6 +87,7 @@ pub(crate) async fn watch(
     let mut packages = Packages::new(root);
     let mut meter = Meter::default();
     let mut before: Option<Before> = None;
+    let mut told = false;
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -94,13 +97,20 @@ pub(crate) async fn watch(
         }
         let now = Before { at: Instant::now(), view: view.load_full(), bytes: 0 };
         let now = Before { bytes: bytes(&now.view), ..now };
-        let joules = packages.joules();
+        let since = |before: &Before| now.at.duration_since(before.at).as_secs_f64();
+        let seconds = before.as_ref().map_or(0.0, since);
+        let joules = packages.joules(seconds);
         if let Some(before) = before.replace(now.clone()) {
-            let seconds = now.at.duration_since(before.at).as_secs_f64();
             // Endpoints come and go with a configuration, and their counts with them.
             let moved = Arc::ptr_eq(&before.view, &now.view)
                 .then(|| now.bytes.saturating_sub(before.bytes));
-            match (joules, watts(&gpus), moved) {
+            let watts = watts(&gpus);
+            if watts.is_none() && !std::mem::replace(&mut told, true) {
+                tracing::info!(
+                    "not all GPUs tell their power, so nothing is told of joules per byte"
+                );
+            }
+            match (joules, watts, moved) {
                 (Some(joules), Some(watts), Some(bytes)) => {
                     meter.add(seconds, joules + watts * seconds, bytes);
                 }
@@ -108,11 +118,9 @@ pub(crate) async fn watch(
                 _ => meter.passes(seconds),
             }
         }
-        let known = meter.joules_per_byte();
-        energy.joules_per_byte.store(known.unwrap_or(0.0).to_bits(), Relaxed);
-        if let Some(joules) = known {
-            registry().real("towpath_energy_joules_per_byte", &[]).set(joules);
-        }
+        let known = meter.joules_per_byte().map_or(0.0, |joules| joules.min(MOST_JOULES_PER_BYTE));
+        energy.joules_per_byte.store(known.to_bits(), Relaxed);
+        registry().real("towpath_energy_joules_per_byte", &[]).set(known);
     }
 }
 
@@ -136,6 +144,9 @@ fn bytes(view: &View) -> u64 {
 /// What the GPUs draw; `None` where there are some that do not say.
 fn watts(gpus: &Gpus) -> Option<f64> {
     let Some(seen) = gpus.seen() else { return Some(0.0) };
+    if !seen.has_source {
+        return Some(0.0);
+    }
     let cards = seen.cards.as_ref()?;
     cards.iter().map(|card| card.power_watts).sum()
 }

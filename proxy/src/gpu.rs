@@ -67,6 +67,8 @@ pub(crate) struct Gpus {
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) verdict: Verdict,
+    /// Something is asked for cards.
+    pub(crate) has_source: bool,
     /// `None` = their source did not answer, or there is none.
     pub(crate) cards: Option<Vec<Reading>>,
     pub(crate) server: Option<ServerLoad>,
@@ -138,6 +140,7 @@ pub(crate) async fn watch(config: GpuConfig, gpus: Arc<Gpus>) {
     }
     let (mut judge, mut shown) = (Judge::default(), show::Shown::default());
     let mut judged = exporter.is_some() || model_server.is_some();
+    let has_source = exporter.is_some() || reader.is_some();
     let began = Instant::now();
     let mut next_search = began;
     let mut tick = tokio::time::interval(every);
@@ -163,7 +166,7 @@ pub(crate) async fn watch(config: GpuConfig, gpus: Arc<Gpus>) {
             continue;
         }
         let verdict = judge.observe(began.elapsed(), cards.as_deref(), server.as_ref());
-        let seen = Seen { verdict, cards, server, faults };
+        let seen = Seen { verdict, has_source, cards, server, faults };
         shown.show(&seen);
         gpus.seen.store(Some(Arc::new(seen)));
     }

@@ -4,13 +4,19 @@
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     joules: f64,
+    /// Those of them beyond what the machine took when it was quietest.
+    above: f64,
     bytes: f64,
+    /// The least since the start.
+    quietest_watts: Option<f64>,
 }
 
 /// After this a share of 1/e is left.
 const MEMORY_SECONDS: f64 = 60.0;
 /// Of fewer bytes than these within that time nothing is said: the machine was idle, or did something else.
 const LEAST_BYTES: f64 = 64.0 * 1024.0 * 1024.0;
+/// With less than this share above the quietest, bytes cannot be told from noise.
+const LEAST_ABOVE: f64 = 0.1;
 /// A machine that took more than this was not read right: ten racks' worth.
 const MOST_WATTS: f64 = 1e6;
 
@@ -19,7 +25,12 @@ impl Meter {
     pub(super) fn add(&mut self, seconds: f64, joules: f64, bytes: u64) {
         self.passes(seconds);
         if joules.is_finite() && (0.0..=MOST_WATTS * seconds).contains(&joules) {
+            let watts = joules / seconds;
+            if watts > 0.0 {
+                self.quietest_watts = Some(self.quietest_watts.map_or(watts, |w| w.min(watts)));
+            }
             self.joules += joules;
+            self.above += joules - self.quietest_watts.unwrap_or(0.0).min(watts) * seconds;
             #[expect(clippy::cast_precision_loss, reason = "a measurement")]
             let bytes = bytes as f64;
             self.bytes += bytes;
@@ -30,11 +41,15 @@ impl Meter {
     pub(super) fn passes(&mut self, seconds: f64) {
         let left = (-seconds.max(0.0) / MEMORY_SECONDS).exp();
         self.joules *= left;
+        self.above *= left;
         self.bytes *= left;
     }
 
+    /// What a byte more takes: with all that the machine takes, whoever is busy would look clean, and get
+    /// busier.
     pub(super) fn joules_per_byte(&self) -> Option<f64> {
-        (self.bytes >= LEAST_BYTES && self.joules > 0.0).then(|| self.joules / self.bytes)
+        let clear = self.joules > 0.0 && self.above >= self.joules * LEAST_ABOVE;
+        (self.bytes >= LEAST_BYTES && clear).then(|| self.above / self.bytes)
     }
 }
 
@@ -48,16 +63,34 @@ mod tests {
     fn it_takes_bytes_to_say_something_and_what_is_old_is_forgotten() {
         let mut meter = Meter::default();
         assert_eq!(meter.joules_per_byte(), None);
+        meter.add(1.0, 100.0, 0);
         meter.add(1.0, 200.0, 32 * MIB);
         assert_eq!(meter.joules_per_byte(), None, "too few bytes");
-        (0..10).for_each(|_| meter.add(1.0, 200.0, 100_000_000));
+        (0..300).for_each(|_| meter.add(1.0, 200.0, 100_000_000));
         let busy = meter.joules_per_byte().unwrap();
-        assert!((1.9e-6..2.3e-6).contains(&busy), "200 W at 100 MB/s: {busy}");
+        assert!((0.9e-6..1.1e-6).contains(&busy), "100 W more at 100 MB/s: {busy}");
         (0..300).for_each(|_| meter.add(1.0, 200.0, 50_000_000));
         let half = meter.joules_per_byte().unwrap();
-        assert!((3.9e-6..4.1e-6).contains(&half), "{half}");
+        assert!((1.9e-6..2.1e-6).contains(&half), "{half}");
         (0..300).for_each(|_| meter.add(1.0, 100.0, 1000));
         assert_eq!(meter.joules_per_byte(), None, "idle");
+    }
+
+    #[test]
+    fn who_is_busy_does_not_look_cleaner_for_it() {
+        let at = |megabytes: u32| {
+            let mut meter = Meter::default();
+            meter.add(1.0, 100.0, 0);
+            let watts = 100.0 + f64::from(megabytes);
+            let bytes = u64::from(megabytes) * 1_000_000;
+            (0..300).for_each(|_| meter.add(1.0, watts, bytes));
+            meter.joules_per_byte()
+        };
+        for megabytes in [20, 100, 500] {
+            let joules = at(megabytes).unwrap();
+            assert!((0.99e-6..1.01e-6).contains(&joules), "{megabytes}: {joules}");
+        }
+        assert_eq!(at(5), None, "noise");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::{
 pub(super) const ROOT: &str = "/sys/class/powercap";
 /// More than any machine has.
 const MOST_PACKAGES: usize = 64;
+/// No package takes more. What seems to was set back, not at its end.
+const MOST_WATTS: f64 = 5000.0;
 
 /// The packages of this machine.
 #[derive(Debug)]
@@ -33,9 +35,9 @@ impl Packages {
         Self { root, known: Vec::new(), told: false }
     }
 
-    /// Joules that all packages took since the last look; `None` where that cannot be told. The log has one
-    /// line when there is nothing to read.
-    pub(super) fn joules(&mut self) -> Option<f64> {
+    /// Joules that all packages took since the last look, so many seconds ago; `None` where that cannot be
+    /// told. The log has one line when there is nothing to read.
+    pub(super) fn joules(&mut self, seconds: f64) -> Option<f64> {
         let counts = match read(&self.root) {
             Ok(counts) => counts,
             Err(error) => {
@@ -51,8 +53,11 @@ impl Packages {
         self.known = counts.iter().map(|(path, count)| (path.clone(), count.micros)).collect();
         let same = before.len() == counts.len()
             && before.iter().zip(&counts).all(|((old, _), (new, _))| old == new);
-        let taken =
-            |((_, before), (_, now)): (&(PathBuf, u64), &(PathBuf, Count))| now.since(*before);
+        #[expect(clippy::cast_precision_loss, reason = "a measurement")]
+        let possible = |micros: &u64| *micros as f64 / 1e6 <= MOST_WATTS * seconds;
+        let taken = |((_, before), (_, now)): (&(PathBuf, u64), &(PathBuf, Count))| {
+            now.since(*before).filter(possible)
+        };
         let micros: Option<u64> = match same {
             true => before
                 .iter()
@@ -132,16 +137,20 @@ mod tests {
         domain(root, "intel-rapl:2", "psys", "9000000");
         fs::create_dir(root.join("intel-rapl")).unwrap();
         let mut packages = Packages::new(root.to_owned());
-        assert_eq!(packages.joules(), None, "nothing to compare with");
+        assert_eq!(packages.joules(1.0), None, "nothing to compare with");
         domain(root, "intel-rapl:0", "package-0", "3500000");
         domain(root, "intel-rapl:0:0", "core", "900000");
         domain(root, "intel-rapl:1", "package-1", "671150");
         // 2.5 J, and 1 J of one that began anew.
-        assert_eq!(packages.joules(), Some(3.5));
-        assert_eq!(packages.joules(), Some(0.0));
+        assert_eq!(packages.joules(1.0), Some(3.5));
+        assert_eq!(packages.joules(1.0), Some(0.0));
+        // One that is set back has not come to its end, with a quarter of a megajoule.
+        domain(root, "intel-rapl:0", "package-0", "100");
+        assert_eq!(packages.joules(1.0), None);
+        assert_eq!(packages.joules(1.0), Some(0.0));
         domain(root, "intel-rapl:3", "package-2", "1");
-        assert_eq!(packages.joules(), None, "another machine");
-        assert_eq!(packages.joules(), Some(0.0));
+        assert_eq!(packages.joules(1.0), None, "another machine");
+        assert_eq!(packages.joules(1.0), Some(0.0));
     }
 
     #[test]
@@ -149,20 +158,20 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let root = tree.path();
         for missing in [root.to_owned(), root.join("none")] {
-            assert_eq!(Packages::new(missing).joules(), None);
+            assert_eq!(Packages::new(missing).joules(1.0), None);
         }
         let mut packages = Packages::new(root.to_owned());
         domain(root, "intel-rapl:0", "package-0", "7000000");
-        assert_eq!(packages.joules(), None);
+        assert_eq!(packages.joules(1.0), None);
         for odd in ["", "-1", "99999999999999999999", "1e6", "\u{0}"] {
             domain(root, "intel-rapl:0", "package-0", odd);
-            assert_eq!(packages.joules(), None, "{odd:?}");
+            assert_eq!(packages.joules(1.0), None, "{odd:?}");
         }
         // The counter stands beyond where it begins anew.
         domain(root, "intel-rapl:0", "package-0", &u64::MAX.to_string());
-        assert_eq!(packages.joules(), None);
+        assert_eq!(packages.joules(1.0), None);
         domain(root, "intel-rapl:0", "package-0", "5");
-        assert_eq!(packages.joules(), None);
-        assert_eq!(packages.joules(), Some(0.0));
+        assert_eq!(packages.joules(1.0), None);
+        assert_eq!(packages.joules(1.0), Some(0.0));
     }
 }

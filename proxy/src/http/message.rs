@@ -79,7 +79,8 @@ impl RequestHead {
         client: IpAddr,
     ) -> Ask {
         let origin = service.origin(&self.headers, client);
-        Ask { bytes, origin, key: service.key(&self.target, &self.headers, client), class }
+        let key = service.key(&self.target, &self.headers, client);
+        Ask { bytes, down: None, origin, key, class }
     }
 }
 

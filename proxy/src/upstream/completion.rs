@@ -42,7 +42,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState, Site};
+use super::{EndpointLive, EndpointState, Level, ServiceLive, ServiceState, Site, pick::Ask};
 use crate::lock::lock;
 use cost::{Factors, Facts, Parts, PerByte};
 use draw::Draw;
@@ -203,8 +203,18 @@ impl ServiceState {
         }
         let window_ends = before / WINDOW_SECONDS != second / WINDOW_SECONDS;
         let mut reported = Reported::default();
+        let usual_joules = footprint::joules_per_byte(&self.spec);
         for endpoint in &self.endpoints {
-            let joules = endpoint.live.energy.joules_per_byte(now_ms);
+            let energy = &endpoint.live.energy;
+            if energy.is_doubtful(now_ms, usual_joules) {
+                let (service, endpoint) = (&*self.spec.name, endpoint.spec.address);
+                tracing::warn!(
+                    service,
+                    %endpoint,
+                    "it reports less than a tenth of the usual joules per byte; a tenth counts"
+                );
+            }
+            let joules = energy.joules_per_byte(now_ms, usual_joules);
             reported.add(endpoint.live.learned.cell(), joules);
             let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.declared().into()));
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
@@ -236,15 +246,24 @@ impl Completion {
         &footprints.map_or(&self.draws, |footprints| &footprints.draws)[level]
     }
 
-    /// What a request will move which says that it brings so many bytes.
-    pub(crate) fn load(&self, declared: u64, origin: Cell, now_ms: u64) -> Load {
-        let down = self.experience.usual_response.value();
-        Load { origin, up: real(declared), down, now_ms }
+    /// What a request will move.
+    pub(crate) fn load(&self, ask: &Ask, now_ms: u64) -> Load {
+        let (up, down) = self.ways(ask);
+        Load { origin: ask.origin, up, down, now_ms }
     }
 
-    /// Bytes that a request will move which says that it brings so many.
-    pub(crate) fn expected(&self, declared: u64) -> f32 {
-        real(declared) + self.experience.usual_response.value()
+    /// Bytes that a request will move.
+    pub(crate) fn expected(&self, ask: &Ask) -> f32 {
+        let (up, down) = self.ways(ask);
+        up + down
+    }
+
+    /// Bytes to the endpoint, and from it.
+    fn ways(&self, ask: &Ask) -> (f32, f32) {
+        match ask.down {
+            Some(down) => (real(ask.bytes.saturating_sub(down)), real(down)),
+            None => (real(ask.bytes), self.experience.usual_response.value()),
+        }
     }
 
     fn learn(&self, endpoint: &EndpointState, sample: &Sample) {

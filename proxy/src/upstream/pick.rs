@@ -49,6 +49,8 @@ impl Tried {
 pub struct Ask {
     /// That the request declares.
     pub bytes: u64,
+    /// Those of them that come from the endpoint, where that is known: what is left of a response.
+    pub down: Option<u64>,
     /// Where its data comes from.
     pub origin: Cell,
     /// What it is about, hashed.
@@ -308,10 +310,10 @@ impl<'a, 't> Round<'a, 't> {
         level: &Level,
     ) -> Option<&'a Arc<EndpointState>> {
         let count = level.members.len();
-        let bytes = completion.expected(self.ask.bytes);
+        let bytes = completion.expected(&self.ask);
         let origin = self.ask.origin;
         let footprints = completion.footprints(self.ask.class);
-        let load = footprints.map(|_| completion.load(self.ask.bytes, origin, self.now_ms));
+        let load = footprints.map(|_| completion.load(&self.ask, self.now_ms));
         let mut best: Option<(f32, &Arc<EndpointState>)> = None;
         let mut look = |round: &mut Self, member: usize| {
             let Some(candidate) = round.eligible(level, member) else { return };

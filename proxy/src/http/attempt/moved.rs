@@ -19,7 +19,7 @@ use crate::{
         EndpointState, ServiceState,
         age::{self, Load, MoveReason},
         now_ms,
-        pick::{self, Tried},
+        pick::{self, Ask, Tried},
     },
 };
 
@@ -63,6 +63,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if left.is_some_and(|left| left < WORTH_MOVING_BYTES) {
             return None;
         }
+        let down = left;
         let left = left.unwrap_or(0);
         let here = &self.ticket.as_ref()?.endpoint;
         let service = self.current_service()?;
@@ -72,7 +73,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let mut tried = Tried::default();
         tried.add(here);
-        let there = pick::seat(&service, &tried, now_ms(), self.ask(&service, left)).ok()?.clone();
+        let ask = Ask { down, ..self.ask(&service, left) };
+        let there = pick::seat(&service, &tried, now_ms(), ask).ok()?.clone();
         if Arc::ptr_eq(&there.live, &here.live) {
             return None;
         }

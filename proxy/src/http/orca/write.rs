@@ -148,11 +148,15 @@ impl Rates {
 /// field may hold, what it says stays as it is.
 pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc: bool) {
     let mut report = read::find(fields).and_then(Found::report).unwrap_or_default();
-    let factor = ours.named_metrics.get(GOODPUT_FACTOR).copied();
+    // Each may know of what the other does not: the worse of the two counts.
+    let worse: [(_, fn(f64, f64) -> f64); 2] =
+        [(GOODPUT_FACTOR, f64::min), (JOULES_PER_BYTE, f64::max)];
+    let known = worse.map(|(name, worse)| (name, worse, ours.named_metrics.get(name).copied()));
     report.fill_in(ours);
-    if let (Some(ours), Some(factor)) = (factor, report.named_metrics.get_mut(GOODPUT_FACTOR)) {
-        // Each may know of what the other does not.
-        *factor = factor.min(ours);
+    for (name, worse, ours) in known {
+        if let (Some(ours), Some(value)) = (ours, report.named_metrics.get_mut(name)) {
+            *value = worse(*value, ours);
+        }
     }
     if let Some((name, value)) = encode(&report, format, grpc) {
         fields.remove(METRICS);
@@ -161,10 +165,12 @@ pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc
     }
 }
 
-/// Takes the endpoint's health out of a report that is passed on.
+/// Takes the endpoint's health and energy out of a report that is passed on: they are not those of
+/// who passes it on.
 pub(super) fn without_factor(fields: &mut HeaderMap) {
     let Some(found) = read::find(fields) else { return };
-    if found.figures().goodput_factor.is_none() {
+    let figures = found.figures();
+    if figures.goodput_factor.is_none() && figures.joules_per_byte.is_none() {
         return;
     }
     let report = found.report();
@@ -177,6 +183,7 @@ pub(super) fn without_factor(fields: &mut HeaderMap) {
     fields.remove(METRICS_BIN);
     let Some(mut report) = report else { return };
     report.named_metrics.remove(GOODPUT_FACTOR);
+    report.named_metrics.remove(JOULES_PER_BYTE);
     if let Some((name, value)) = encode(&report, format, grpc) {
         fields.insert(name, value);
     }
@@ -341,6 +348,15 @@ mod tests {
             let fields = written(Some((METRICS, &app)), ours, Format::Text);
             assert_eq!(value(&fields), format!("TEXT named_metrics.{GOODPUT_FACTOR}={factor}"));
         }
+        // And the higher of two energies.
+        for (app, sidecar) in [(0.0, 2e-6), (2e-6, 1e-6)] {
+            let app = format!("TEXT named_metrics.{JOULES_PER_BYTE}={app}");
+            let named = [(JOULES_PER_BYTE.to_owned(), sidecar)].into();
+            let ours = LoadReport { named_metrics: named, ..LoadReport::default() };
+            let fields = written(Some((METRICS, &app)), ours, Format::Text);
+            let report = read::find(&fields).and_then(Found::report).unwrap();
+            assert_eq!(report.named_metrics[JOULES_PER_BYTE], 2e-6, "{app}");
+        }
         // What is no report gives way to one.
         let fields = written(Some((METRICS_BIN, "!")), LoadReport::default(), Format::Text);
         assert_eq!(value(&fields), "TEXT ");
@@ -365,6 +381,11 @@ mod tests {
             (METRICS, json.replace(":{", &format!(r#":{{"{GOODPUT_FACTOR}":0,"#)), json.to_owned()),
             (METRICS, format!("BIN {}", binary(&sick)), format!("BIN {}", binary(&ours()))),
             (METRICS_BIN, binary(&sick), binary(&ours())),
+            (
+                METRICS,
+                format!("TEXT {rest}, named_metrics.{JOULES_PER_BYTE}=0.1"),
+                format!("TEXT {rest}"),
+            ),
             // What does not say it is not touched, whatever it is.
             (METRICS, format!("{rest}, other"), format!("{rest}, other")),
             (METRICS, "XML <report/>".to_owned(), "XML <report/>".to_owned()),

@@ -13,6 +13,7 @@ use super::{
     super::{EndpointState, ServiceState, now_ms},
     places::Cell,
 };
+use crate::upstream::pick::Ask;
 
 /// What is predicted of the endpoints of a service for one request, the soonest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,9 +107,10 @@ impl ServiceState {
             }
             Whence::Client(ip) => origins.client(cells, *ip).ok_or(Unexplained::Client)?,
         };
-        let bytes = completion.expected(declared);
+        let ask = Ask { bytes: declared, origin, ..Ask::default() };
+        let bytes = completion.expected(&ask);
         let now = now_ms();
-        let load = completion.load(declared, origin, now);
+        let load = completion.load(&ask, now);
         let row = |endpoint: &Arc<EndpointState>| {
             let live = &endpoint.live;
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]

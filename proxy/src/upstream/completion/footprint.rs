@@ -86,7 +86,8 @@ impl Footprints {
     #[inline]
     pub(crate) fn seconds(&self, live: &EndpointLive, load: &Load) -> (f32, f32) {
         let energy = &live.energy;
-        let joules = energy.joules_per_byte(load.now_ms).unwrap_or(self.joules_per_byte);
+        let joules = energy.joules_per_byte(load.now_ms, self.joules_per_byte);
+        let joules = joules.unwrap_or(self.joules_per_byte);
         let grams = energy.grams_per_joule().unwrap_or(self.dirtiest);
         self.worth_of(joules * grams, live.learned.cell(), load)
     }
@@ -116,8 +117,11 @@ impl Prices {
         let mut new = Self::default();
         for (from, to) in cells.all().flat_map(|from| cells.all().map(move |to| (from, to))) {
             let (name, other) = (cells.region(from), cells.region(to));
-            let region = regions.get(name).filter(|_| !other.is_empty());
-            let cents = region.and_then(|region| region.cents_to(name, other));
+            let cents = match regions.get(name).filter(|_| !other.is_empty()) {
+                Some(region) => region.cents_to(name, other),
+                // What stays costs nothing, whatever is known of the region.
+                None => (!name.is_empty() && name == other).then_some(0.0),
+            };
             #[expect(clippy::cast_possible_truncation, reason = "at most 1e-4")]
             let cents = cents.map(|cents| (cents / GIGABYTE) as f32);
             new.cents[from.index()][to.index()] = cents;
@@ -142,7 +146,8 @@ impl Prices {
 /// Grams that go with a byte at an endpoint, where its region's are known.
 pub(super) fn grams_per_byte(energy: &Energy, spec: &Service) -> Option<f32> {
     let grams = energy.grams_per_joule()?;
-    Some(grams * energy.joules_per_byte(now_ms()).unwrap_or_else(|| joules_per_byte(spec)))
+    let usual = joules_per_byte(spec);
+    Some(grams * energy.joules_per_byte(now_ms(), usual).unwrap_or(usual))
 }
 
 /// The mean by cell of what endpoints there report.
@@ -170,7 +175,7 @@ impl Reported {
 
 /// As the policy says.
 #[expect(clippy::cast_possible_truncation, reason = "at most 1e-3")]
-fn joules_per_byte(spec: &Service) -> f32 {
+pub(super) fn joules_per_byte(spec: &Service) -> f32 {
     (spec.prediction.joules_per_gigabyte / GIGABYTE) as f32
 }
 

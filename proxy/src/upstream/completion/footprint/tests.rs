@@ -146,6 +146,38 @@ fn what_is_not_known_of_a_region_is_taken_for_the_worst() {
 }
 
 #[test]
+fn what_stays_in_a_region_that_nothing_describes_costs_nothing() {
+    let dear = || region(None, &[("*", 9.0)]);
+    let state =
+        state(BOTH, &[("dear", 1, dear()), ("also", 1, dear()), ("dark", 1, region(None, &[]))]);
+    assert_eq!(share(&state, "dark", Class::Bulk, origin(&state, "dark"), GB), 1.0);
+    assert_eq!(share(&state, "dear", Class::Bulk, origin(&state, "dear"), GB), 1.0);
+}
+
+#[test]
+fn what_is_left_of_a_response_is_priced_as_what_comes_back() {
+    // To go to b is dear, to come from there is not.
+    let state = state(
+        BOTH,
+        &[
+            ("here", 1, region(None, &[("a", 2.0), ("b", 9.0)])),
+            ("a", 1, region(None, &[("*", 5.0)])),
+            ("b", 1, region(None, &[("*", 1.0)])),
+        ],
+    );
+    let from = origin(&state, "here");
+    let completion = state.completion.as_ref().unwrap();
+    let footprints = completion.footprints(Class::Bulk).unwrap();
+    let price = |at: usize, down| {
+        let ask = Ask { bytes: GB, down, origin: from, class: Class::Bulk, ..Ask::default() };
+        footprints.seconds(&state.endpoints[at].live, &completion.load(&ask, now_ms())).1
+    };
+    assert!(price(1, None) < price(2, None));
+    assert!(price(1, Some(GB)) > price(2, Some(GB)));
+    assert!((0.99..1.01).contains(&price(2, Some(GB))), "{}", price(2, Some(GB)));
+}
+
+#[test]
 fn what_a_sidecar_measures_counts_instead_of_the_default() {
     let regions = [("a", 1, region(Some(400.0), &[])), ("b", 1, region(Some(500.0), &[]))];
     let state = state(BOTH, &regions);
