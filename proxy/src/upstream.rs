@@ -348,9 +348,7 @@ pub fn reconcile_at(
         }
     }
     let belief = admission::Belief::under(&spec.breaker);
-    for endpoint in &endpoints {
-        endpoint.live.energy.stands_in(set.regions.get(&endpoint.spec.locality.region));
-    }
+    stand_in_regions(&endpoints, set);
     let completion = Completion::new(&spec, &live, &set.regions, &endpoints, &mut levels, site);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
@@ -371,6 +369,13 @@ pub fn reconcile_at(
     // There may be more slots now, or no queue.
     live.kick();
     Ok(state)
+}
+
+/// Tells endpoints what is known of their regions now.
+fn stand_in_regions(endpoints: &[Arc<EndpointState>], set: &EndpointSet) {
+    for endpoint in endpoints {
+        endpoint.live.energy.stands_in(set.regions.get(&endpoint.spec.locality.region));
+    }
 }
 
 /// Bounds the bandwidth as the policy says now; those who wait stay where they are if it says the same.
