@@ -8,7 +8,7 @@ use super::client::Outcome;
 use super::judge::{self, Pick, quantile};
 use super::trace::{Job, Script};
 use super::world::{CUT, FALLING, FLEET};
-use super::{BLIND, OURS, VARIANTS};
+use super::{BLIND, LATE, OURS, VARIANTS};
 use crate::bulk::results::{CaseResults, Column, Figures};
 use crate::contender::Contender;
 use crate::machine::Machine;
@@ -51,6 +51,7 @@ const WHEREABOUTS: &[Column] = &[
     ("its jobs then", "gpu_share", 3),
     ("its bytes then", "gpu_share_of_bytes", 3),
     ("swing ÷ chance", "oscillation", 2),
+    ("÷ fresh", "oscillation_to_fresh", 2),
     ("back: 1st s ÷ fair", "return_to_fair", 2),
     ("back after s", "return_after_s", 2),
     ("near", "near", 2),
@@ -76,6 +77,7 @@ impl BalanceResults {
     pub fn relate(&mut self) {
         self.found.relate(OURS, "p50_ms", &BLIND, "p50_to_blind");
         self.found.relate(OURS, "p99_ms", &BLIND, "p99_to_blind");
+        self.found.relate(LATE, "oscillation", &[OURS], "oscillation_to_fresh");
         for variant in VARIANTS.iter().filter(|variant| variant.without.is_some()) {
             for (figure, called) in [
                 ("p50_ms", "p50_ms_to_full"),
