@@ -323,7 +323,7 @@ fn locate_all<'a, T: Locate + 'a>(
 /// The same with the coordinates of these places put in; `None` where that changes nothing.
 fn located<T: Locate>(this: &Arc<T>, places: &BTreeMap<String, Coordinates>) -> Option<Arc<T>> {
     let mut news = false;
-    this.places(|place, at| news |= places.get(place).is_some_and(|told| at != Some(*told)));
+    this.places(|place, at, _| news |= places.get(place).is_some_and(|told| at != Some(*told)));
     news.then(|| {
         let mut this = T::clone(this);
         this.locate(|place| places.get(place).copied());

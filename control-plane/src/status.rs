@@ -215,12 +215,12 @@ pub struct Name {
     pub error: Option<String>,
 }
 
-/// A place that an endpoint names and that nobody knows so far.
+/// A place that an endpoint names, or a policy or a gateway, and that nobody knows so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UnknownPlace {
     /// As it is written.
     pub place: String,
-    /// File and line of a service with such an endpoint.
+    /// File and line of a service with such an endpoint, or of what else names it.
     pub source: String,
     /// Why it is not known.
     pub error: String,

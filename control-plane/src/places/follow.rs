@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -36,7 +37,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 /// What the status says of a place that is asked for in vain.
 const NOBODY: &str = "nobody knows it";
 
-/// Names of places, each with the file and line of a service that names it.
+/// Names of places, each with the file and line of a service that names it, and for whom.
 type Wanted = BTreeMap<String, String>;
 
 /// Sees to the places of the mesh that is served.
@@ -279,23 +280,32 @@ enum Due {
 /// The places of a mesh to ask for.
 fn names(mesh: &Mesh, ask_for: AskFor) -> Wanted {
     let mut names = Wanted::new();
-    let mut want = |kind, resource: &str, place: &str, at: Option<Coordinates>| {
+    let mut want = |kind,
+                    resource: &str,
+                    place: &str,
+                    at: Option<Coordinates>,
+                    who: Option<&str>| {
         let known = ask_for == AskFor::Unknown && at.is_some();
         if known || names.contains_key(place) {
             return;
         }
         let key = ResourceKey { kind, name: resource.to_owned() };
-        let written_at = mesh.sources.get(&key).map(ToString::to_string).unwrap_or_default();
+        let mut written_at = mesh.sources.get(&key).map(ToString::to_string).unwrap_or_default();
+        if let Some(who) = who {
+            // Of a policy only its service is known here.
+            let _ =
+                write!(written_at, ", registered for {who} by the BalancerPolicy of {resource}");
+        }
         names.insert(place.to_owned(), written_at);
     };
     for (name, set) in &mesh.endpoints {
-        set.places(|place, at| want(ResourceKind::EndpointSet, name, place, at));
+        set.places(|place, at, who| want(ResourceKind::EndpointSet, name, place, at, who));
     }
     for (name, service) in &mesh.services {
-        service.places(|place, at| want(ResourceKind::Service, name, place, at));
+        service.places(|place, at, who| want(ResourceKind::Service, name, place, at, who));
     }
     for (name, scoped) in &mesh.listeners {
-        scoped.listener.places(|place, at| want(ResourceKind::Listener, name, place, at));
+        scoped.listener.places(|place, at, who| want(ResourceKind::Listener, name, place, at, who));
     }
     names
 }

@@ -6,17 +6,18 @@ use towpath_policies::model::{
 
 /// Something that names places.
 pub(crate) trait Locate: Clone {
-    /// Tells each place that it names, and where that is as far as it is known.
-    fn places(&self, told: impl FnMut(&str, Option<Coordinates>));
+    /// Tells each place that it names, where that is as far as it is known, and who is registered there,
+    /// if anybody is.
+    fn places(&self, told: impl FnMut(&str, Option<Coordinates>, Option<&str>));
 
     /// Puts in where places are; those of which nothing is said stay as they are.
     fn locate(&mut self, at: impl Fn(&str) -> Option<Coordinates>);
 }
 
 impl Locate for EndpointSet {
-    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>)) {
+    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>, Option<&str>)) {
         for endpoint in &self.endpoints {
-            endpoint.place.iter().for_each(|place| told(place, endpoint.coordinates));
+            endpoint.place.iter().for_each(|place| told(place, endpoint.coordinates, None));
         }
     }
 
@@ -30,10 +31,12 @@ impl Locate for EndpointSet {
 
 /// The places of tenants and devices.
 impl Locate for Service {
-    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>)) {
+    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>, Option<&str>)) {
         for source in &self.prediction.origin {
             let OriginSource::Registered(Registered { places, .. }) = source else { continue };
-            places.values().for_each(|location| location.places(&mut told));
+            for (who, location) in places {
+                location.places(|place, at, _| told(place, at, Some(who)));
+            }
         }
     }
 
@@ -47,7 +50,7 @@ impl Locate for Service {
 
 /// The place of the proxy that serves it.
 impl Locate for Listener {
-    fn places(&self, told: impl FnMut(&str, Option<Coordinates>)) {
+    fn places(&self, told: impl FnMut(&str, Option<Coordinates>, Option<&str>)) {
         self.location.places(told);
     }
 
@@ -57,8 +60,8 @@ impl Locate for Listener {
 }
 
 impl Locate for Location {
-    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>)) {
-        self.place.iter().for_each(|place| told(place, self.coordinates));
+    fn places(&self, mut told: impl FnMut(&str, Option<Coordinates>, Option<&str>)) {
+        self.place.iter().for_each(|place| told(place, self.coordinates, None));
     }
 
     fn locate(&mut self, at: impl Fn(&str) -> Option<Coordinates>) {

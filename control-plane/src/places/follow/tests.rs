@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, path::Path, time::SystemTime};
 
 use towpath_policies::model::{
-    Coordinates, Discovery, Endpoint, EndpointSet, Location, OriginSource, Registered,
+    Coordinates, Discovery, Endpoint, EndpointSet, Location, OriginSource, Registered, Source,
 };
 
 use super::*;
@@ -276,6 +276,20 @@ fn a_name_is_told_with_where_it_is_written() {
     let unknown = names(&mesh, AskFor::Unknown);
     assert_eq!(unknown, Wanted::from([("Atlantis".to_owned(), "a.yaml:1".to_owned())]));
     assert_eq!(names(&mesh, AskFor::All).len(), 2);
+}
+
+#[test]
+fn a_name_that_a_policy_registers_is_told_with_the_service_and_the_tenant() {
+    let mut mesh = mesh("1", [("Frankfurt", Some(50.0)), ("Frankfurt", Some(50.0))]);
+    let atlantis = Location { place: Some("Atlantis".into()), coordinates: None };
+    let places = [("acme".to_owned(), atlantis)].into();
+    let registered = Registered { header: "x-tenant".into(), places };
+    let service = mesh.services.get_mut("b").map(Arc::make_mut).unwrap();
+    service.prediction.origin = vec![OriginSource::Registered(registered)];
+    let key = ResourceKey { kind: ResourceKind::Service, name: "b".to_owned() };
+    mesh.sources.insert(key, Source { file: "b.yaml".into(), line: 7 });
+    let written_at = names(&mesh, AskFor::Unknown).remove("Atlantis").unwrap();
+    assert_eq!(written_at, "b.yaml:7, registered for acme by the BalancerPolicy of b");
 }
 
 #[tokio::test(start_paused = true)]
