@@ -80,6 +80,51 @@ fn values_are_told_by_name_before_and_after() {
 }
 
 #[test]
+fn of_a_list_of_registered_places_only_those_that_changed_are_told() {
+    let registered = "  - registered:\n      header: X-Device\n      places:\n        pump-7: Munich\n        \"0042\": {latitude: 45.5, longitude: -122.7}\n";
+    let device = "prediction, origin registered by x-device, registered, places";
+    for (from, to, expected) in [
+        (
+            "longitude: -122.7}",
+            "longitude: -122.5}",
+            vec![format!(
+                "{device}, 0042, coordinates: latitude 45.5, longitude -122.7 -> latitude 45.5, longitude -122.5"
+            )],
+        ),
+        (
+            "pump-7: Munich",
+            "pump-8: Munich",
+            vec![
+                format!(
+                    "{device}, pump-7: removed place Munich, coordinates latitude 48.137, longitude 11.575"
+                ),
+                format!(
+                    "{device}, pump-8: added place Munich, coordinates latitude 48.137, longitude 11.575"
+                ),
+            ],
+        ),
+        (
+            registered,
+            "",
+            vec!["prediction, origin registered by x-device: removed with 2 places".to_owned()],
+        ),
+        (
+            "header: X-Device",
+            "header: X-Pump",
+            vec![
+                "prediction, origin registered by x-device: removed with 2 places".to_owned(),
+                "prediction, origin registered by x-pump: added with 2 places".to_owned(),
+            ],
+        ),
+    ] {
+        let said = said(&[(from, to)]).join("\n");
+        for line in expected {
+            assert!(said.contains(&line), "{from}: expected {line}, said\n{said}");
+        }
+    }
+}
+
+#[test]
 fn what_came_and_what_went_is_told_with_its_place() {
     let (old, new) = (mesh(&[]), mesh(&[("- {name: pg, port: 5432", "- {name: pg, port: 5433")]));
     let changes = diff(&old, &new);

@@ -148,6 +148,10 @@ fn label(item: &Value) -> String {
     if let Some(name) = field("name").or(field("service")) {
         return name.to_owned();
     }
+    // Sources of an origin.
+    if let Some(header) = item.pointer("/registered/header") {
+        return format!("registered by {}", text(header));
+    }
     match item.get("server_names").and_then(Value::as_array) {
         Some(names) if names.is_empty() => "any".to_owned(),
         Some(names) => names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
@@ -168,6 +172,9 @@ fn item_text(item: &Value) -> String {
     }
     if let Some(routes) = item.get("routes").and_then(Value::as_array) {
         return format!("with {} routes", routes.len());
+    }
+    if let Some(places) = item.pointer("/registered/places").and_then(Value::as_object) {
+        return format!("with {} places", places.len());
     }
     text(item)
 }
