@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use maxminddb::{MaxMindDbError, PathElement, Reader};
+use maxminddb::{LookupResult, MaxMindDbError, PathElement, Reader, WithinOptions};
 use serde::Deserialize;
 use towpath_policies::model::Coordinates;
 
@@ -31,8 +31,10 @@ pub struct ClientPlaces {
 struct Read {
     /// Of the file in use.
     stamp: Option<Stamp>,
-    /// The last failure that was told: tried again, but not told again.
+    /// The last failure that was told: not told again.
     failed: Option<(Option<Stamp>, String)>,
+    /// Of a file that is no sound database: it is not looked through again until it changes.
+    damaged: Option<Stamp>,
 }
 
 /// Why a database cannot be used.
@@ -66,6 +68,9 @@ struct Location {
 /// Largest file that is read: it is kept in memory. Those of all the world's cities have 0.1 GB.
 const MOST_BYTES: u64 = 2 << 30;
 
+/// Records that are looked at to see whether it has any places.
+const LOOKED_AT: usize = 4096;
+
 impl ClientPlaces {
     /// Reads a database, and looks through all of it.
     ///
@@ -75,7 +80,7 @@ impl ClientPlaces {
         // Taken before the file is read: a change in between is then seen as one.
         let stamp = stamp::of(path);
         let database = ArcSwap::from_pointee(load(path)?);
-        Ok(Self { path: path.to_owned(), database, read: Mutex::new(Read { stamp, failed: None }) })
+        Ok(Self { path: path.to_owned(), database, read: Mutex::new(Read::well(stamp)) })
     }
 
     /// Where an address is; `None` when the database does not say.
@@ -83,21 +88,22 @@ impl ClientPlaces {
         locate(&self.database.load(), address.to_canonical())
     }
 
-    /// Reads the file again if it changed. On an error what was read before stays in use; the next
-    /// call tries again, and is silent about the same error.
+    /// Reads the file again if it changed. On an error what was read before stays in use, and the next
+    /// calls are silent about it; they try again what may go well without another file.
     pub(crate) fn reload(&self) -> Result<bool, GeoIpError> {
-        let now = stamp::of(&self.path);
         let mut read = lock(&self.read);
-        if read.stamp == now {
+        let now = stamp::of(&self.path);
+        if !read.is_due(now) {
             return Ok(false);
         }
         match load(&self.path) {
             Ok(database) => {
                 self.database.store(Arc::new(database));
-                *read = Read { stamp: now, failed: None };
+                *read = Read::well(now);
                 Ok(true)
             }
             Err(error) => {
+                read.damaged = now.filter(|_| matches!(error, GeoIpError::Damaged { .. }));
                 let failed = Some((now, error.to_string()));
                 if read.failed == failed {
                     return Ok(false);
@@ -114,11 +120,25 @@ impl ClientPlaces {
     }
 }
 
+impl Read {
+    fn well(stamp: Option<Stamp>) -> Self {
+        Self { stamp, failed: None, damaged: None }
+    }
+
+    /// Whether the file that is there now is to be read.
+    fn is_due(&self, now: Option<Stamp>) -> bool {
+        self.stamp != now && (now.is_none() || self.damaged != now)
+    }
+}
+
 fn locate(database: &Reader<Vec<u8>>, address: IpAddr) -> Option<Coordinates> {
     if address.is_ipv6() && database.metadata().ip_version == 4 {
         return None;
     }
-    let record = database.lookup(address).ok()?;
+    location(&database.lookup(address).ok()?)
+}
+
+fn location(record: &LookupResult<'_, Vec<u8>>) -> Option<Coordinates> {
     let at: Location = record.decode_path(&[PathElement::Key("location")]).ok()??;
     let at = Coordinates { latitude: at.latitude, longitude: at.longitude };
     at.on_earth().then_some(at)
@@ -133,10 +153,24 @@ fn load(path: &Path) -> Result<Reader<Vec<u8>>, GeoIpError> {
     let damaged = |error| GeoIpError::Damaged { path: path.to_owned(), error };
     let database = Reader::from_source(bytes).map_err(damaged)?;
     database.verify().map_err(damaged)?;
+    if !tells_places(&database) {
+        tracing::warn!(
+            file = %path.display(),
+            database_type = database.metadata().database_type,
+            "this database does not seem to say where addresses are (latitude and longitude, as those of \
+             cities do), so that clients are nowhere"
+        );
+    }
     Ok(database)
+}
+
+/// Whether any of the first records has a place: those of countries or networks have none.
+fn tells_places(database: &Reader<Vec<u8>>) -> bool {
+    let Ok(records) = database.networks(WithinOptions::default()) else { return false };
+    records.take(LOOKED_AT).flatten().any(|record| location(&record).is_some())
 }
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod writer;
+pub(crate) mod writer;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::Notify,
     task::AbortHandle,
     time::Instant,
 };
@@ -42,10 +43,18 @@ pub struct Running {
     admin: SocketAddr,
     tasks: Vec<Owned>,
     clients: Option<Arc<ClientPlaces>>,
+    /// Has the file that says so looked at before its time.
+    look_now: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct Owned(AbortHandle);
+
+impl Owned {
+    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task).abort_handle())
+    }
+}
 
 impl Drop for Owned {
     fn drop(&mut self) {
@@ -55,6 +64,8 @@ impl Drop for Owned {
 
 /// How often certificate files and the database of places are looked at.
 const FILE_CHECK: Duration = Duration::from_secs(2);
+/// Time for what is read just then, when the proxy ends.
+const LAST_READS: Duration = Duration::from_millis(100);
 /// Time for the last lines of the access log, when the proxy ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// How often a drain looks whether it is done.
@@ -78,7 +89,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     raise_file_limit();
     let config = args.into_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    let ended = runtime.block_on(serve(config));
+    // Something large may be read just now, and nobody waits for it any more.
+    runtime.shutdown_timeout(LAST_READS);
+    ended
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
@@ -106,8 +120,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => break true,
             _ = interrupt.recv() => break true,
             () = asked.drained() => break false,
-            _ = hangup.recv() => running.rotate().await,
-            _ = user1.recv() => running.rotate().await,
+            _ = hangup.recv() => running.rotate(),
+            _ = user1.recv() => running.rotate(),
             _ = user2.recv() => upgrade::start_successor(program.as_deref()),
         }
     };
@@ -203,20 +217,21 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         overload::watch(overload, config.ceilings, config.readings.0, control.shared_view());
     let measuring = energy::watch(config.energy, energy, gpus.clone(), control.shared_view());
     let mut tasks = vec![
-        Owned(tokio::spawn(leading).abort_handle()),
-        Owned(tokio::spawn(looking).abort_handle()),
-        Owned(tokio::spawn(load::watch(load)).abort_handle()),
-        Owned(tokio::spawn(gpu::watch(config.gpu, gpus)).abort_handle()),
-        Owned(tokio::spawn(measuring).abort_handle()),
-        Owned(tokio::spawn(watch_certificates(control.clone())).abort_handle()),
+        Owned::spawn(leading),
+        Owned::spawn(looking),
+        Owned::spawn(load::watch(load)),
+        Owned::spawn(gpu::watch(config.gpu, gpus)),
+        Owned::spawn(measuring),
+        Owned::spawn(watch_certificates(control.clone())),
     ];
+    let look_now = Arc::<Notify>::default();
     if let Some(clients) = &clients {
-        tasks.push(Owned(tokio::spawn(watch_places(clients.clone())).abort_handle()));
+        tasks.push(Owned::spawn(watch_places(clients.clone(), look_now.clone())));
     }
     if let Some(task) = source::start(config.source, &control).await? {
         tasks.push(Owned(task));
     }
-    Ok(Running { control, admin, tasks, clients })
+    Ok(Running { control, admin, tasks, clients, look_now })
 }
 
 /// The admin endpoint's socket: the one that another process handed over, or a new one.
@@ -288,9 +303,10 @@ async fn watch_certificates(control: Arc<Control>) {
     }
 }
 
-async fn watch_places(clients: Arc<ClientPlaces>) {
+async fn watch_places(clients: Arc<ClientPlaces>, look_now: Arc<Notify>) {
     loop {
-        tokio::time::sleep(FILE_CHECK).await;
+        // Either way it is looked at again.
+        let _ = tokio::time::timeout(FILE_CHECK, look_now.notified()).await;
         reload_places(&clients).await;
     }
 }
@@ -399,12 +415,12 @@ impl Running {
     }
 
     /// Opens the access log anew, and reads certificates and places of addresses that changed.
-    async fn rotate(&self) {
+    fn rotate(&self) {
         if let Some(log) = &self.control.access_log {
             log.reopen();
         }
         self.control.reload_certificates();
-        self.reload_places().await;
+        self.look_now.notify_one();
     }
 }
 
@@ -442,6 +458,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::geoip::writer::{city, database};
 
     fn opaque(listen: SocketAddr, origin: SocketAddr) -> Snapshot {
         let backend = WeightedBackend::new("s");
@@ -485,5 +502,27 @@ mod tests {
         client.read_exact(&mut [0]).await.unwrap();
         drop((served, client));
         assert_eq!(running.drained().await, None);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_has_places_read_before_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, next) = (folder.path().join("places.mmdb"), folder.path().join("next"));
+        let somewhere = |north| {
+            let loopback = ([127, 0, 0, 0].into(), 8, city(north, 0.0));
+            std::fs::write(&next, database(4, &[loopback])).unwrap();
+            std::fs::rename(&next, &file).unwrap();
+        };
+        somewhere(1.0);
+        let clients = Arc::new(ClientPlaces::open(&file).unwrap());
+        let look_now = Arc::<Notify>::default();
+        let _watching = Owned::spawn(watch_places(clients.clone(), look_now.clone()));
+        somewhere(2.0);
+        look_now.notify_one();
+        let moved = async {
+            while clients.find(Ipv4Addr::LOCALHOST.into()).unwrap().latitude < 2.0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(FILE_CHECK / 2, moved).await.unwrap();
     }
 }

@@ -106,6 +106,19 @@ fn a_file_that_cannot_be_used_is_told_with_its_name() {
 }
 
 #[test]
+fn a_database_of_something_else_is_told_apart() {
+    let record = |value: Value| database(6, &[(ip("203.0.113.0"), 24, value)]);
+    let code = Value::Map(vec![("iso_code", Value::Text("DE"))]);
+    let country = record(Value::Map(vec![("country", code)]));
+    let network = record(Value::Map(vec![("autonomous_system_number", Value::Uint32(64_496))]));
+    for (bytes, tells) in
+        [(country, false), (network, false), (database(4, &[]), false), (with_v6(), true)]
+    {
+        assert_eq!(tells_places(&Reader::from_source(bytes).unwrap()), tells);
+    }
+}
+
+#[test]
 fn a_changed_file_counts_and_a_bad_one_leaves_what_was_read_before() {
     let file = File::new(&database(4, &[(ip("203.0.113.0"), 24, city(1.0, 1.0))]));
     let places = ClientPlaces::open(&file.path()).unwrap();
@@ -116,9 +129,11 @@ fn a_changed_file_counts_and_a_bad_one_leaves_what_was_read_before() {
     file.write(b"cut");
     assert!(places.reload().is_err());
     assert!(!places.reload().unwrap(), "the same is not told twice");
+    assert!(!lock(&places.read).is_due(stamp::of(&file.path())), "nor looked through again");
     assert_eq!(latitude(&places, "203.0.113.7"), Some(2.0));
     fs::remove_file(file.path()).unwrap();
     assert!(places.reload().is_err());
+    assert!(lock(&places.read).is_due(stamp::of(&file.path())), "one that is missing may come");
     assert_eq!(latitude(&places, "203.0.113.7"), Some(2.0));
     file.write(&database(4, &[(ip("203.0.113.0"), 24, city(3.0, 1.0))]));
     assert!(places.reload().unwrap());
