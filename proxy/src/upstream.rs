@@ -337,19 +337,11 @@ pub fn reconcile_at(
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
     bound(&live, &spec);
-    if let (Some(terms), true) =
-        (&spec.admission.adaptive_concurrency, spec.protocol != Protocol::Tcp)
-    {
-        for endpoint in &endpoints {
-            endpoint
-                .live
-                .concurrency
-                .get_or_init(|| Box::new(Concurrency::new(terms, endpoint.spec.address)));
-        }
-    }
+    adapt(&spec, &endpoints);
     let belief = admission::Belief::under(&spec.breaker);
     stand_in_regions(&endpoints, set);
-    let completion = Completion::new(&spec, &live, &set.regions, &endpoints, &mut levels, site);
+    let completion =
+        Completion::new(&spec, &live, &set.regions, &endpoints, &mut levels, site, old);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());
@@ -375,6 +367,17 @@ pub fn reconcile_at(
 fn stand_in_regions(endpoints: &[Arc<EndpointState>], set: &EndpointSet) {
     for endpoint in endpoints {
         endpoint.live.energy.stands_in(set.regions.get(&endpoint.spec.locality.region));
+    }
+}
+
+/// Has endpoints adapt how many requests they have, where the policy wants that.
+fn adapt(spec: &Service, endpoints: &[Arc<EndpointState>]) {
+    let Some(terms) = &spec.admission.adaptive_concurrency else { return };
+    if spec.protocol == Protocol::Tcp {
+        return;
+    }
+    for EndpointState { spec, live } in endpoints.iter().map(AsRef::as_ref) {
+        live.concurrency.get_or_init(|| Box::new(Concurrency::new(terms, spec.address)));
     }
 }
 

@@ -37,7 +37,6 @@ use crate::{
     upstream::{
         self, EndpointState, ServiceState,
         admission::{Tally, Ticket},
-        completion::places::Cell,
         connect::{ConnectError, Connector, Wire},
         h2_pool,
         pick::{self, Ask, NoPick, Tried},
@@ -231,13 +230,15 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// What a try of so many bytes asks for.
-    fn ask(&self, service: &ServiceState, bytes: u64) -> Ask {
-        self.head.ask(service, bytes, self.class, self.client.peer.addr.ip())
+    fn ask(&mut self, service: &ServiceState, bytes: u64) -> Ask {
+        let ask = self.head.ask(service, bytes, self.class, self.client.peer.addr.ip());
+        self.origin = ask.origin;
+        ask
     }
 
     /// Has what a try emits and costs counted by its route, where that is known.
-    fn tally(&self, ticket: &mut Ticket, origin: Cell) {
-        let per_byte = ticket.service.per_byte(&ticket.endpoint.live, origin);
+    fn tally(&self, ticket: &mut Ticket) {
+        let per_byte = ticket.service.per_byte(&ticket.endpoint.live, self.origin);
         if let (Some(per_byte), Some(backend)) = (per_byte, self.record.backend()) {
             let (grams, cents) = (&backend.metrics.carbon_grams, &backend.metrics.egress_cents);
             ticket.tallies(Tally { per_byte, grams: grams.clone(), cents: cents.clone() });
@@ -245,7 +246,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn admit(
-        &self,
+        &mut self,
         service: &Arc<ServiceState>,
         tried: &Tried,
     ) -> Result<Arc<EndpointState>, Stop> {
@@ -277,9 +278,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
-        let origin = service.origin(&self.head.headers, self.client.peer.addr.ip());
-        ticket.comes_from(origin);
-        self.tally(&mut ticket, origin);
+        ticket.comes_from(self.origin);
+        self.tally(&mut ticket);
         ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
         self.ticket = Some(ticket);
         self.limits.begin_try();

@@ -92,6 +92,7 @@ impl Completion {
         endpoints: &[Arc<EndpointState>],
         levels: &mut [Level],
         site: &Site,
+        old: Option<&Arc<ServiceState>>,
     ) -> Option<Box<Self>> {
         if spec.balancer != Balancer::CompletionTime {
             return None;
@@ -104,7 +105,7 @@ impl Completion {
                 let cell = settling.endpoint(&spec.locality.region, spec.coordinates);
                 live.learned.stands_in(cell);
             }
-            let origins = Origins::new(&spec.prediction, &mut settling, site.clients.clone());
+            let origins = Origins::new(spec, &mut settling, site.clients.clone(), old);
             let (cells, new) = settling.finish();
             new.into_iter().for_each(|cell| experience.begin(cell));
             (origins, cells)
@@ -112,7 +113,7 @@ impl Completion {
         let cell_of: Box<[_]> = endpoints.iter().map(|e| e.live.learned.cell()).collect();
         for (endpoint, origin) in cells.pairs() {
             let round_trip = cells.round_trip(endpoint, origin);
-            experience.ways[endpoint.index()][origin.index()].expect(round_trip);
+            experience.way(endpoint, origin).expect(round_trip);
         }
         // What the control plane makes of load reports is left aside: they count here themselves.
         let weight = |member: u32| endpoints[member as usize].spec.declared();
@@ -137,9 +138,9 @@ impl Completion {
     fn weigh_cells(&self, reported: &Reported) {
         let bytes = self.experience.usual_response.value();
         let seconds = |cell: Cell, origin: Cell| {
-            let way = &self.experience.ways[cell.index()][origin.index()];
+            let way = self.experience.way(cell, origin);
             let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT).0;
-            self.network(cell, origin) + bytes * per_byte
+            self.network(cell, origin).unwrap_or(0.0) + bytes * per_byte
         };
         self.draws.iter().for_each(|draw| draw.weigh(&self.cells, seconds));
         let Some(footprints) = &self.footprints else { return };
@@ -152,14 +153,17 @@ impl Completion {
         }
     }
 
-    /// Seconds there and back, as measured or as the distance lets expect; 0 where neither is known.
-    fn network(&self, endpoint: Cell, origin: Cell) -> f32 {
-        let way = &self.experience.ways[endpoint.index()][origin.index()];
-        way.round_trip.seconds().unwrap_or(0.0)
+    /// Seconds there and back, as measured or as the distance lets expect.
+    fn network(&self, endpoint: Cell, origin: Cell) -> Option<f32> {
+        self.experience.way(endpoint, origin).round_trip.seconds()
     }
 }
 
 impl Experience {
+    fn way(&self, endpoint: Cell, origin: Cell) -> &Way {
+        &self.ways[endpoint.index()][origin.index()]
+    }
+
     /// Nothing is known of this cell.
     fn begin(&self, cell: Cell) {
         self.usual[cell.index()].begin();
@@ -193,6 +197,18 @@ impl ServiceState {
         completion.learn(endpoint, &sample);
     }
 
+    /// A connection stands whose bytes are opaque and come from there. Of what is asked over it nothing is
+    /// seen, so that the time it took to connect is all that is measured of the way.
+    pub(crate) fn learn_connection(&self, endpoint: &EndpointState, origin: Cell) {
+        let Some(completion) = self.completion.as_ref().filter(|_| origin != Cell::HERE) else {
+            return;
+        };
+        let learned = &endpoint.live.learned;
+        if let Some(seconds) = learned.round_trip.seconds() {
+            completion.experience.way(learned.cell(), origin).connected(seconds);
+        }
+    }
+
     /// Forgets what is not so any more. To be called many times a second.
     pub(crate) fn forget(&self, now_ms: u64) {
         let Some(completion) = &self.completion else { return };
@@ -220,7 +236,7 @@ impl ServiceState {
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
         for (endpoint, origin) in completion.cells.pairs() {
-            experience.ways[endpoint.index()][origin.index()].second(window_ends);
+            experience.way(endpoint, origin).second(window_ends);
         }
         completion.weigh_cells(&reported);
     }
@@ -269,7 +285,7 @@ impl Completion {
     fn learn(&self, endpoint: &EndpointState, sample: &Sample) {
         let (learned, experience) = (&endpoint.live.learned, &self.experience);
         let (cell, weight) = (learned.cell(), real(endpoint.spec.declared().into()));
-        let way = &experience.ways[cell.index()][sample.origin.index()];
+        let way = experience.way(cell, sample.origin);
         let network = self.round_trip(learned, sample.origin);
         let usual = experience.usual(cell, weight);
         let (health, discipline) = (self.factors.health, &experience.discipline);
@@ -279,9 +295,12 @@ impl Completion {
         experience.usual[cell.index()].saw(per_byte.map(as_usual), per_request.map(as_usual));
     }
 
+    /// Of a way of which nothing is known, that from this proxy is a part. 0 where that is not known either.
     fn round_trip(&self, learned: &Learned, origin: Cell) -> f32 {
-        let own = learned.round_trip.seconds().filter(|_| origin == Cell::HERE);
-        own.unwrap_or_else(|| self.network(learned.cell(), origin))
+        let own = learned.round_trip.seconds();
+        let network = || self.network(learned.cell(), origin);
+        let known = if origin == Cell::HERE { own.or_else(network) } else { network().or(own) };
+        known.unwrap_or(0.0)
     }
 
     /// Seconds in which an endpoint will complete a try of so many bytes, in parts. `warmth`: the share
@@ -297,7 +316,7 @@ impl Completion {
         weight: impl FnOnce() -> u32,
     ) -> Parts {
         let learned = &live.learned;
-        let way = &self.experience.ways[learned.cell().index()][origin.index()];
+        let way = self.experience.way(learned.cell(), origin);
         let (per_byte, per_request) = match (learned.per_byte(), learned.per_request()) {
             (Some(per_byte), Some(per_request)) => (per_byte, per_request),
             (per_byte, per_request) => {

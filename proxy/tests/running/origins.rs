@@ -1,13 +1,18 @@
 //! Where data comes from, and so where requests go before anything is measured.
 
-use std::fs;
+use std::{fs, path::Path};
 
+use rustix::process::Signal;
+use serde_json::Value;
 use towpath_policies::model::*;
 use towpath_proxy::{Config, Running, SourceConfig};
 
 use crate::{
     geoip_writer::{city, database},
-    support::{Origin, World, admin, admin_json, ask, web},
+    support::{
+        Origin, Program, World, admin, admin_at, admin_json, ask, dead, eventually, named,
+        policies, told, web,
+    },
 };
 
 const FRANKFURT: Coordinates = Coordinates { latitude: 50.1, longitude: 8.7 };
@@ -24,8 +29,16 @@ impl Stage {
         Self { eu: web("eu").await, us: web("us").await }
     }
 
+    /// They say so to whoever connects.
+    async fn opaque() -> Self {
+        Self { eu: named("eu").await, us: named("us").await }
+    }
+
     fn world(&self, name: &str, origin: Vec<OriginSource>) -> World {
-        let mut service = Service::new(name, Protocol::Http1);
+        self.service(Service::new(name, Protocol::Http1), origin).http("edge", name)
+    }
+
+    fn service(&self, mut service: Service, origin: Vec<OriginSource>) -> World {
         service.balancer = Balancer::CompletionTime;
         service.prediction.origin = origin;
         let endpoint = |region: &str, at: &Origin, coordinates| Endpoint {
@@ -35,8 +48,16 @@ impl Stage {
         };
         let endpoints =
             vec![endpoint("eu", &self.eu, FRANKFURT), endpoint("us", &self.us, VIRGINIA)];
-        World::default().service_of(service, endpoints).http("edge", name)
+        World::default().service_of(service, endpoints)
     }
+}
+
+/// A database that has all of loopback there, in place of the one before.
+fn write_loopback(file: &Path, at: Coordinates) {
+    let next = file.with_extension("next");
+    let loopback = ([127, 0, 0, 0].into(), 8, city(at.latitude, at.longitude));
+    fs::write(&next, database(4, &[loopback])).unwrap();
+    fs::rename(&next, file).unwrap();
 }
 
 async fn start(change: impl FnOnce(&mut Config)) -> Running {
@@ -109,9 +130,7 @@ async fn the_first_source_that_says_something_counts() {
     let stage = Stage::new().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("places.mmdb");
-    // All of loopback is in Virginia.
-    let loopback = ([127, 0, 0, 0].into(), 8, city(VIRGINIA.latitude, VIRGINIA.longitude));
-    fs::write(&file, database(4, &[loopback])).unwrap();
+    write_loopback(&file, VIRGINIA);
     let proxy = start(|config| config.geoip = Some(file.clone())).await;
     let header = || OriginSource::Header("x-origin".to_owned());
     let unknown = Location { place: Some("Atlantis".to_owned()), coordinates: None };
@@ -151,12 +170,62 @@ async fn the_first_source_that_says_something_counts() {
         let (status, body) = admin(&proxy, "GET", &path).await;
         assert!(status == 400 && body.contains(why), "{question}: {status} {body}");
     }
-    // Loopback moves to Frankfurt, and the file with it.
-    let loopback = ([127, 0, 0, 0].into(), 8, city(FRANKFURT.latitude, FRANKFURT.longitude));
-    fs::write(folder.path().join("next"), database(4, &[loopback])).unwrap();
-    fs::rename(folder.path().join("next"), &file).unwrap();
+    write_loopback(&file, FRANKFURT);
     proxy.reload_places().await;
     assert_eq!(answers(&proxy, "").await, ["eu"]);
+}
+
+#[tokio::test]
+async fn opaque_connections_go_near_their_clients() {
+    let stage = Stage::opaque().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("places.mmdb");
+    let header = OriginSource::Header("x-origin".to_owned());
+    for (at, expected) in [(VIRGINIA, "us"), (FRANKFURT, "eu")] {
+        write_loopback(&file, at);
+        let proxy = start(|config| config.geoip = Some(file.clone())).await;
+        let name = format!("opaque-{expected}");
+        let sources = vec![header.clone(), OriginSource::ClientAddress];
+        let world = stage.service(Service::new(&name, Protocol::Tcp), sources).tcp("edge", &name);
+        proxy.apply(world.build("v1")).unwrap();
+        for _ in 0..10 {
+            assert_eq!(told(&proxy, "edge").await, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signal_has_the_database_read_again() {
+    let (folder, stage) = (tempfile::tempdir().unwrap(), Stage::opaque().await);
+    let (policies_in, file) = (folder.path().join("policies"), folder.path().join("places.mmdb"));
+    let text = policies(&[("TCP", dead().await.port(), stage.eu.address)]);
+    let placed = text.replace("{address: ", "{place: Frankfurt, address: ");
+    assert_ne!(text, placed);
+    let balancer = "---
+apiVersion: towpath.dev/v1alpha1
+kind: BalancerPolicy
+metadata: {name: tcp}
+spec:
+  targetRefs: [{kind: Service, name: tcp}]
+  policy: CompletionTime
+  origin: {clientAddress: {}}
+";
+    fs::create_dir(&policies_in).unwrap();
+    fs::write(policies_in.join("edge.yaml"), placed + balancer).unwrap();
+    write_loopback(&file, VIRGINIA);
+    let mut command = Program::command(&policies_in);
+    let program = Program::start(command.args(["--place", "Ashburn", "--geoip"]).arg(&file)).await;
+    let origin = async || {
+        let path = "/explain?service=tcp&client=127.0.0.1";
+        let (status, body) = admin_at(program.admin, "GET", path).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()["origin"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(origin().await, "", "beside the proxy");
+    write_loopback(&file, FRANKFURT);
+    program.signal(Signal::HUP);
+    let there = async || origin().await.starts_with("50.1").then_some(());
+    eventually("Frankfurt", there).await;
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn open(listener: SocketAddr) -> TcpStream {
 }
 
 impl Program {
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.try_into().unwrap())).unwrap();
         kill_process(pid, signal).unwrap();
     }

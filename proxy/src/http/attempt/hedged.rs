@@ -21,7 +21,7 @@ use super::{
         h1_client::Http1,
         h2_client::{self, Http2},
         hedge::{Hedging, Outcome},
-        message::{Broken, Client, RequestHead, ResponseHead},
+        message::{Broken, RequestHead, ResponseHead},
         relay::{Answer, Cut, Downstream, Upload, Upstream},
         reply::Reply,
         retry::RetryReason,
@@ -36,6 +36,7 @@ use crate::{
     upstream::{
         EndpointState, ServiceState,
         admission::{RetryGuard, Ticket},
+        completion::places::Cell,
         connect::{ConnectError, Wire},
         h2_pool,
         pick::Tried,
@@ -141,9 +142,9 @@ impl<D: Downstream> Exchange<'_, D> {
         let delay = hedging.delay();
         let mut timer = delay.map(|delay| Box::pin(sleep(delay)));
         let mut first =
-            Lane::begin(service, endpoint, &self.head, wire, self.client).map_err(Stop::Reply)?;
-        let origin = service.origin(&self.head.headers, self.client.peer.addr.ip());
-        self.tally(&mut first.ticket, origin);
+            Lane::begin(service, endpoint, self.origin, &self.head, wire, self.client.worker)
+                .map_err(Stop::Reply)?;
+        self.tally(&mut first.ticket);
         let mut race = Race { forward, hedging, first: Some(first), second: None, fallback: None };
         let ended = poll_fn(|cx| {
             loop {
@@ -213,10 +214,11 @@ impl<D: Downstream> Exchange<'_, D> {
             return None;
         }
         let budget = service.retry(0)?;
-        let mut lane = Lane::begin(service, &endpoint, &self.head, wire, self.client).ok()?;
+        let worker = self.client.worker;
+        let mut lane =
+            Lane::begin(service, &endpoint, self.origin, &self.head, wire, worker).ok()?;
         lane.hedge = true;
-        let origin = service.origin(&self.head.headers, self.client.peer.addr.ip());
-        self.tally(&mut lane.ticket, origin);
+        self.tally(&mut lane.ticket);
         tried.add(&endpoint);
         self.record.attempts += 1;
         self.record.hedged = Some(Outcome::NAMES[Outcome::Lost as usize]);
@@ -306,13 +308,13 @@ impl Lane {
     fn begin(
         service: &Arc<ServiceState>,
         endpoint: &Arc<EndpointState>,
+        origin: Cell,
         head: &RequestHead,
         wire: Wire,
-        client: &Client,
+        worker: usize,
     ) -> Result<Self, Reply> {
-        let worker = client.worker;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
-        ticket.comes_from(service.origin(&head.headers, client.peer.addr.ip()));
+        ticket.comes_from(origin);
         let state = match wire {
             Wire::Http1 => match endpoint.live.pools.take(worker) {
                 Some(connection) => sent_http1(connection, true, head),

@@ -55,7 +55,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// An endpoint with which the response goes on clearly better.
-    fn better(&self) -> Option<(Arc<ServiceState>, Arc<EndpointState>, MoveReason)> {
+    fn better(&mut self) -> Option<(Arc<ServiceState>, Arc<EndpointState>, MoveReason)> {
         if self.answered || !self.down.has_responded() {
             return None;
         }
@@ -65,14 +65,14 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let down = left;
         let left = left.unwrap_or(0);
-        let here = &self.ticket.as_ref()?.endpoint;
+        let here = self.ticket.as_ref()?.endpoint.clone();
         let service = self.current_service()?;
         if service.spec.admission.queue.is_some() {
             // A slot is bound to one endpoint.
             return None;
         }
         let mut tried = Tried::default();
-        tried.add(here);
+        tried.add(&here);
         let ask = Ask { down, ..self.ask(&service, left) };
         let there = pick::seat(&service, &tried, now_ms(), ask).ok()?.clone();
         if Arc::ptr_eq(&there.live, &here.live) {
@@ -83,7 +83,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !stays {
             return Some((service, there, MoveReason::Leaving));
         }
-        let evens = age::relieves(load(here), load(&there), left);
+        let evens = age::relieves(load(&here), load(&there), left);
         evens.then_some((service, there, MoveReason::Balance))
     }
 

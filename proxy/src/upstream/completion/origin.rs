@@ -1,10 +1,10 @@
 //! Where the data of a request comes from: what it says itself, where who sent it is registered,
 //! or where its client's address is; else from beside the proxy.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
-use towpath_policies::model::{OriginSource, Prediction, Registered};
+use towpath_policies::model::{Coordinates, OriginSource, Registered, Service};
 
 use super::places::{Cell, Cells, Settling};
 use crate::{geoip::ClientPlaces, upstream::ServiceState};
@@ -19,27 +19,62 @@ pub(super) struct Origins {
 #[derive(Debug)]
 enum Source {
     Header(HeaderName),
-    Registered { header: HeaderName, places: HashMap<Box<[u8]>, Cell, ahash::RandomState> },
+    Registered { header: HeaderName, register: Arc<Register>, cells: Box<[Option<Cell>]> },
     Client,
+}
+
+/// Where tenants or devices are. There may be thousands, and it is the same for all views of a policy.
+#[derive(Debug)]
+pub(super) struct Register {
+    /// Indexes into `places`.
+    by_name: HashMap<Box<[u8]>, u32, ahash::RandomState>,
+    /// Each once, those of the most names first.
+    places: Box<[Coordinates]>,
 }
 
 impl Origins {
     /// Registered places take cells, as far as endpoints have left any.
     pub(super) fn new(
-        prediction: &Prediction,
+        spec: &Service,
         settling: &mut Settling<'_>,
         clients: Option<Arc<ClientPlaces>>,
+        old: Option<&Arc<ServiceState>>,
     ) -> Self {
-        let sources = prediction.origin.iter().filter_map(|spec| Source::new(spec, settling));
-        Self { sources: sources.collect(), clients }
+        let before = old.and_then(|old| Some((&*old.spec, &old.completion.as_ref()?.origins)));
+        let wanted = &spec.prediction.origin;
+        let same = |old: &Service| std::ptr::eq(old, spec) || old.prediction.origin == *wanted;
+        let kept = before.filter(|(old, _)| same(old)).into_iter().flat_map(|(_, o)| o.registers());
+        let mut kept = kept.cloned();
+        let sources = wanted.iter().filter_map(|source| Source::new(source, settling, &mut kept));
+        let new = Self { sources: sources.collect(), clients };
+        // Told once, and not with each change of the endpoints.
+        if new.is_blind() && !before.is_some_and(|(_, before)| before.is_blind()) {
+            tracing::warn!(
+                service = spec.name,
+                "a policy asks where clients are, and there is no database that says it (--geoip)"
+            );
+        }
+        new
+    }
+
+    /// Asks where clients are, and nobody knows.
+    pub(super) fn is_blind(&self) -> bool {
+        self.clients.is_none() && self.sources.iter().any(|source| matches!(source, Source::Client))
+    }
+
+    pub(super) fn registers(&self) -> impl Iterator<Item = &Arc<Register>> {
+        self.sources.iter().filter_map(|source| match source {
+            Source::Registered { register, .. } => Some(register),
+            _ => None,
+        })
     }
 
     /// The cell of the first source that says something.
     fn find(&self, cells: &Cells, headers: Option<&HeaderMap>, client: Option<IpAddr>) -> Cell {
         let said = |source: &Source| match source {
             Source::Header(name) => cells.named(headers?.get(name)?.as_bytes()),
-            Source::Registered { header, places } => {
-                places.get(headers?.get(header)?.as_bytes()).copied()
+            Source::Registered { header, register, cells } => {
+                cells[register.find(headers?.get(header)?.as_bytes())?]
             }
             Source::Client => cells.at(self.clients.as_ref()?.find(client?)?),
         };
@@ -49,7 +84,7 @@ impl Origins {
     /// The registered place of a tenant or device.
     pub(super) fn registered(&self, name: &str) -> Option<Cell> {
         self.sources.iter().find_map(|source| match source {
-            Source::Registered { places, .. } => places.get(name.as_bytes()).copied(),
+            Source::Registered { register, cells, .. } => cells[register.find(name.as_bytes())?],
             _ => None,
         })
     }
@@ -61,19 +96,55 @@ impl Origins {
 }
 
 impl Source {
-    fn new(spec: &OriginSource, settling: &mut Settling<'_>) -> Option<Self> {
+    /// `kept`: the registers of a view before, where they say the same.
+    fn new(
+        spec: &OriginSource,
+        settling: &mut Settling<'_>,
+        kept: &mut impl Iterator<Item = Arc<Register>>,
+    ) -> Option<Self> {
         let header = |name: &str| HeaderName::from_bytes(name.as_bytes()).ok();
         Some(match spec {
             OriginSource::Header(name) => Self::Header(header(name)?),
-            OriginSource::Registered(Registered { header: name, places }) => {
-                let cell = |(name, place): (&String, &towpath_policies::model::Location)| {
-                    Some((name.as_bytes().into(), settling.origin(place.coordinates?)?))
-                };
-                let places = places.iter().filter_map(cell).collect();
-                Self::Registered { header: header(name)?, places }
+            OriginSource::Registered(spec) => {
+                let header = header(&spec.header)?;
+                let register = kept.next().unwrap_or_else(|| Arc::new(Register::new(spec)));
+                let cells = register.settle(settling);
+                Self::Registered { header, register, cells }
             }
             OriginSource::ClientAddress => Self::Client,
         })
+    }
+}
+
+impl Register {
+    fn new(spec: &Registered) -> Self {
+        let key = |at: Coordinates| [at.latitude, at.longitude].map(f64::to_bits);
+        let located =
+            || spec.places.iter().filter_map(|(name, place)| Some((name, place.coordinates?)));
+        let mut counted = HashMap::new();
+        for (_, at) in located() {
+            counted.entry(key(at)).or_insert((0, at)).0 += 1;
+        }
+        let mut places: Vec<(u32, Coordinates)> = counted.into_values().collect();
+        places.sort_by_key(|(names, at)| (Reverse(*names), key(*at)));
+        let index: HashMap<_, u32> = places.iter().map(|(_, at)| key(*at)).zip(0..).collect();
+        let by_name = located().map(|(name, at)| (name.as_bytes().into(), index[&key(at)]));
+        Self { by_name: by_name.collect(), places: places.into_iter().map(|(_, at)| at).collect() }
+    }
+
+    /// The cells of its places. Those that have numbers keep them, and what was measured with them.
+    fn settle(&self, settling: &mut Settling<'_>) -> Box<[Option<Cell>]> {
+        let mut cells = vec![None; self.places.len()];
+        let places = self.places.iter().enumerate();
+        let (known, new): (Vec<_>, Vec<_>) = places.partition(|(_, at)| settling.knows(**at));
+        for (index, at) in known.into_iter().chain(new) {
+            cells[index] = settling.origin(*at);
+        }
+        cells.into()
+    }
+
+    fn find(&self, name: &[u8]) -> Option<usize> {
+        self.by_name.get(name).map(|index| *index as usize)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where endpoints stand, where data comes from, and what the distance lets expect.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use geo::{Distance, Haversine, Point};
 use towpath_policies::model::Coordinates;
@@ -11,7 +11,7 @@ pub(crate) const CELLS: usize = 16;
 /// keep theirs while others come.
 pub(crate) const NUMBERS: usize = 32;
 
-/// A part of the world: the endpoints of one region. What is measured is told apart by it.
+/// A part of the world: the endpoints of one region, or where data comes from. What is measured is told apart by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cell(u8);
 
@@ -29,7 +29,7 @@ struct Place {
     /// May be empty.
     region: String,
     at: Option<Spot>,
-    /// Shared with all views that know the cell by its number.
+    /// Shared with all views whose endpoints or registered places have the number.
     in_use: Arc<()>,
 }
 
@@ -41,8 +41,8 @@ struct Spot {
 }
 
 /// Which cell has which number. What is measured is kept by it, so one that was given stays, until
-/// there is none left for a cell that comes, and no view knows it any more: then it is the number
-/// of that one.
+/// there is none left for a cell that comes, and no view has anything there any more: then it is the
+/// number of that one.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     given: Vec<Given>,
@@ -65,8 +65,8 @@ pub(crate) struct Settling<'a> {
     new: Vec<Cell>,
 }
 
-/// An endpoint without a region belongs to a place this near.
-const NEAR_METERS: f64 = 100_000.0;
+/// Cosine of the angle of 100 km: an endpoint without a region belongs to a place this near.
+const NEAR: f64 = 0.999_876_82;
 /// Light in fibre goes 200 km a millisecond, and fibre one and a half times as far as the great
 /// circle: there and back 15 ms for 1,000 km.
 const SECONDS_PER_METER: f64 = 15e-9;
@@ -141,16 +141,27 @@ impl Settling<'_> {
         at.and_then(|at| nearest(places, &at)).map_or(Cell::HERE, |(cell, _)| cell)
     }
 
+    /// Whether a place that data comes from has a cell already, in this view or in one before.
+    pub(crate) fn knows(&self, at: Coordinates) -> bool {
+        let at = Spot::new(at);
+        let mut places =
+            self.cells.places.iter().chain(self.numbers.given.iter().map(|g| &g.place));
+        self.cells.here.is_some_and(|here| here.is_near(&at)) || places.any(|p| p.is("", Some(at)))
+    }
+
     /// The cell of a place that data comes from; `None` where nothing is near.
     pub(crate) fn origin(&mut self, at: Coordinates) -> Option<Cell> {
         let at = Spot::new(at);
-        if self.cells.here.is_some_and(|here| here.meters(&at) <= NEAR_METERS) {
+        if self.cells.here.is_some_and(|here| here.is_near(&at)) {
             return Some(Cell::HERE);
         }
         self.known_or_new("", Some(at)).or_else(|| self.cells.nearest(&at))
     }
 
-    /// The cells, and which of them have numbers that are new.
+    /// The cells, and which of them have numbers that are new. Those left are for places that views had
+    /// before: requests still name a region whose last endpoint is away, and what was measured of it
+    /// ages as that of the others. They do not keep a number from a later view: what is under way from
+    /// such a place when it is given away is measured as from the one that got it.
     pub(crate) fn finish(self) -> (Cells, Vec<Cell>) {
         let Self { numbers, mut cells, new } = self;
         for place in &mut cells.places {
@@ -158,6 +169,10 @@ impl Settling<'_> {
             place.at = place.at.or(given.place.at);
             given.place.at = place.at;
         }
+        let mut away: Vec<_> = numbers.given.iter().filter(|g| g.used < numbers.settled).collect();
+        away.sort_by_key(|given| Reverse(given.used));
+        let left = CELLS - 1 - cells.places.len();
+        cells.places.extend(away.into_iter().take(left).map(|given| given.place.remembered()));
         (cells, new)
     }
 
@@ -236,24 +251,29 @@ impl Cells {
         seconds
     }
 
+    /// What is near the proxy is beside it, whatever is nearer.
     fn nearest(&self, spot: &Spot) -> Option<Cell> {
         let place = nearest(self.places.iter(), spot);
-        let here = self.here.map(|here| (Cell::HERE, here.nearness(spot)));
-        match (place, here) {
-            (Some((cell, near)), Some((_, here))) if near > here => Some(cell),
-            (_, Some((here, _))) => Some(here),
+        match (place, self.here.map(|here| here.nearness(spot))) {
+            (Some((cell, near)), Some(here)) if here < NEAR && near > here => Some(cell),
+            (_, Some(_)) => Some(Cell::HERE),
             (place, None) => place.map(|(cell, _)| cell),
         }
     }
 }
 
 impl Place {
+    /// As it is known where nothing holds its number.
+    fn remembered(&self) -> Self {
+        Self { in_use: Arc::default(), ..self.clone() }
+    }
+
     /// Whether it is the place of what has this region or, without one, stands there.
     fn is(&self, region: &str, at: Option<Spot>) -> bool {
         if !region.is_empty() {
             return self.region == region;
         }
-        self.at.zip(at).is_some_and(|(a, b)| a.meters(&b) <= NEAR_METERS)
+        self.at.zip(at).is_some_and(|(a, b)| a.is_near(&b))
     }
 }
 
@@ -270,16 +290,20 @@ impl Spot {
         Haversine.distance(point(self), point(other))
     }
 
+    fn is_near(&self, other: &Self) -> bool {
+        self.nearness(other) >= NEAR
+    }
+
     /// Cosine of the angle between them.
     fn nearness(&self, other: &Self) -> f64 {
         self.direction.iter().zip(&other.direction).map(|(a, b)| a * b).sum()
     }
 }
 
-/// The place nearest to a spot, and how near that is.
+/// The place nearest to a spot, the first of several, and how near that is.
 fn nearest<'a>(places: impl Iterator<Item = &'a Place>, spot: &Spot) -> Option<(Cell, f64)> {
     let near = |place: &Place| Some((place.cell, place.at?.nearness(spot)));
-    places.filter_map(near).max_by(|(_, a), (_, b)| a.total_cmp(b))
+    places.filter_map(near).min_by(|(_, a), (_, b)| b.total_cmp(a))
 }
 
 #[cfg(test)]

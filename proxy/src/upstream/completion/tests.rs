@@ -5,7 +5,8 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use towpath_policies::model::{
-    Balancer, Class, Coordinates, Endpoint, EndpointSet, OriginSource, Protocol, Service, Terms,
+    Balancer, Class, Coordinates, Endpoint, EndpointSet, Location, OriginSource, Protocol,
+    Registered, Service, Terms,
 };
 
 use super::{
@@ -435,4 +436,127 @@ fn a_weight_lowered_for_what_an_endpoint_reports_does_not_count_beside_the_repor
     let (plain, lowered) = (predicted(100, None), predicted(10, Some(100)));
     assert!((9.0..=10.1).contains(&plain) && plain == lowered, "{plain} {lowered}");
     assert!(predicted(10, None) > 50.0, "a declared weight counts until something is measured");
+}
+
+fn set(endpoints: Vec<Endpoint>) -> EndpointSet {
+    EndpointSet::new("predicted".into(), endpoints)
+}
+
+/// The same endpoints but the last, which is away.
+fn without_last(old: &Arc<ServiceState>, spec: Arc<Service>) -> Arc<ServiceState> {
+    let mut endpoints: Vec<_> = old.endpoints.iter().map(|e| e.spec.clone()).collect();
+    endpoints.pop();
+    reconcile(Some(old), spec, &set(endpoints), 1).unwrap()
+}
+
+#[test]
+fn data_of_a_region_whose_endpoints_are_away_still_goes_where_it_is_fast() {
+    let fiji = ("fiji", -17.7, 178.1);
+    let all = state(&[(EU, 1), (US, 1), (fiji, 1)]);
+    let from = origin(&all, "fiji");
+    served(&all, 0, from, 1000, 0.16, 30);
+    served(&all, 1, from, 1000, 0.5, 30);
+    let left = without_last(&all, all.spec.clone());
+    assert_eq!(origin(&left, "fiji"), from);
+    assert_eq!(shares(&left, origin(&left, "fiji"), 1000, 100), [1.0, 0.0]);
+}
+
+fn registered(places: impl IntoIterator<Item = (String, (f64, f64))>) -> OriginSource {
+    let location = |(latitude, longitude)| Location::at(Coordinates { latitude, longitude });
+    let places = places.into_iter().map(|(name, at)| (name, location(at))).collect();
+    OriginSource::Registered(Registered { header: "x-tenant".to_owned(), places })
+}
+
+fn service_of(sources: Vec<OriginSource>) -> Arc<Service> {
+    let mut service = Service::new("predicted", Protocol::Http1);
+    service.balancer = Balancer::CompletionTime;
+    service.prediction.origin = sources;
+    Arc::new(service)
+}
+
+#[test]
+fn of_many_registered_places_those_known_and_those_of_the_most_names_have_cells() {
+    // At 40 places a thousand kilometres and more apart; at the last ones there are most.
+    let place = |n: u32| (f64::from(n / 8) * 15.0 - 30.0, f64::from(n % 8) * 40.0 - 160.0);
+    let names = (0..40).flat_map(|n| (0..=n).map(move |i| (format!("{n}-{i}"), place(n))));
+    let before = state(&[(EU, 1), (US, 1)]);
+    let of = |state: &ServiceState| set(state.endpoints.iter().map(|e| e.spec.clone()).collect());
+    // Of these only the first was there already.
+    let first = service_of(vec![registered([("0-0".to_owned(), place(0))])]);
+    let first = reconcile(Some(&before), first, &of(&before), 1).unwrap();
+    let all = service_of(vec![registered(names)]);
+    let all = reconcile(Some(&first), all, &of(&first), 1).unwrap();
+    let cell = |state: &ServiceState, n: u32| {
+        let completion = state.completion.as_ref().unwrap();
+        completion.origins.registered(&format!("{n}-0")).unwrap()
+    };
+    assert_eq!(cell(&all, 0), cell(&first, 0));
+    let mut cells: Vec<_> = (28..40).chain([0]).map(|n| cell(&all, n)).collect();
+    cells.sort();
+    cells.dedup();
+    assert_eq!(cells.len(), 13, "each its own");
+    // The list is not gone through again with each change of the endpoints.
+    let register = |state: &ServiceState| {
+        let completion = state.completion.as_ref().unwrap();
+        completion.origins.registers().next().unwrap().clone()
+    };
+    let later = without_last(&all, all.spec.clone());
+    assert!(Arc::ptr_eq(&register(&all), &register(&later)));
+    assert!(!Arc::ptr_eq(&register(&all), &register(&first)));
+}
+
+#[test]
+fn clients_that_nobody_can_place_are_noticed() {
+    for (source, blind) in
+        [(OriginSource::ClientAddress, true), (OriginSource::Header(ORIGIN.to_owned()), false)]
+    {
+        let state = reconcile(None, service_of(vec![source]), &set(Vec::new()), 1).unwrap();
+        assert_eq!(state.completion.as_ref().unwrap().origins.is_blind(), blind);
+    }
+}
+
+#[test]
+fn a_connection_tells_of_the_way_from_its_client() {
+    let state = state(&[(("eu", 50.1, 8.7), 1), (("us", 39.0, -77.5), 1)]);
+    let from = origin(&state, "us");
+    assert_eq!(shares(&state, from, MIB, 100), [0.0, 1.0]);
+    // Who relays is in the EU.
+    for (endpoint, seconds) in state.endpoints.iter().zip([0.001, 0.09]) {
+        endpoint.live.learned.connected(seconds);
+        state.learn_connection(endpoint, from);
+    }
+    // What the distance let expect ends with its window.
+    for (endpoint, seconds) in state.endpoints.iter().zip([0.05, 0.09]) {
+        let way = &state.completion.as_ref().unwrap().experience.ways
+            [endpoint.live.learned.cell().index()];
+        let way = &way[from.index()];
+        way.second(true);
+        let known = way.round_trip.seconds().unwrap();
+        assert!((known - seconds).abs() < 0.001, "{known} {seconds}");
+    }
+}
+
+#[test]
+fn of_a_way_of_which_nothing_is_known_that_from_the_proxy_counts() {
+    let places = Coordinates { latitude: 0.0, longitude: 0.0 };
+    let endpoint = |n: u8, region: &str| {
+        let mut endpoint = Endpoint::new(([10, 0, 0, n], 80).into());
+        region.clone_into(&mut endpoint.locality.region);
+        endpoint
+    };
+    let mut known = endpoint(3, "c");
+    known.coordinates = Some(places);
+    let set = set(vec![endpoint(1, "a"), endpoint(2, "b"), known]);
+    let service = service_of(vec![OriginSource::Header(ORIGIN.to_owned())]);
+    let state = reconcile(None, service, &set, 1).unwrap();
+    for (endpoint, seconds) in state.endpoints.iter().zip([0.08, 0.01, 0.2]) {
+        endpoint.live.learned.connected(seconds);
+    }
+    let network = |origin: &'static str| -> Vec<f32> {
+        let completion = state.completion.as_ref().unwrap();
+        let origin = self::origin(&state, origin);
+        state.endpoints.iter().map(|e| completion.round_trip(&e.live.learned, origin)).collect()
+    };
+    assert_eq!(network("a"), [0.08, 0.01, 0.2]);
+    assert_eq!(network("0,0"), [0.08, 0.01, 0.000_5], "of the last one the distance is known");
 }

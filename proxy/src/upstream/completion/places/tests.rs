@@ -68,6 +68,26 @@ fn the_proxys_own_place_is_one_that_data_comes_from_but_no_endpoints() {
 }
 
 #[test]
+fn what_is_near_the_proxy_is_beside_it_also_when_an_endpoint_is_nearer() {
+    let mut known = Numbers::default();
+    let mut settling = known.settle(Some(at((48.1, 11.6))));
+    // Augsburg, at 57 km.
+    assert_eq!(settling.endpoint("eu", Some(at((48.4, 10.9)))), Cell(1));
+    assert_eq!(settling.origin(at((48.4, 10.9))), Some(Cell::HERE));
+    let (cells, _) = settling.finish();
+    assert_eq!(cells.named(b"48.4,10.9"), Some(Cell::HERE));
+    // Ulm, at 120 km.
+    assert_eq!(cells.named(b"48.4,10.0"), Some(Cell(1)));
+    assert_eq!(cells.named(b"eu"), Some(Cell(1)), "unless it says so");
+}
+
+#[test]
+fn near_is_within_a_hundred_kilometres() {
+    let north = |km: f64| Spot::new(at((km / 111.195, 0.0)));
+    assert!(north(0.0).is_near(&north(99.9)) && !north(0.0).is_near(&north(100.1)));
+}
+
+#[test]
 fn registered_places_have_cells_of_their_own_as_far_as_endpoints_leave_some() {
     let mut known = Numbers::default();
     let mut settling = known.settle(None);
@@ -112,6 +132,29 @@ fn endpoints_of_a_region_share_a_cell_and_its_number_stays() {
 }
 
 #[test]
+fn a_region_whose_endpoints_are_away_is_an_origin_as_long_as_there_are_cells_left() {
+    let mut known = Numbers::default();
+    let both = [("eu", Some(FRANKFURT)), ("us", Some(VIRGINIA))];
+    drop(settle(&mut known, &both));
+    let (cells, _) = settle(&mut known, &[("us", Some(VIRGINIA))]);
+    for said in ["eu", "48.1,11.6"] {
+        assert_eq!(cells.named(said.as_bytes()), Some(Cell(1)), "{said}");
+    }
+    assert!(cells.round_trip(Cell(2), Cell(1)) > 0.09, "where it was is remembered");
+    assert!(cells.pairs().any(|pair| pair == (Cell(2), Cell(1))), "and what was measured ages");
+    // Of more than there is room for, those that were there last.
+    for round in 0..20_u8 {
+        drop(settle(&mut known, &[(&format!("r{round}"), None)]));
+    }
+    let (cells, _) = settle(&mut known, &[("us", None), ("r0", None)]);
+    assert_eq!(cells.all().count(), CELLS);
+    let named = |region: &str| cells.named(region.as_bytes()).is_some();
+    let rounds: Vec<_> = (0..20).filter(|n| named(&format!("r{n}"))).collect();
+    assert_eq!(rounds, [&[0][..], &(7..20).collect::<Vec<_>>()].concat());
+    assert!(named("us") && !named("eu"));
+}
+
+#[test]
 fn coordinates_that_are_corrected_count() {
     let mut known = Numbers::default();
     let (before, _) = settle(&mut known, &[("eu", Some(FIJI)), ("us", Some(VIRGINIA))]);
@@ -137,10 +180,13 @@ fn when_no_cell_is_left_the_nearest_takes_what_comes() {
 #[test]
 fn regions_may_come_and_go_for_ever_and_each_has_a_cell_of_its_own() {
     let mut known = Numbers::default();
+    // The view before is in use until the next one is there.
+    let mut before = None;
     for round in 0..100 {
         let names: Vec<_> = (0..15).map(|n| format!("{round}-{n}")).collect();
         let endpoints: Vec<_> = names.iter().map(|name| (name.as_str(), None)).collect();
-        let (_, mut cells) = settle(&mut known, &endpoints);
+        let (view, mut cells) = settle(&mut known, &endpoints);
+        drop(before.replace(view));
         cells.sort();
         cells.dedup();
         assert!(cells.len() == 15 && !cells.contains(&Cell::HERE), "{round}: {cells:?}");
