@@ -18,6 +18,7 @@ mod routes;
 mod rules;
 mod services;
 mod sockets;
+mod spread;
 mod stream_age;
 mod streams;
 mod table;

@@ -9,6 +9,7 @@ use crate::{
     model::{
         Action, Bind, Chain, ChainKind, Endpoint, Forward, ForwardedHeader, HeaderEdit,
         HostRewrite, Mesh, ResourceKey, ResourceKind, RouteTable, ScopedListener, Service, Source,
+        Spread,
     },
     words,
 };
@@ -229,6 +230,7 @@ impl Page<'_> {
             for (name, region) in &set.regions {
                 self.line(1, &format!("region {name}: {}", words::region(region)));
             }
+            self.spread(&set.spread);
         }
         if let Some(tls) = &service.tls {
             self.line(1, &format!("TLS as {}", tls.server_name));
@@ -237,6 +239,20 @@ impl Page<'_> {
         for (field, origin) in origins {
             let value = service_value(service, field);
             self.setting(1, field, &value, origin);
+        }
+    }
+
+    fn spread(&mut self, spread: &Spread) {
+        for named in &spread.localities {
+            let (locality, weight) = (words::locality(&named.locality), named.weight);
+            let priority = named.priority;
+            self.line(
+                1,
+                &format!("locality {locality:?} at priority {priority} has weight {weight}"),
+            );
+        }
+        if let Some(percent) = spread.overprovisioning_percent {
+            self.line(1, &format!("all of a share as long as usable × {percent} % is 100 %"));
         }
     }
 

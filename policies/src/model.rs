@@ -23,7 +23,9 @@ pub use balancing::{
     Balancer, Hashing, KeySource, OriginSource, Prediction, Registered, Terms, Weighing,
     WeighingField, Weights,
 };
-pub use endpoint::{Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, Location};
+pub use endpoint::{
+    Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, LocalityWeight, Location, Spread,
+};
 pub use listener::{
     Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
 };

@@ -170,6 +170,9 @@ pub(crate) fn balancer(service: &Service) -> String {
     if service.weights == Weights::FromLoad {
         text += ", weights as load reports tell the control plane";
     }
+    if service.by_locality {
+        text += ", in a locality drawn by weight";
+    }
     text
 }
 

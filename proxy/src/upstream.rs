@@ -8,7 +8,7 @@
 //! messages.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::time::Instant;
 use towpath_policies::model::{
-    Coordinates, Endpoint, EndpointSet, Health, Protocol, Queue, Recovery, Service,
+    Coordinates, Endpoint, EndpointSet, Health, Locality, Protocol, Queue, Recovery, Service,
 };
 
 pub mod admission;
@@ -35,6 +35,7 @@ pub mod pick;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod reports;
+mod spread;
 pub(crate) mod tally;
 mod weigh;
 
@@ -51,6 +52,7 @@ use completion::{Completion, Experience, energy::Energy, learn::Learned};
 use concurrency::Concurrency;
 use hash::Homes;
 use pool::Pools;
+use spread::Spread;
 use tally::{Figures, Tally};
 use weigh::{Capacity, Weights};
 
@@ -62,7 +64,8 @@ pub struct ServiceState {
     pub spec: Arc<Service>,
     /// In the order of the endpoint set.
     pub endpoints: Box<[Arc<EndpointState>]>,
-    /// Indexes into `endpoints`, grouped by priority, the lowest priority first.
+    /// Indexes into `endpoints`, grouped by priority, the lowest priority first, and by locality where the
+    /// service goes by localities.
     pub levels: Box<[Level]>,
     /// Counters of the whole service; shared by all views of this name.
     pub live: Arc<ServiceLive>,
@@ -76,6 +79,8 @@ pub struct ServiceState {
     pub(crate) homes: Option<Box<Homes>>,
     /// The weights that load reports tell, where turns are taken by them.
     pub(crate) weights: Option<Box<Weights>>,
+    /// What levels have of the requests, where that is not all for the first that is usable.
+    pub(crate) spread: Option<Box<Spread>>,
 }
 
 /// What a proxy is to the services it sends to.
@@ -89,7 +94,7 @@ pub struct Site {
     pub clients: Option<Arc<ClientPlaces>>,
 }
 
-/// The endpoints of one priority.
+/// The endpoints of one priority, and of one locality where the service goes by localities.
 #[derive(Debug)]
 pub struct Level {
     /// As in the policy.
@@ -332,7 +337,7 @@ pub fn reconcile_at(
     if !same_wire {
         endpoints.iter().for_each(|e| e.live.pools.clear());
     }
-    let mut levels = levels(&endpoints);
+    let mut levels = levels(&endpoints, spec.by_locality);
     if spec.admission.queue.is_some() {
         live.queue.get_or_init(|| queue::Queue::new(&spec.name));
     }
@@ -345,6 +350,7 @@ pub fn reconcile_at(
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());
+    let spread = Spread::new(&spec, &set.spread, &endpoints, &levels);
     let state = Arc::new(ServiceState {
         spec,
         endpoints,
@@ -355,8 +361,10 @@ pub fn reconcile_at(
         completion,
         homes,
         weights,
+        spread,
     });
     state.settle_asking();
+    state.share_out(now_ms());
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
     live.kick();
@@ -395,14 +403,15 @@ fn bound(live: &ServiceLive, spec: &Service) {
     }
 }
 
-fn levels(endpoints: &[Arc<EndpointState>]) -> Box<[Level]> {
-    let mut by_priority = std::collections::BTreeMap::<u32, Vec<u32>>::new();
+fn levels(endpoints: &[Arc<EndpointState>], by_locality: bool) -> Box<[Level]> {
+    let mut groups = BTreeMap::<(u32, Option<&Locality>), Vec<u32>>::new();
     for (index, endpoint) in (0u32..).zip(endpoints).filter(|(_, e)| e.allowed()) {
-        by_priority.entry(endpoint.spec.priority).or_default().push(index);
+        let locality = by_locality.then_some(&endpoint.spec.locality);
+        groups.entry((endpoint.spec.priority, locality)).or_default().push(index);
     }
-    by_priority
+    groups
         .into_iter()
-        .map(|(priority, members)| Level {
+        .map(|((priority, _), members)| Level {
             priority,
             weight: members.iter().map(|m| u64::from(endpoints[*m as usize].spec.weight)).sum(),
             lives: members.iter().map(|m| endpoints[*m as usize].live.clone()).collect(),

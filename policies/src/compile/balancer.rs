@@ -45,6 +45,7 @@ pub(super) fn compile(
     weigh(spec, service, problems);
     ask(spec, service, problems);
     follow_load(spec, service, problems);
+    service.by_locality = spec.localities.is_some();
 }
 
 fn follow_load(spec: &BalancerPolicySpec, service: &mut Service, problems: &mut Problems) {

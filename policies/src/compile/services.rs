@@ -33,7 +33,7 @@ use super::{
     region::{self, Regions},
     rules::PreparedRule,
     sockets::{Opener, Sockets},
-    stream_age,
+    spread, stream_age,
     table::{self, HostedRule, Section},
 };
 
@@ -51,7 +51,9 @@ pub(crate) fn compile(
         queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
         let (mut set, span) = endpoints(object, &mut output.places, problems);
         set.regions = regions.of(&set.endpoints);
-        region::check_terms(policies.balancer(&service.name), &set, problems);
+        let balancer = policies.balancer(&service.name);
+        region::check_terms(balancer, &set, problems);
+        set.spread = spread::compile(balancer, &service, &set.endpoints, problems);
         let located: Vec<_> = set.endpoints.iter().map(Endpoint::location).collect();
         output.endpoints(set, span, problems);
         for ((endpoint, name), location) in listed(object).zip(located) {

@@ -43,6 +43,27 @@ object! {
         "loadReports" => load_reports: Option<LoadReportsSpec>,
         /// Where the endpoints' weights come from; default `Declared`.
         "weights" => weights: Option<At<WeightsKind>>,
+        /// First a locality is drawn by these weights, then an endpoint is picked there. Every locality of
+        /// the Services' endpoints must be named; default: localities do not matter.
+        "localities" => localities: Option<AtLeastOne<LocalityWeightSpec>>,
+        /// A priority or locality has all of its share as long as the usable part of its endpoints times
+        /// this is at least 100 %, 100 to 1000; what it has less goes to the next priority, or to the other
+        /// localities. Default: 140 with `localities`, else a priority is left only when none is usable.
+        "overprovisioningPercent" => overprovisioning_percent: Option<At<Whole<100, 1000>>>,
+    }
+}
+
+object! {
+    /// What a locality counts for.
+    struct LocalityWeightSpec {
+        /// As at the endpoints.
+        "region" => region: Option<At<String>>,
+        /// As at the endpoints.
+        "zone" => zone: Option<At<String>>,
+        /// As at the endpoints.
+        "subZone" => sub_zone: Option<At<String>>,
+        /// Beside the other localities, 0 to 1000000; 0 = nothing while another can be used.
+        "weight" => weight: At<Whole<0, 1_000_000>>,
     }
 }
 

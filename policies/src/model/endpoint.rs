@@ -16,6 +16,53 @@ pub struct EndpointSet {
     /// What is known of the regions in which they stand, by name; of others nothing is kept.
     #[serde(default)]
     pub regions: BTreeMap<String, Region>,
+    /// How requests are shared out among priorities and localities.
+    #[serde(default)]
+    pub spread: Spread,
+}
+
+/// How requests are shared out among priorities and localities.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Spread {
+    /// A priority, or a locality where the service goes by their weights, has all of its share as long as
+    /// the usable part of its endpoints times this is at least 100 %; what it has less goes to the next
+    /// priority, or to the other localities. `None` = one usable endpoint is enough.
+    pub overprovisioning_percent: Option<u32>,
+    /// What localities count for within their priority, where [`super::Service::by_locality`] is set;
+    /// one that is not named counts for the sum of its endpoints' weights. Each is named
+    /// once, and they are in order of priority and locality.
+    pub localities: Vec<LocalityWeight>,
+}
+
+/// What a locality counts for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityWeight {
+    /// As in [`Endpoint`].
+    pub priority: u32,
+    /// As in [`Endpoint`].
+    pub locality: Locality,
+    /// 0 to [`Self::MOST`]; 0 = nothing is sent there while another can be used.
+    pub weight: u32,
+}
+
+impl LocalityWeight {
+    /// More is taken for this. So that those of a priority do not add up to more than Envoy takes.
+    pub const MOST: u32 = 50_000_000;
+}
+
+impl Spread {
+    /// Envoy's, where an endpoint set says none.
+    pub const USUAL_OVERPROVISIONING: u32 = 140;
+
+    /// What a locality counts for, if that is said.
+    pub fn weight(&self, priority: u32, locality: &Locality) -> Option<u32> {
+        let at = self
+            .localities
+            .binary_search_by(|named| (named.priority, &named.locality).cmp(&(priority, locality)));
+        at.ok().map(|at| self.localities[at].weight)
+    }
 }
 
 /// One address that serves.
@@ -37,7 +84,7 @@ pub struct Endpoint {
     /// What the policy says of it, where `weight` follows the load ([`super::Weights::FromLoad`]).
     #[serde(default)]
     pub declared_weight: Option<u32>,
-    /// 0 is used first; a higher one only when no lower has a usable endpoint.
+    /// 0 is used first; a higher one when no lower has a usable endpoint, or as [`Spread`] says.
     pub priority: u32,
     /// What the control plane says of it.
     pub health: Health,
@@ -107,7 +154,8 @@ pub enum Health {
 impl EndpointSet {
     /// The endpoints of a service, with nothing known of their regions.
     pub const fn new(service: String, endpoints: Vec<Endpoint>) -> Self {
-        Self { service, endpoints, regions: BTreeMap::new() }
+        let spread = Spread { overprovisioning_percent: None, localities: Vec::new() };
+        Self { service, endpoints, regions: BTreeMap::new(), spread }
     }
 }
 

@@ -35,6 +35,10 @@ pub struct Service {
     /// (within [`Self::REPORT_INTERVALS`]); `None` = by the requests.
     #[serde(default)]
     pub out_of_band: Option<Duration>,
+    /// First a locality is drawn, by the weights that [`super::Spread`] gives them, and then an endpoint is
+    /// picked there; else localities do not matter.
+    #[serde(default)]
+    pub by_locality: bool,
     /// Limits.
     pub breaker: Breaker,
     /// Passive ejection; `None` = off.
@@ -420,6 +424,7 @@ impl Service {
             hashing: Hashing::default(),
             weighing: Weighing::default(),
             out_of_band: None,
+            by_locality: false,
             breaker: Breaker::default(),
             outlier: Some(Outlier::default()),
             recovery: Recovery::default(),

@@ -83,12 +83,23 @@ pub(super) fn endpoints(control: &Control) -> Value {
                 "retry_bytes_in_flight": live.retry_bytes.load(Relaxed),
                 "panics": live.panics.load(Relaxed),
                 "queue": service.spec.admission.queue.is_some().then(|| queue(live)),
+                "shares": shares(service),
                 "endpoints": each.collect::<Value>(),
             });
             (name.clone(), value)
         })
         .collect::<serde_json::Map<_, _>>()
         .into()
+}
+
+/// What priorities and localities have of the requests, where that is shared out.
+fn shares(service: &ServiceState) -> Option<Value> {
+    let all = service.shares()?.into_iter();
+    let each = all.map(|(priority, locality, share)| {
+        let percent = (share * 1000.0).round() / 10.0;
+        json!({ "priority": priority, "locality": locality, "percent": percent })
+    });
+    Some(each.collect())
 }
 
 /// Who waits, by class.

@@ -84,6 +84,7 @@ impl Watch {
             service.adapt(now_ms);
             service.forget(now_ms);
             service.weigh(now_ms);
+            service.share_out(now_ms);
             // An endpoint may have come back by itself.
             service.live.kick();
             let Some(terms) = &service.spec.outlier else {

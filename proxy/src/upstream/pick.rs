@@ -66,7 +66,8 @@ fn key(live: &Arc<EndpointLive>) -> usize {
 /// Picks an endpoint for a try.
 ///
 /// The lowest priority with a usable endpoint that has room is used, and there
-/// an endpoint not yet tried before one that was. When probes and ejections
+/// an endpoint not yet tried before one that was. Where priorities or localities have
+/// shares, one is drawn by them, and only when it has no such endpoint the others follow. When probes and ejections
 /// leave too few usable ([`towpath_policies::model::Recovery::panic_percent`]),
 /// they are overruled (as Envoy's panic mode does): all that the control plane
 /// does not call unhealthy or draining are used, since a local judgement that
@@ -196,7 +197,12 @@ impl<'a, 't> Round<'a, 't> {
 
     fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
-        (0..service.levels.len()).find_map(|nth| self.level(nth))
+        let drawn = service.level_for(self.ask.key);
+        if let Some(found) = drawn.and_then(|nth| self.level(nth)) {
+            return Some(found);
+        }
+        let mut others = (0..service.levels.len()).filter(|nth| Some(*nth) != drawn);
+        others.find_map(|nth| self.level(nth))
     }
 
     fn level(&mut self, nth: usize) -> Option<&'a Arc<EndpointState>> {

@@ -12,7 +12,9 @@ use envoy_types::pb::envoy::config::{
         cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
     },
 };
-use towpath_policies::model::{Endpoint, EndpointSet, Gpu, Health, Locality, Region};
+use towpath_policies::model::{
+    Endpoint, EndpointSet, Gpu, Health, Locality, LocalityWeight, Region, Spread,
+};
 
 use super::{
     common::{At, Result, address, read_address, read_u32, refuse, refuse_if, u32_value},
@@ -37,7 +39,11 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
     let endpoints = groups
         .into_iter()
         .map(|((rank, locality), members)| {
-            let weight: u64 = members.iter().map(|(_, e)| u64::from(e.weight)).sum();
+            // Members of one rank have one priority.
+            let priority = members.first().map_or(rank, |(_, e)| e.priority);
+            let weight = set.spread.weight(priority, locality).unwrap_or_else(|| {
+                usual_weight(members.iter().map(|(_, endpoint)| endpoint.weight))
+            });
             LocalityLbEndpoints {
                 locality: Some(core::Locality {
                     region: locality.region.clone(),
@@ -46,10 +52,10 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
                 }),
                 priority: rank,
                 metadata: encode_region(set.regions.get(&locality.region)),
-                // gRPC ignores localities without a weight.
-                load_balancing_weight: u32_value(
-                    u32::try_from(weight.clamp(1, MAX_LOCALITY_WEIGHT)).unwrap_or(u32::MAX),
-                ),
+                // gRPC ignores localities without a weight, and so does Envoy where it goes by them.
+                load_balancing_weight: (weight > 0)
+                    .then_some(weight.min(LocalityWeight::MOST))
+                    .and_then(u32_value),
                 lb_endpoints: members
                     .into_iter()
                     .map(|(index, e)| encode_endpoint(e, rank, (!in_order).then_some(index)))
@@ -61,10 +67,10 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
     Pb {
         cluster_name: set.service.clone(),
         endpoints,
-        // A higher priority is used only when no lower has a usable endpoint:
-        // with this factor one of a thousand healthy is enough.
         policy: Some(Policy {
-            overprovisioning_factor: u32_value(OVERPROVISIONING),
+            overprovisioning_factor: u32_value(
+                set.spread.overprovisioning_percent.unwrap_or(ONE_IS_ENOUGH),
+            ),
             ..Default::default()
         }),
         ..Default::default()
@@ -76,6 +82,12 @@ fn encode_region(region: Option<&Region>) -> Option<Metadata> {
     let mut extra = Extra::default();
     extra.keep("region", &region, &None);
     extra.into_metadata()
+}
+
+/// What a locality counts for of which nothing else is said.
+fn usual_weight(members: impl Iterator<Item = u32>) -> u32 {
+    let sum: u64 = members.map(u64::from).sum();
+    u32::try_from(sum).unwrap_or(u32::MAX).clamp(1, LocalityWeight::MOST)
 }
 
 fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEndpoint {
@@ -121,8 +133,13 @@ pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
         read.group(group).at_index("endpoints", i)?;
     }
     let regions = std::mem::take(&mut read.regions);
-    let service = pb.cluster_name.clone();
-    Ok(EndpointSet { service, endpoints: read.finish(), regions })
+    let factor = pb.policy.as_ref().and_then(|p| read_u32(p.overprovisioning_factor.as_ref()));
+    let factor = factor.unwrap_or(Spread::USUAL_OVERPROVISIONING);
+    let spread = Spread {
+        overprovisioning_percent: (factor < ONE_IS_ENOUGH).then_some(factor.max(1)),
+        localities: read.localities(),
+    };
+    Ok(EndpointSet { service: pb.cluster_name.clone(), endpoints: read.finish(), regions, spread })
 }
 
 #[derive(Default)]
@@ -131,6 +148,8 @@ struct Reader {
     endpoints: Vec<(usize, Endpoint)>,
     addresses: HashSet<SocketAddr>,
     regions: BTreeMap<String, Region>,
+    /// Of the localities, as told; those of a locality that is there twice add up.
+    weights: BTreeMap<(u32, Locality), u32>,
 }
 
 impl Reader {
@@ -145,8 +164,15 @@ impl Reader {
             Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
         let mut region: Option<Region> = None;
         Extra::read(group.metadata.as_ref())?.restore("region", &mut region)?;
+        let known = self.endpoints.len();
         for (i, endpoint) in group.lb_endpoints.iter().enumerate() {
             self.endpoint(endpoint, &locality, group.priority).at_index("lb_endpoints", i)?;
+        }
+        // What ours calls by another priority, it calls so throughout.
+        if let Some((_, first)) = self.endpoints.get(known) {
+            let weight = read_u32(group.load_balancing_weight.as_ref()).unwrap_or(0);
+            let sum = self.weights.entry((first.priority, locality.clone())).or_default();
+            *sum = sum.saturating_add(weight).min(LocalityWeight::MOST);
         }
         let Some(region) = region.filter(|_| !group.lb_endpoints.is_empty()) else { return Ok(()) };
         if let Err(why) = region.check() {
@@ -212,6 +238,25 @@ impl Reader {
         Ok(())
     }
 
+    /// The weights that are not as usual.
+    fn localities(&self) -> Vec<LocalityWeight> {
+        let mut members: BTreeMap<(u32, &Locality), Vec<u32>> = BTreeMap::new();
+        for (_, endpoint) in &self.endpoints {
+            let key = (endpoint.priority, &endpoint.locality);
+            members.entry(key).or_default().push(endpoint.weight);
+        }
+        let told = self.weights.iter().filter(|((priority, locality), told)| {
+            let members = members.get(&(*priority, locality)).into_iter().flatten();
+            **told != usual_weight(members.copied())
+        });
+        let named = |((priority, locality), weight): (&(u32, Locality), &u32)| LocalityWeight {
+            priority: *priority,
+            locality: locality.clone(),
+            weight: *weight,
+        };
+        told.map(named).collect()
+    }
+
     fn finish(mut self) -> Vec<Endpoint> {
         self.endpoints.sort_by_key(|(index, _)| *index);
         let heaviest = self.endpoints.iter().map(|(_, e)| e.weight).max().unwrap_or(1);
@@ -229,7 +274,6 @@ impl Reader {
 
 /// Largest weight of a domain endpoint; larger ones are scaled down together.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// The weights of a priority's localities must not add up to more than 2^32 - 1.
-const MAX_LOCALITY_WEIGHT: u64 = 50_000_000;
-/// Per cent. See [`encode`].
-const OVERPROVISIONING: u32 = 100_000;
+/// Overprovisioning in per cent with which a priority is left only when none of a thousand endpoints
+/// is usable.
+const ONE_IS_ENOUGH: u32 = 100_000;

@@ -16,7 +16,7 @@ use envoy_types::pb::{
             },
         },
         extensions::load_balancing_policies::{
-            common::v3::ConsistentHashingLbConfig,
+            common::v3::{ConsistentHashingLbConfig, locality_lb_config::LocalityWeightedLbConfig},
             maglev::v3::Maglev,
             ring_hash::v3::{RingHash, ring_hash::HashFunction},
         },
@@ -25,41 +25,46 @@ use envoy_types::pb::{
     google::protobuf::{Any, UInt64Value},
 };
 use prost::Name;
-use towpath_policies::model::{Balancer, Hashing, KeySource};
+use towpath_policies::model::{Balancer, Hashing, KeySource, Service};
 
 use super::{
     common::{At, Result, pack, read_u32, refuse, refuse_if, u32_value, unpack},
     matching,
 };
 
-pub(super) fn encode_maglev(hashing: &Hashing) -> Any {
+pub(super) fn encode_maglev(service: &Service) -> Any {
+    let hashing = &service.hashing;
     pack(&Maglev {
         table_size: u64_value(hashing.table_size),
         consistent_hashing_lb_config: Some(encode_common(hashing)),
+        locality_weighted_lb_config: service.by_locality.then(LocalityWeightedLbConfig::default),
         ..Default::default()
     })
 }
 
-pub(super) fn encode_ring(hashing: &Hashing) -> Any {
+pub(super) fn encode_ring(service: &Service) -> Any {
+    let hashing = &service.hashing;
     let (least, most) = hashing.ring_size;
     pack(&RingHash {
         hash_function: HashFunction::XxHash as i32,
         minimum_ring_size: u64_value(least),
         maximum_ring_size: u64_value(most),
         consistent_hashing_lb_config: Some(encode_common(hashing)),
+        locality_weighted_lb_config: service.by_locality.then(LocalityWeightedLbConfig::default),
         ..Default::default()
     })
 }
 
-/// What a policy of another server says; `None` when it is no policy that hashes.
-pub(super) fn decode(any: &Any) -> Result<Option<(Balancer, Hashing)>> {
+/// What a policy of another server says, and whether a locality is drawn first; `None` when it is no policy that hashes.
+pub(super) fn decode(any: &Any) -> Result<Option<(Balancer, Hashing, bool)>> {
     if any.type_url == Maglev::type_url() {
         let pb: Maglev = unpack(any).at("maglev")?;
         let hashing = Hashing {
             table_size: size(pb.table_size, Hashing::default().table_size),
             ..decode_common(pb.consistent_hashing_lb_config.as_ref()).at("maglev")?
         };
-        return Ok(Some((Balancer::Maglev, hashing)));
+        let by_locality = pb.locality_weighted_lb_config.is_some();
+        return Ok(Some((Balancer::Maglev, hashing, by_locality)));
     }
     if any.type_url != RingHash::type_url() {
         return Ok(None);
@@ -72,7 +77,8 @@ pub(super) fn decode(any: &Any) -> Result<Option<(Balancer, Hashing)>> {
     let bound = read_u32(pb.hash_balance_factor.as_ref());
     hashing.load_bound_percent = hashing.load_bound_percent.or(bound.filter(|b| *b > 0));
     hashing.ring_size = ring_size(pb.minimum_ring_size, pb.maximum_ring_size);
-    Ok(Some((Balancer::RingHash, hashing)))
+    let by_locality = pb.locality_weighted_lb_config.is_some();
+    Ok(Some((Balancer::RingHash, hashing, by_locality)))
 }
 
 /// What stands beside `lb_policy` of a cluster.

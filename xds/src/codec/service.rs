@@ -79,6 +79,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("hashing", &service.hashing, &carried.hashing);
     extra.keep("weighing", &service.weighing, &carried.weighing);
     extra.keep("outOfBand", &service.out_of_band, &carried.out_of_band);
+    extra.keep("byLocality", &service.by_locality, &carried.by_locality);
     extra.keep("breaker", &service.breaker, &carried.breaker);
     extra.keep("outlier", &service.outlier, &carried.outlier);
     extra.keep("recovery", &service.recovery, &carried.recovery);
@@ -119,6 +120,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("outOfBand", &mut service.out_of_band)?;
     let odd = service.out_of_band.filter(|every| !Service::REPORT_INTERVALS.contains(every));
     refuse_if(odd.is_some(), "outOfBand", "reports come every 100ms to 1h")?;
+    extra.restore("byLocality", &mut service.by_locality)?;
     extra.restore("breaker", &mut service.breaker)?;
     extra.restore("outlier", &mut service.outlier)?;
     extra.restore("recovery", &mut service.recovery)?;
@@ -153,7 +155,8 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
     let (protocol, pool_idle_timeout) = upstream::decode_protocol(pb)?;
     let (breaker, retry_budget) = upstream::decode_breakers(pb.circuit_breakers.as_ref());
     let connect_timeout = optional_duration(pb.connect_timeout.as_ref(), "connect_timeout")?;
-    let Balancing { balancer, hashing, weighing, out_of_band } = upstream::decode_balancer(pb)?;
+    let Balancing { balancer, hashing, weighing, out_of_band, by_locality } =
+        upstream::decode_balancer(pb)?;
     Ok(Service {
         name: pb.name.clone(),
         protocol,
@@ -165,6 +168,7 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         hashing,
         weighing,
         out_of_band,
+        by_locality,
         breaker,
         outlier: outlier::decode(pb.outlier_detection.as_ref()).at("outlier_detection")?,
         recovery: outlier::decode_recovery(pb)?,

@@ -24,8 +24,8 @@ use envoy_types::pb::{
 };
 use towpath_policies::model::{
     Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Forward, HostRewrite, Listener,
-    Location, OriginSource, PathMatch, PathRewrite, Protocol, Registered, RetryPolicy, Service,
-    Thresholds, ValueMatch, Weights,
+    Locality, Location, OriginSource, PathMatch, PathRewrite, Protocol, Registered, RetryPolicy,
+    Service, Thresholds, ValueMatch, Weights,
 };
 
 use super::*;
@@ -391,6 +391,107 @@ fn a_static_cluster_brings_its_endpoints() {
     assert_eq!(decoded.service.breaker.service, envoys);
     let EndpointSource::Inline(set) = decoded.endpoints else { panic!("inline") };
     assert_eq!((set.service.as_str(), set.endpoints.len()), ("c", 1));
+}
+
+#[test]
+fn localities_count_where_a_foreign_cluster_says_so() {
+    use envoy_types::pb::envoy::extensions::load_balancing_policies::{
+        common::v3::{
+            LocalityLbConfig,
+            locality_lb_config::{
+                LocalityConfigSpecifier, LocalityWeightedLbConfig, ZoneAwareLbConfig,
+            },
+        },
+        least_request::v3::LeastRequest,
+        round_robin::v3::RoundRobin,
+        wrr_locality::v3::WrrLocality,
+    };
+    let list = |any| cds::LoadBalancingPolicy {
+        policies: vec![cds::load_balancing_policy::Policy {
+            typed_extension_config: Some(core::TypedExtensionConfig {
+                name: "any".to_owned(),
+                typed_config: Some(any),
+            }),
+        }],
+    };
+    let weighted = LocalityLbConfig {
+        locality_config_specifier: Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(
+            LocalityWeightedLbConfig::default(),
+        )),
+    };
+    let zones = LocalityLbConfig {
+        locality_config_specifier: Some(LocalityConfigSpecifier::ZoneAwareLbConfig(
+            ZoneAwareLbConfig::default(),
+        )),
+    };
+    let least = |config| LeastRequest { locality_lb_config: config, ..Default::default() };
+    let inner = list(common::pack(&RoundRobin::default()));
+    let wrr = WrrLocality { endpoint_picking_policy: Some(inner) };
+    for (any, balancer, by_locality) in [
+        (common::pack(&least(Some(weighted))), Balancer::LeastRequest, true),
+        (common::pack(&least(Some(zones))), Balancer::LeastRequest, false),
+        (common::pack(&least(None)), Balancer::LeastRequest, false),
+        (common::pack(&wrr), Balancer::RoundRobin, true),
+    ] {
+        let mut cluster = foreign_cluster(cluster::DiscoveryType::Static, vec![]);
+        cluster.load_balancing_policy = Some(list(any));
+        let service = service::decode(&cluster).unwrap().service;
+        assert_eq!((service.balancer, service.by_locality), (balancer, by_locality));
+    }
+    let mut old = foreign_cluster(cluster::DiscoveryType::Static, vec![]);
+    assert!(!service::decode(&old).unwrap().service.by_locality);
+    let specifier = cluster::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+        Default::default(),
+    );
+    old.common_lb_config = Some(cluster::CommonLbConfig {
+        locality_config_specifier: Some(specifier),
+        ..Default::default()
+    });
+    assert!(service::decode(&old).unwrap().service.by_locality);
+}
+
+#[test]
+fn a_foreign_endpoint_set_spreads_as_envoy_would() {
+    let group = |zone: &str, weight, port| eds::LocalityLbEndpoints {
+        locality: Some(core::Locality { zone: zone.to_owned(), ..Default::default() }),
+        load_balancing_weight: weight,
+        lb_endpoints: vec![host("10.0.0.1", port), host("10.0.0.2", port)],
+        ..Default::default()
+    };
+    let policy = |percent: Option<u32>| {
+        Some(eds::cluster_load_assignment::Policy {
+            overprovisioning_factor: percent.and_then(common::u32_value),
+            ..Default::default()
+        })
+    };
+    for (policy, percent) in [
+        (None, Some(140)),
+        (policy(None), Some(140)),
+        (policy(Some(200)), Some(200)),
+        (policy(Some(100_000)), None),
+    ] {
+        let assignment = eds::ClusterLoadAssignment {
+            cluster_name: "c".to_owned(),
+            policy,
+            // Said, as usual (the sum of its endpoints' weights), not said, and twice.
+            endpoints: vec![
+                group("a", common::u32_value(7), 1),
+                group("b", common::u32_value(2), 2),
+                group("c", None, 3),
+                group("d", common::u32_value(4), 4),
+                group("d", common::u32_value(5), 5),
+            ],
+            ..Default::default()
+        };
+        let set = endpoints::decode(&assignment).unwrap();
+        assert_eq!(set.spread.overprovisioning_percent, percent);
+        let told = |zone: &str| {
+            let locality = Locality { zone: zone.to_owned(), ..Default::default() };
+            set.spread.weight(0, &locality)
+        };
+        assert_eq!(["a", "b", "c", "d"].map(told), [Some(7), None, Some(0), Some(9)]);
+        assert_eq!(endpoints::decode(&endpoints::encode(&set)).unwrap(), set);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use envoy_types::pb::{
             cluster::v3::{
                 self as cds, CircuitBreakers, LoadBalancingPolicy,
                 circuit_breakers::{Thresholds as PbThresholds, thresholds::RetryBudget},
-                cluster::LbPolicy,
+                cluster::{LbPolicy, common_lb_config::LocalityConfigSpecifier},
                 load_balancing_policy::Policy,
             },
             core::v3::{
@@ -19,7 +19,15 @@ use envoy_types::pb::{
         },
         extensions::{
             load_balancing_policies::{
-                least_request::v3::LeastRequest, random::v3::Random, round_robin::v3::RoundRobin,
+                common::v3::{
+                    LocalityLbConfig,
+                    locality_lb_config::{
+                        LocalityConfigSpecifier as Specifier, LocalityWeightedLbConfig,
+                    },
+                },
+                least_request::v3::LeastRequest,
+                random::v3::Random,
+                round_robin::v3::RoundRobin,
                 wrr_locality::v3::WrrLocality,
             },
             upstreams::http::v3::{
@@ -257,12 +265,14 @@ pub(super) struct Balancing {
     pub(super) hashing: Hashing,
     pub(super) weighing: Weighing,
     pub(super) out_of_band: Option<Duration>,
+    pub(super) by_locality: bool,
 }
 
 /// Ours first, then the nearest that Envoy has, then one that everybody has:
 /// a client takes the first it knows.
 pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
     let slow_start_config = encode_slow_start(&service.recovery);
+    let locality_lb_config = service.by_locality.then(by_locality);
     let ours = |name: &str, url: &str| policy(name, typed_struct(url));
     let least = || {
         // What is in flight says already what weights by the load say, so Envoy is to go by one of them.
@@ -270,12 +280,17 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
         let config = LeastRequest {
             active_request_bias: (service.weights == Weights::FromLoad).then_some(bias),
             slow_start_config: slow_start_config.clone(),
+            locality_lb_config: locality_lb_config.clone(),
             ..Default::default()
         };
         policy("envoy.load_balancing_policies.least_request", pack(&config))
     };
-    let random = || policy("envoy.load_balancing_policies.random", pack(&Random::default()));
-    let config = RoundRobin { slow_start_config: slow_start_config.clone(), ..Default::default() };
+    let random = Random { locality_lb_config: locality_lb_config.clone() };
+    let random = || policy("envoy.load_balancing_policies.random", pack(&random));
+    let config = RoundRobin {
+        slow_start_config: slow_start_config.clone(),
+        locality_lb_config: locality_lb_config.clone(),
+    };
     let round = policy("envoy.load_balancing_policies.round_robin", pack(&config));
     let mut policies = match service.balancer {
         Balancer::BytesInFlight => vec![ours("towpath.bytes_in_flight", BYTES_IN_FLIGHT), least()],
@@ -285,18 +300,25 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
         Balancer::RoundRobin => vec![],
         Balancer::WeightedRoundRobin => {
             let config = weighing::encode(service);
-            vec![policy("envoy.load_balancing_policies.client_side_weighted_round_robin", config)]
+            let name = "envoy.load_balancing_policies.client_side_weighted_round_robin";
+            let within = policy(name, config);
+            vec![if service.by_locality {
+                weighing::encode_within_locality(within)
+            } else {
+                within
+            }]
         }
         Balancer::Maglev => {
-            let config = hashing::encode_maglev(&service.hashing);
+            let config = hashing::encode_maglev(service);
             vec![policy("envoy.load_balancing_policies.maglev", config)]
         }
         Balancer::RingHash => {
-            let config = hashing::encode_ring(&service.hashing);
+            let config = hashing::encode_ring(service);
             vec![policy("envoy.load_balancing_policies.ring_hash", config)]
         }
     };
-    if service.weights == Weights::FromLoad && !policies.is_empty() {
+    let spreads = service.by_locality && service.balancer != Balancer::WeightedRoundRobin;
+    if (service.weights == Weights::FromLoad || spreads) && !policies.is_empty() {
         // That of gRPC knows no weights of endpoints, but those of places if this says so. Behind one
         // that Envoy takes, since it refuses this with any but its weighted one within.
         let within = LoadBalancingPolicy { policies: vec![round.clone()] };
@@ -330,44 +352,59 @@ pub(super) fn decode_balancer(pb: &cds::Cluster) -> Result<Balancing> {
         true => hashing::decode_old(pb, balancer)?,
         false => Hashing::default(),
     };
-    Ok(Balancing { balancer, hashing, ..Balancing::default() })
+    let by_locality = pb.common_lb_config.as_ref().is_some_and(|config| {
+        let specifier = config.locality_config_specifier.as_ref();
+        matches!(specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)))
+    });
+    Ok(Balancing { balancer, hashing, by_locality, ..Balancing::default() })
 }
 
 /// The first of the policies that is known; `outermost` ones may say it of localities.
 fn first_known(list: &LoadBalancingPolicy, outermost: bool) -> Result<Option<Balancing>> {
     let configs = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref());
     for config in configs.filter_map(|c| c.typed_config.as_ref()) {
-        if let Some(balancer) = known_balancer(config) {
-            return Ok(Some(Balancing { balancer, ..Balancing::default() }));
+        if let Some((balancer, by_locality)) = known_balancer(config)? {
+            return Ok(Some(Balancing { balancer, by_locality, ..Balancing::default() }));
         }
-        if let Some((balancer, hashing)) = hashing::decode(config)? {
-            return Ok(Some(Balancing { balancer, hashing, ..Balancing::default() }));
+        if let Some((balancer, hashing, by_locality)) = hashing::decode(config)? {
+            return Ok(Some(Balancing { balancer, hashing, by_locality, ..Balancing::default() }));
         }
         if let Some((weighing, out_of_band)) = weighing::decode(config)? {
             let balancer = Balancer::WeightedRoundRobin;
-            let hashing = Hashing::default();
-            return Ok(Some(Balancing { balancer, hashing, weighing, out_of_band }));
+            return Ok(Some(Balancing { balancer, weighing, out_of_band, ..Balancing::default() }));
         }
         let inner = if outermost { weighing::within_locality(config)? } else { None };
         if let Some(known) = inner.map_or(Ok(None), |inner| first_known(&inner, false))? {
-            return Ok(Some(known));
+            return Ok(Some(Balancing { by_locality: true, ..known }));
         }
     }
     Ok(None)
 }
 
-fn known_balancer(any: &Any) -> Option<Balancer> {
+/// How an endpoint is picked, and whether a locality is drawn first.
+fn known_balancer(any: &Any) -> Result<Option<(Balancer, bool)>> {
     match typed_struct_url(any).as_deref() {
-        Some(BYTES_IN_FLIGHT) => return Some(Balancer::BytesInFlight),
-        Some(COMPLETION_TIME) => return Some(Balancer::CompletionTime),
+        Some(BYTES_IN_FLIGHT) => return Ok(Some((Balancer::BytesInFlight, false))),
+        Some(COMPLETION_TIME) => return Ok(Some((Balancer::CompletionTime, false))),
         _ => {}
     }
-    let known = [
-        (LeastRequest::type_url(), Balancer::LeastRequest),
-        (RoundRobin::type_url(), Balancer::RoundRobin),
-        (Random::type_url(), Balancer::Random),
-    ];
-    known.into_iter().find(|(url, _)| *url == any.type_url).map(|(_, balancer)| balancer)
+    let (balancer, config) = if any.type_url == LeastRequest::type_url() {
+        (Balancer::LeastRequest, unpack::<LeastRequest>(any)?.locality_lb_config)
+    } else if any.type_url == RoundRobin::type_url() {
+        (Balancer::RoundRobin, unpack::<RoundRobin>(any)?.locality_lb_config)
+    } else if any.type_url == Random::type_url() {
+        (Balancer::Random, unpack::<Random>(any)?.locality_lb_config)
+    } else {
+        return Ok(None);
+    };
+    let specifier = config.and_then(|config| config.locality_config_specifier);
+    let by_locality = matches!(specifier, Some(Specifier::LocalityWeightedLbConfig(_)));
+    Ok(Some((balancer, by_locality)))
+}
+
+fn by_locality() -> LocalityLbConfig {
+    let specifier = Specifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig::default());
+    LocalityLbConfig { locality_config_specifier: Some(specifier) }
 }
 
 fn policy(name: &str, config: Any) -> Policy {

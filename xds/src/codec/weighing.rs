@@ -1,13 +1,15 @@
 //! [`Weighing`] ↔ Envoy's client-side weighted round robin, which gRPC obeys too (A58).
 //!
-//! Localities have no weights of their own here, so ours is said as such. Others may say it within
-//! `wrr_locality`, as gRPC's servers do: then what picks within a locality is what picks.
+//! Where localities have weights, it is said within `wrr_locality`, as gRPC's servers do.
 
 use std::time::Duration;
 
 use envoy_types::pb::{
     envoy::{
-        config::cluster::v3::LoadBalancingPolicy,
+        config::{
+            cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy},
+            core::v3::TypedExtensionConfig,
+        },
         extensions::load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
             wrr_locality::v3::WrrLocality,
@@ -73,6 +75,17 @@ pub(super) fn decode(any: &Any) -> Result<Option<(Weighing, Option<Duration>)>> 
     let (least, most) = Service::REPORT_INTERVALS.into_inner();
     let period = period.unwrap_or(USUAL_PERIOD).clamp(least, most);
     Ok(Some((weighing, streamed.then_some(period))))
+}
+
+/// A policy that picks within a locality, which is drawn by weight before.
+pub(super) fn encode_within_locality(picks: Policy) -> Policy {
+    let within = LoadBalancingPolicy { policies: vec![picks] };
+    Policy {
+        typed_extension_config: Some(TypedExtensionConfig {
+            name: "envoy.load_balancing_policies.wrr_locality".to_owned(),
+            typed_config: Some(pack(&WrrLocality { endpoint_picking_policy: Some(within) })),
+        }),
+    }
 }
 
 /// What picks within a locality, where that is what a policy says.

@@ -1,6 +1,7 @@
 //! Arbitrary valid domain values.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -527,10 +528,10 @@ fn balancing() -> BoxedStrategy<Balancing> {
     let interval = select(vec![100u64, 1_000, 10_000, 3_600_000]).prop_map(Duration::from_millis);
     let weights = select(vec![Weights::Declared, Weights::FromLoad]);
     let weighing = (weights, weighing(), option::of(interval));
-    (balancer, prediction(), hashing(), weighing).boxed()
+    (balancer, prediction(), hashing(), weighing, proptest::bool::ANY).boxed()
 }
 
-type Balancing = (Balancer, Prediction, Hashing, (Weights, Weighing, Option<Duration>));
+type Balancing = (Balancer, Prediction, Hashing, (Weights, Weighing, Option<Duration>), bool);
 
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
@@ -568,7 +569,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                     protocol,
                     discovery,
                     tls,
-                    (balancer, prediction, hashing, (weights, weighing, out_of_band)),
+                    (balancer, prediction, hashing, (weights, weighing, out_of_band), by_locality),
                     breaker,
                 ),
                 (
@@ -591,6 +592,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 hashing,
                 weighing,
                 out_of_band,
+                by_locality,
                 breaker,
                 outlier,
                 recovery,
@@ -636,35 +638,46 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         (option::of(gpu), option::of(1u32..100), option::of(token())),
     );
     let described = btree_map(select(vec!["us-east", "eu-west", "ap"]), region(), 0..3);
-    (name(), vec((address(), endpoint), 0..8), described).prop_map(|(service, list, described)| {
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        for (
-            address,
-            (name, locality, coordinates, weights, priority, health, (gpu, slots, place)),
-        ) in list
-        {
-            if endpoints.iter().any(|e| e.address == address) {
-                continue;
-            }
-            let plain = Endpoint::new(address);
-            let name = name.unwrap_or(plain.name);
-            endpoints.push(Endpoint {
-                name,
+    let percent = option::of(1u32..1000);
+    let parts = vec(option::of(0u32..1_000_000), 8);
+    (name(), vec((address(), endpoint), 0..8), percent, parts, described).prop_map(
+        |(service, list, percent, parts, described)| {
+            let mut endpoints: Vec<Endpoint> = Vec::new();
+            for (
                 address,
-                locality,
-                place,
-                coordinates,
-                weight: weights.0,
-                declared_weight: weights.1,
-                priority,
-                health,
-                gpu,
-                slots,
-            });
-        }
-        let stands = |region: &str| endpoints.iter().any(|e| e.locality.region == region);
-        let regions = described.into_iter().filter(|(name, _)| stands(name));
-        let regions = regions.map(|(name, region)| (name.to_owned(), region)).collect();
-        EndpointSet { service, endpoints, regions }
-    })
+                (name, locality, coordinates, weights, priority, health, (gpu, slots, place)),
+            ) in list
+            {
+                if endpoints.iter().any(|e| e.address == address) {
+                    continue;
+                }
+                let plain = Endpoint::new(address);
+                let name = name.unwrap_or(plain.name);
+                endpoints.push(Endpoint {
+                    name,
+                    address,
+                    locality,
+                    place,
+                    coordinates,
+                    weight: weights.0,
+                    declared_weight: weights.1,
+                    priority,
+                    health,
+                    gpu,
+                    slots,
+                });
+            }
+            let standing: BTreeSet<_> =
+                endpoints.iter().map(|e| (e.priority, &e.locality)).collect();
+            let named = |((priority, locality), weight): ((u32, &Locality), Option<u32>)| {
+                Some(LocalityWeight { priority, locality: locality.clone(), weight: weight? })
+            };
+            let localities = standing.into_iter().zip(parts).filter_map(named).collect();
+            let spread = Spread { overprovisioning_percent: percent, localities };
+            let stands = |region: &str| endpoints.iter().any(|e| e.locality.region == region);
+            let regions = described.into_iter().filter(|(name, _)| stands(name));
+            let regions = regions.map(|(name, region)| (name.to_owned(), region)).collect();
+            EndpointSet { service, endpoints, regions, spread }
+        },
+    )
 }

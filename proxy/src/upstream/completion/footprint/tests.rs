@@ -52,7 +52,7 @@ fn set(regions: &[(&str, usize, Region)]) -> EndpointSet {
     };
     let endpoints = (0..).zip(names).map(endpoint).collect();
     let known = regions.iter().map(|(name, _, region)| ((*name).to_owned(), region.clone()));
-    EndpointSet { service: "green".into(), endpoints, regions: known.collect() }
+    EndpointSet { regions: known.collect(), ..EndpointSet::new("green".into(), endpoints) }
 }
 
 fn state(terms: Terms, regions: &[(&str, usize, Region)]) -> Arc<ServiceState> {
