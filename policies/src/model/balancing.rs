@@ -159,6 +159,15 @@ impl Hashing {
     /// Envoy's limit.
     pub const MOST_ON_RING: u32 = 8 << 20;
 
+    /// The size of a table that is bounded to so many entries: a prime.
+    pub fn table_size_within(&self, most: u32) -> u32 {
+        let fits = |size: &u32| *size <= most;
+        Some(self.table_size)
+            .filter(fits)
+            .or_else(|| (2..=most).rev().find(|size| is_prime(*size)))
+            .unwrap_or(2)
+    }
+
     /// Whether the figures are within their bounds.
     ///
     /// # Errors

@@ -282,7 +282,8 @@ fn recover(service: &ServiceState, now_ms: u64) {
     let recovering = endpoints.iter().any(|e| e.live.warmth(now_ms, terms) < 1000);
     service.live.recovering.store(recovering, Relaxed);
     let panics = !levels.is_empty()
-        && levels.values().all(|(usable, allowed)| panics(*usable, *allowed, terms));
+        && levels.values().all(|(usable, allowed)| panics(*usable, *allowed, terms))
+        && !service.bears_all(now_ms);
     if service.live.panics.swap(panics, Relaxed) != panics {
         let service = service.spec.name.as_str();
         if panics {

@@ -83,7 +83,7 @@ impl Homes {
     ) -> Option<Box<Self>> {
         let hashing = &spec.hashing;
         let source = Source::new(hashing.key.as_ref().filter(|_| spec.balancer.hashes())?)?;
-        let kind = Kind::new(spec.balancer, hashing);
+        let kind = Kind::new(spec.balancer, hashing, levels.len());
         let table = |level: &mut Level| {
             level.members.sort_by_key(|member| endpoints[*member as usize].spec.address);
             let members = || level.members.iter().map(|member| &endpoints[*member as usize]);
@@ -146,14 +146,17 @@ impl Source {
 }
 
 impl Kind {
-    fn new(balancer: Balancer, hashing: &Hashing) -> Self {
+    /// Of so many levels each.
+    fn new(balancer: Balancer, hashing: &Hashing, levels: usize) -> Self {
+        let most_entries = MOST_ENTRIES / u32::try_from(levels.max(1)).unwrap_or(u32::MAX);
         let default = Hashing::default();
         let sizes = if hashing.check().is_ok() { hashing } else { &default };
         if balancer == Balancer::RingHash {
             let (least, most) = sizes.ring_size;
-            return Self::Ring { least: least.min(MOST_POINTS), most: most.min(MOST_POINTS) };
+            let bound = MOST_POINTS.min(most_entries).max(1);
+            return Self::Ring { least: least.min(bound), most: most.min(bound) };
         }
-        Self::Maglev { size: sizes.table_size }
+        Self::Maglev { size: sizes.table_size_within(most_entries) }
     }
 }
 
@@ -196,5 +199,7 @@ fn client_key(client: IpAddr) -> u64 {
 }
 
 const LONGEST_ADDRESS: usize = 46;
+/// Entries of the tables of all levels together, however many localities somebody tells: 64 MiB of Maglev's.
+const MOST_ENTRIES: u32 = 1 << 24;
 /// Points that a ring has at most, whatever it is told: 12 MiB.
 const MOST_POINTS: u32 = 1 << 20;

@@ -197,12 +197,18 @@ impl<'a, 't> Round<'a, 't> {
 
     fn any_level(&mut self) -> Option<&'a Arc<EndpointState>> {
         let service = self.service;
-        let drawn = service.level_for(self.ask.key);
-        if let Some(found) = drawn.and_then(|nth| self.level(nth)) {
+        let count = service.levels.len();
+        let Some((spread, drawn)) = service.level_for(self.ask.key) else {
+            return (0..count).find_map(|nth| self.level(nth));
+        };
+        if let Some(found) = self.level(drawn) {
             return Some(found);
         }
-        let mut others = (0..service.levels.len()).filter(|nth| Some(*nth) != drawn);
-        others.find_map(|nth| self.level(nth))
+        (0..3).find_map(|rank| {
+            let others = (1..count).map(|step| wrap(drawn + step, count));
+            let mut next = others.filter(|nth| spread.rank(*nth, drawn) == rank);
+            next.find_map(|nth| self.level(nth))
+        })
     }
 
     fn level(&mut self, nth: usize) -> Option<&'a Arc<EndpointState>> {

@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -47,9 +48,6 @@ struct Part {
     bound: AtomicU32,
 }
 
-/// How many of a level's endpoints are usable.
-type Usable<'a> = &'a dyn Fn(usize) -> usize;
-
 impl Spread {
     /// `None` where a priority is used only when none before it can be, and localities do not matter.
     pub(super) fn new(
@@ -63,24 +61,30 @@ impl Spread {
         if levels.len() < 2 || !(spec.by_locality || by_priority) {
             return None;
         }
-        let mut totals: BTreeMap<(u32, Option<&Locality>), usize> = BTreeMap::new();
+        // Those included that the control plane does not let be used: what they are missed for is in the
+        // availability, and must not be in the weight too.
+        let mut totals: BTreeMap<(u32, Option<&Locality>), (usize, u64)> = BTreeMap::new();
         for spec in endpoints.iter().map(|endpoint| &endpoint.spec) {
-            *totals.entry((spec.priority, Some(&spec.locality))).or_default() += 1;
-            *totals.entry((spec.priority, None)).or_default() += 1;
+            for locality in [Some(&spec.locality), None] {
+                let (count, weight) = totals.entry((spec.priority, locality)).or_default();
+                *count += 1;
+                *weight += u64::from(spec.weight);
+            }
         }
         let part = |level: &Level| {
             let locality = &endpoints[level.members[0] as usize].spec.locality;
             let priority = level.priority;
             let key = (priority, spec.by_locality.then_some(locality));
+            let (total, weight) = totals[&key];
             #[expect(clippy::cast_precision_loss, reason = "a weight")]
-            let of_endpoints = level.weight as f64;
+            let of_endpoints = weight as f64;
             let named = said.weight(priority, locality).filter(|_| spec.by_locality);
             Part {
                 priority,
                 weight: named.map_or(of_endpoints, f64::from),
                 of_endpoints,
-                total: totals[&key],
-                total_in_priority: totals[&(priority, None)],
+                total,
+                total_in_priority: totals[&(priority, None)].0,
                 bound: AtomicU32::new(u32::MAX),
             }
         };
@@ -94,7 +98,19 @@ impl Spread {
         found.unwrap_or(self.parts.len() - 1)
     }
 
-    fn set(&self, usable: Usable<'_>) {
+    /// How soon a level follows where the drawn one has nobody: first those of its priority, then others, and last
+    /// those that have no share.
+    pub(super) fn rank(&self, level: usize, drawn: usize) -> u8 {
+        let before =
+            level.checked_sub(1).map_or(0, |before| self.parts[before].bound.load(Relaxed));
+        match self.parts[level].bound.load(Relaxed) > before {
+            false => 2,
+            true => u8::from(self.parts[level].priority != self.parts[drawn].priority),
+        }
+    }
+
+    /// Goes by how many endpoints of each level are usable.
+    fn set(&self, usable: &[usize]) {
         let mut sum = 0.0;
         for (part, share) in self.parts.iter().zip(self.shares(usable)) {
             sum += share;
@@ -108,23 +124,17 @@ impl Spread {
     }
 
     /// The levels' shares, which are 1 together, or nothing where no level has a usable endpoint.
-    fn shares(&self, usable: Usable<'_>) -> Vec<f64> {
+    fn shares(&self, usable: &[usize]) -> Vec<f64> {
         let mut shares = vec![0.0; self.parts.len()];
-        let mut priorities: Vec<(std::ops::Range<usize>, f64)> = Vec::new();
-        let mut from = 0;
-        for group in self.parts.chunk_by(|a, b| a.priority == b.priority) {
-            let levels = from..from + group.len();
-            let available = levels.clone().map(usable).sum();
-            priorities.push((levels, self.availability(available, group[0].total_in_priority)));
-            from += group.len();
-        }
+        let priorities = self.priorities(usable);
         let all: f64 = priorities.iter().map(|(_, availability)| availability).sum();
         let (mut rest, scarcity) = (1.0_f64, all.min(1.0));
         for (levels, availability) in priorities {
             let share = if scarcity > 0.0 { rest.min(availability / scarcity) } else { 0.0 };
             rest -= share;
             let weighed = |weight: fn(&Part) -> f64| -> Vec<f64> {
-                let available = |level| self.availability(usable(level), self.parts[level].total);
+                let available =
+                    |level: usize| self.availability(usable[level], self.parts[level].total);
                 levels.clone().map(|level| weight(&self.parts[level]) * available(level)).collect()
             };
             let mut weights = weighed(|part| part.weight);
@@ -137,6 +147,18 @@ impl Spread {
             }
         }
         shares
+    }
+
+    /// The levels of each priority, and its availability.
+    fn priorities(&self, usable: &[usize]) -> Vec<(Range<usize>, f64)> {
+        let mut from = 0;
+        let priority = |group: &[Part]| {
+            let levels = from..from + group.len();
+            from = levels.end;
+            let available = usable[levels.clone()].iter().sum();
+            (levels, self.availability(available, group[0].total_in_priority))
+        };
+        self.parts.chunk_by(|a, b| a.priority == b.priority).map(priority).collect()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts")]
@@ -153,15 +175,25 @@ impl ServiceState {
     /// Reckons anew which level has which share. To be called many times a second.
     pub(crate) fn share_out(&self, now_ms: u64) {
         let Some(spread) = &self.spread else { return };
-        let heeds = self.spec.recovery.panic_percent == 0;
+        let mut usable = self.usable_by_level(now_ms);
+        // Then a pick overrules what was judged here.
+        if usable.iter().all(|usable| *usable == 0) {
+            usable = self.levels.iter().map(|level| level.members.len()).collect();
+        }
+        spread.set(&usable);
+    }
+
+    /// Whether priorities together can bear all requests, where their loss is made up for little by little.
+    pub(crate) fn bears_all(&self, now_ms: u64) -> bool {
+        self.spread.as_ref().filter(|spread| spread.factor.is_some()).is_some_and(|spread| {
+            let priorities = spread.priorities(&self.usable_by_level(now_ms));
+            priorities.iter().map(|(_, availability)| availability).sum::<f64>() >= 1.0
+        })
+    }
+
+    fn usable_by_level(&self, now_ms: u64) -> Vec<usize> {
         let usable = |level: &Level| level.lives.iter().filter(|l| l.usable(now_ms)).count();
-        let panics = !heeds && self.live.panics.load(Relaxed);
-        // Where none is usable, a pick overrules that itself.
-        let all = panics || self.levels.iter().all(|level| usable(level) == 0);
-        spread.set(&|level| match &self.levels[level] {
-            level if all => level.members.len(),
-            level => usable(level),
-        });
+        self.levels.iter().map(usable).collect()
     }
 
     /// The shares of the levels now, with the priority of each and its locality where those have weights.
@@ -180,14 +212,14 @@ impl ServiceState {
 
     /// The level that a request is sent to, where levels have shares. A request with a key has always the same,
     /// as long as shares do not change.
-    pub(super) fn level_for(&self, key: Option<u64>) -> Option<usize> {
-        let spread = self.spread.as_ref()?;
+    pub(super) fn level_for(&self, key: Option<u64>) -> Option<(&Spread, usize)> {
+        let spread = self.spread.as_deref()?;
         let drawn = match key {
             // Other bits than those that choose an endpoint.
             Some(key) => u32::try_from(key.wrapping_mul(GOLDEN) >> 32).unwrap_or(u32::MAX),
             None => fastrand::u32(..),
         };
-        Some(spread.level(drawn))
+        Some((spread, spread.level(drawn)))
     }
 }
 

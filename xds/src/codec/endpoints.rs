@@ -41,7 +41,8 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
         .map(|((rank, locality), members)| {
             // Members of one rank have one priority.
             let priority = members.first().map_or(rank, |(_, e)| e.priority);
-            let weight = set.spread.weight(priority, locality).unwrap_or_else(|| {
+            let named = set.spread.weight(priority, locality);
+            let weight = named.unwrap_or_else(|| {
                 usual_weight(members.iter().map(|(_, endpoint)| endpoint.weight))
             });
             LocalityLbEndpoints {
@@ -51,7 +52,7 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
                     sub_zone: locality.sub_zone.clone(),
                 }),
                 priority: rank,
-                metadata: encode_region(set.regions.get(&locality.region)),
+                metadata: encode_group(set.regions.get(&locality.region), named.is_none()),
                 // gRPC ignores localities without a weight, and so does Envoy where it goes by them.
                 load_balancing_weight: (weight > 0)
                     .then_some(weight.min(LocalityWeight::MOST))
@@ -77,10 +78,11 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
     }
 }
 
-/// What is known of a locality's region.
-fn encode_region(region: Option<&Region>) -> Option<Metadata> {
+/// What is known of a locality's region, and whether its weight is only what its endpoints' add up to.
+fn encode_group(region: Option<&Region>, unnamed: bool) -> Option<Metadata> {
     let mut extra = Extra::default();
     extra.keep("region", &region, &None);
+    extra.keep("unnamed", &unnamed, &false);
     extra.into_metadata()
 }
 
@@ -135,9 +137,10 @@ pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
     let regions = std::mem::take(&mut read.regions);
     let factor = pb.policy.as_ref().and_then(|p| read_u32(p.overprovisioning_factor.as_ref()));
     let factor = factor.unwrap_or(Spread::USUAL_OVERPROVISIONING);
+    let named = |((priority, locality), weight)| LocalityWeight { priority, locality, weight };
     let spread = Spread {
         overprovisioning_percent: (factor < ONE_IS_ENOUGH).then_some(factor.max(1)),
-        localities: read.localities(),
+        localities: std::mem::take(&mut read.weights).into_iter().map(named).collect(),
     };
     Ok(EndpointSet { service: pb.cluster_name.clone(), endpoints: read.finish(), regions, spread })
 }
@@ -163,13 +166,16 @@ impl Reader {
         let locality =
             Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
         let mut region: Option<Region> = None;
-        Extra::read(group.metadata.as_ref())?.restore("region", &mut region)?;
+        let mut unnamed = false;
+        let mut extra = Extra::read(group.metadata.as_ref())?;
+        extra.restore("region", &mut region)?;
+        extra.restore("unnamed", &mut unnamed)?;
         let known = self.endpoints.len();
         for (i, endpoint) in group.lb_endpoints.iter().enumerate() {
             self.endpoint(endpoint, &locality, group.priority).at_index("lb_endpoints", i)?;
         }
         // What ours calls by another priority, it calls so throughout.
-        if let Some((_, first)) = self.endpoints.get(known) {
+        if let Some((_, first)) = self.endpoints.get(known).filter(|_| !unnamed) {
             let weight = read_u32(group.load_balancing_weight.as_ref()).unwrap_or(0);
             let sum = self.weights.entry((first.priority, locality.clone())).or_default();
             *sum = sum.saturating_add(weight).min(LocalityWeight::MOST);
@@ -236,25 +242,6 @@ impl Reader {
         )?;
         self.endpoints.push((index, endpoint));
         Ok(())
-    }
-
-    /// The weights that are not as usual.
-    fn localities(&self) -> Vec<LocalityWeight> {
-        let mut members: BTreeMap<(u32, &Locality), Vec<u32>> = BTreeMap::new();
-        for (_, endpoint) in &self.endpoints {
-            let key = (endpoint.priority, &endpoint.locality);
-            members.entry(key).or_default().push(endpoint.weight);
-        }
-        let told = self.weights.iter().filter(|((priority, locality), told)| {
-            let members = members.get(&(*priority, locality)).into_iter().flatten();
-            **told != usual_weight(members.copied())
-        });
-        let named = |((priority, locality), weight): (&(u32, Locality), &u32)| LocalityWeight {
-            priority: *priority,
-            locality: locality.clone(),
-            weight: *weight,
-        };
-        told.map(named).collect()
     }
 
     fn finish(mut self) -> Vec<Endpoint> {

@@ -489,7 +489,7 @@ fn a_foreign_endpoint_set_spreads_as_envoy_would() {
             let locality = Locality { zone: zone.to_owned(), ..Default::default() };
             set.spread.weight(0, &locality)
         };
-        assert_eq!(["a", "b", "c", "d"].map(told), [Some(7), None, Some(0), Some(9)]);
+        assert_eq!(["a", "b", "c", "d"].map(told), [Some(7), Some(2), Some(0), Some(9)]);
         assert_eq!(endpoints::decode(&endpoints::encode(&set)).unwrap(), set);
     }
 }
@@ -574,6 +574,24 @@ fn foreign_weights_are_scaled_into_range_and_equal_addresses_are_one() {
     };
     let weights: Vec<u32> = set.endpoints.iter().map(|e| e.weight).collect();
     assert_eq!(weights, [1_000_000, 500_000]);
+    let group = |zone: &str, port, weight| {
+        let mut heavy = host("10.0.0.1", port);
+        heavy.load_balancing_weight = common::u32_value(4_000_000);
+        eds::LocalityLbEndpoints {
+            locality: Some(core::Locality { zone: zone.to_owned(), ..Default::default() }),
+            load_balancing_weight: common::u32_value(weight),
+            lb_endpoints: vec![heavy],
+            ..Default::default()
+        }
+    };
+    let set = endpoints::decode(&eds::ClusterLoadAssignment {
+        cluster_name: "c".to_owned(),
+        endpoints: vec![group("a", 1, 4_000_000), group("b", 2, 2_000_000)],
+        ..Default::default()
+    });
+    let localities = set.unwrap().spread.localities;
+    let weights: Vec<u32> = localities.iter().map(|locality| locality.weight).collect();
+    assert_eq!(weights, [4_000_000, 2_000_000], "those of localities stay as they are");
 }
 
 #[test]

@@ -670,7 +670,11 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
             let standing: BTreeSet<_> =
                 endpoints.iter().map(|e| (e.priority, &e.locality)).collect();
             let named = |((priority, locality), weight): ((u32, &Locality), Option<u32>)| {
-                Some(LocalityWeight { priority, locality: locality.clone(), weight: weight? })
+                let there = |e: &&Endpoint| e.priority == priority && e.locality == *locality;
+                let usual = endpoints.iter().filter(there).map(|e| e.weight).sum();
+                // Often what it would be if nothing were said.
+                let weight = weight.map(|weight| if weight % 3 == 0 { usual } else { weight })?;
+                Some(LocalityWeight { priority, locality: locality.clone(), weight })
             };
             let localities = standing.into_iter().zip(parts).filter_map(named).collect();
             let spread = Spread { overprovisioning_percent: percent, localities };

@@ -180,3 +180,29 @@ fn with_too_few_usable_ones_ejections_are_ignored() {
     assert!(!panics(&services));
     assert_eq!(service.endpoints[0].spec.health, Health::Unknown);
 }
+
+#[test]
+fn priorities_that_bear_all_together_do_not_panic() {
+    // As Envoy documents it: 4 of 10 and 4 of 10 bear 56 % and the rest; 2 and 2 not all.
+    for (usable, panics, expected) in [(4, false, [0.56, 0.44]), (2, true, [0.5, 0.5])] {
+        let mut service = Service::new("together", Protocol::Http1);
+        service.recovery.panic_percent = 50;
+        let endpoint = |n: u16| Endpoint {
+            priority: u32::from(n > 10),
+            ..Endpoint::new(([127, 0, 0, 1], n).into())
+        };
+        let mut set = EndpointSet::new("together".into(), (1..=20).map(endpoint).collect());
+        set.spread.overprovisioning_percent = Some(140);
+        let state = reconcile(None, Arc::new(service), &set, 1).unwrap();
+        for half in state.endpoints.chunks(10) {
+            half[usable..].iter().for_each(|e| e.live.probe_healthy.store(false, Relaxed));
+        }
+        let services = BTreeMap::from([("together".to_owned(), state.clone())]);
+        let mut clock = Clock::new();
+        (0..100).for_each(|_| clock.tick(&services));
+        assert_eq!(state.live.panics.load(Relaxed), panics, "{usable}");
+        let shares: Vec<f64> = state.shares().unwrap().iter().map(|share| share.2).collect();
+        let near = |(share, expected): (&f64, &f64)| (share - expected).abs() < 0.001;
+        assert!(shares.iter().zip(&expected).all(near), "{usable}: {shares:?}");
+    }
+}

@@ -26,11 +26,11 @@ fn spread(factor: Option<f64>, levels: &[(u32, f64)]) -> Spread {
 
 #[track_caller]
 fn assert_shares(spread: &Spread, usable: &[usize], expected: &[f64]) {
-    let shares = spread.shares(&|level| usable[level]);
+    let shares = spread.shares(usable);
     for (share, expected) in shares.iter().zip(expected) {
         assert!((share * 100.0 - expected).abs() < 1.0, "{usable:?}: {shares:?}");
     }
-    spread.set(&|level| usable[level]);
+    spread.set(usable);
     let mut counts = vec![0.0; usable.len()];
     (0..1000_u32).for_each(|nth| counts[spread.level(nth * (u32::MAX / 1000))] += 0.1);
     for (count, share) in counts.iter().zip(&shares) {
@@ -227,4 +227,52 @@ fn a_key_stays_in_its_locality() {
     let in_a = homes.iter().filter(|port| **port <= 10).count();
     assert!((690..810).contains(&in_a), "{in_a}");
     assert!((0..1000).map(home).eq(homes));
+}
+
+#[test]
+fn a_locality_of_no_named_weight_misses_its_unhealthy_only_once() {
+    // Two zones of ten, half of one told unhealthy: 0.7 to 1, weights being equal.
+    let state = state(|service, set| {
+        service.by_locality = true;
+        set.spread.overprovisioning_percent = Some(140);
+        set.endpoints[..5].iter_mut().for_each(|e| e.health = model::Health::Unhealthy);
+    });
+    let shares = state.shares().unwrap();
+    assert!((shares[0].2 - 0.7 / 1.7).abs() < 0.001, "{shares:?}");
+}
+
+#[test]
+fn where_nobody_has_room_those_without_a_share_come_last() {
+    let state = state(|service, set| {
+        weighed(service, set);
+        set.endpoints[15..].iter_mut().for_each(|e| e.priority = 1);
+        let far = LocalityWeight { priority: 1, locality: locality("b"), weight: 1 };
+        set.spread.localities[0].weight = 0;
+        set.spread.localities.push(far);
+        set.spread.overprovisioning_percent = Some(100);
+        service.breaker.endpoint.max_requests = Some(1);
+    });
+    // Priority 0 is half there, so that 1 has a share.
+    state.endpoints[..8].iter().for_each(|e| e.live.probe_healthy.store(false, Relaxed));
+    state.share_out(now_ms());
+    let shares: Vec<f64> = state.shares().unwrap().iter().map(|share| share.2).collect();
+    assert!(shares[0] == 0.0 && shares[1] > 0.4 && shares[2] > 0.4, "{shares:?}");
+    assert_eq!(picked_in_a(&state), 0);
+    state.endpoints[10..15].iter().for_each(|e| e.live.requests.store(1, Relaxed));
+    assert_eq!(picked_in_a(&state), 0, "the other priority has a share");
+    state.endpoints[15..].iter().for_each(|e| e.live.requests.store(1, Relaxed));
+    assert_eq!(picked_in_a(&state), 1000, "none else has room");
+}
+
+#[test]
+fn many_localities_share_the_room_for_tables() {
+    for (size, levels, expected) in [
+        (65_537, 2, 65_537),
+        (5_000_011, 2, 5_000_011),
+        (65_537, 1000, 16_763),
+        (251, 9_999_999, 2),
+    ] {
+        let hashing = Hashing { table_size: size, ..Hashing::default() };
+        assert_eq!(hashing.table_size_within((1 << 24) / levels), expected);
+    }
 }
