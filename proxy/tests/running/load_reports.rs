@@ -468,17 +468,23 @@ fn metric(page: &str, name: &str, labels: &[&str]) -> Option<f64> {
 #[tokio::test]
 async fn what_a_machine_takes_for_a_byte_is_measured_reported_and_counted() {
     const BODY: usize = 48 << 20;
+    const PACKAGES: u32 = 20;
     let tree = tempfile::tempdir().unwrap();
-    let package = tree.path().join("intel-rapl:0");
-    std::fs::create_dir(&package).unwrap();
-    let mut joules = 0_u64;
-    let mut takes = |more: u64| {
-        joules += more;
-        std::fs::write(package.join("energy_uj"), (joules * 1_000_000).to_string()).unwrap();
+    let package = |nth: u32| tree.path().join(format!("intel-rapl:{nth}"));
+    for nth in 0..PACKAGES {
+        std::fs::create_dir(package(nth)).unwrap();
+        std::fs::write(package(nth).join("name"), format!("package-{nth}")).unwrap();
+        std::fs::write(package(nth).join("max_energy_range_uj"), "262143328850").unwrap();
+    }
+    // Each takes 200 W more with every second, and is believed up to 5 kW.
+    let start = std::time::Instant::now();
+    let take = || {
+        let micros = start.elapsed().as_millis().pow(2) * 100;
+        for nth in 0..PACKAGES {
+            std::fs::write(package(nth).join("energy_uj"), micros.to_string()).unwrap();
+        }
     };
-    takes(1);
-    std::fs::write(package.join("name"), "package-0").unwrap();
-    std::fs::write(package.join("max_energy_range_uj"), "262143328850").unwrap();
+    take();
     let origin = origin(move |mut tcp| async move {
         while head(&mut tcp).await.is_some() {
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
@@ -512,7 +518,7 @@ async fn what_a_machine_takes_for_a_byte_is_measured_reported_and_counted() {
     assert!((0.89..0.91).contains(&before["grams"].as_f64().unwrap()), "{before}");
     assert_eq!(before["cents"], Value::Null);
     let after = eventually("a report of energy", async || {
-        takes(20_000);
+        take();
         let (_, body) = get(&mut client, "/").await;
         assert_eq!(body.len(), BODY);
         row().await["grams"].as_f64().filter(|grams| *grams > 5.0)
