@@ -14,7 +14,7 @@ pub const CARBON_HEADING: &str =
 /// Options of those who ask for carbon intensities: both, or none.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct CarbonArgs {
-    /// An API like that of Electricity Maps, e.g. https://api.electricitymaps.com
+    /// An API like that of Electricity Maps, e.g. `https://api.electricitymaps.com`
     #[arg(
         long,
         value_name = "URL",

@@ -243,8 +243,11 @@ mod tests {
         EndpointSet::new("s".into(), endpoints)
     }
 
-    fn figures(of: &[(u16, f64, &[(&str, f64)])]) -> BTreeMap<SocketAddr, EndpointFigures> {
-        let one = |(port, succeeded, metrics): &(u16, f64, &[(&str, f64)])| {
+    /// Port, requests served per second, and the means of metrics.
+    type Told<'a> = (u16, f64, &'a [(&'a str, f64)]);
+
+    fn figures(of: &[Told<'_>]) -> BTreeMap<SocketAddr, EndpointFigures> {
+        let one = |(port, succeeded, metrics): &Told<'_>| {
             let mean = |(name, value): &(&str, f64)| {
                 ((*name).to_owned(), Mean { value: *value, new: true })
             };

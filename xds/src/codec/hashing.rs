@@ -38,7 +38,6 @@ pub(super) fn encode_maglev(service: &Service) -> Any {
         table_size: u64_value(hashing.table_size),
         consistent_hashing_lb_config: Some(encode_common(hashing)),
         locality_weighted_lb_config: service.by_locality.then(LocalityWeightedLbConfig::default),
-        ..Default::default()
     })
 }
 

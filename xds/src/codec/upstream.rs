@@ -280,17 +280,14 @@ pub(super) fn encode_balancer(service: &Service) -> LoadBalancingPolicy {
         let config = LeastRequest {
             active_request_bias: (service.weights == Weights::FromLoad).then_some(bias),
             slow_start_config: slow_start_config.clone(),
-            locality_lb_config: locality_lb_config.clone(),
+            locality_lb_config,
             ..Default::default()
         };
         policy("envoy.load_balancing_policies.least_request", pack(&config))
     };
-    let random = Random { locality_lb_config: locality_lb_config.clone() };
+    let random = Random { locality_lb_config };
     let random = || policy("envoy.load_balancing_policies.random", pack(&random));
-    let config = RoundRobin {
-        slow_start_config: slow_start_config.clone(),
-        locality_lb_config: locality_lb_config.clone(),
-    };
+    let config = RoundRobin { slow_start_config: slow_start_config.clone(), locality_lb_config };
     let round = policy("envoy.load_balancing_policies.round_robin", pack(&config));
     let mut policies = match service.balancer {
         Balancer::BytesInFlight => vec![ours("towpath.bytes_in_flight", BYTES_IN_FLIGHT), least()],

@@ -149,14 +149,14 @@ impl Rates {
 pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc: bool) {
     let mut report = read::find(fields).and_then(Found::report).unwrap_or_default();
     // Each may know of what the other does not: the worse of the two counts.
-    let worse: [(_, fn(f64, f64) -> f64); 2] =
-        [(GOODPUT_FACTOR, f64::min), (JOULES_PER_BYTE, f64::max)];
-    let known = worse.map(|(name, worse)| (name, worse, ours.named_metrics.get(name).copied()));
+    let of_ours = |name| ours.named_metrics.get(name).copied();
+    let (factor, joules) = (of_ours(GOODPUT_FACTOR), of_ours(JOULES_PER_BYTE));
     report.fill_in(ours);
-    for (name, worse, ours) in known {
-        if let (Some(ours), Some(value)) = (ours, report.named_metrics.get_mut(name)) {
-            *value = worse(*value, ours);
-        }
+    if let (Some(ours), Some(value)) = (factor, report.named_metrics.get_mut(GOODPUT_FACTOR)) {
+        *value = value.min(ours);
+    }
+    if let (Some(ours), Some(value)) = (joules, report.named_metrics.get_mut(JOULES_PER_BYTE)) {
+        *value = value.max(ours);
     }
     if let Some((name, value)) = encode(&report, format, grpc) {
         fields.remove(METRICS);
