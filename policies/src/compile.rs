@@ -21,6 +21,7 @@ mod sockets;
 mod spread;
 mod stream_age;
 mod streams;
+mod subset;
 mod table;
 mod tries;
 
@@ -52,6 +53,8 @@ pub(crate) fn compile(
     version: String,
     problems: &mut Problems,
 ) -> (Mesh, Notes) {
+    let resolved = subset::resolve(documents, problems);
+    let documents = resolved.as_ref().unwrap_or(documents);
     let index = Index::new(documents, problems);
     let policies = Policies::new(documents, &index, problems);
     let mut output = Output::new(files, version);

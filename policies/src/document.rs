@@ -146,7 +146,7 @@ pub(crate) const GATEWAY_ANNOTATIONS: [&str; 5] = [
 ];
 
 /// All documents of a folder, by kind, in order of appearance.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Documents {
     pub(crate) gateways: Vec<Object<GatewaySpec>>,
     pub(crate) http_routes: Vec<Object<HttpRouteSpec>>,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    read::{AtLeastOne, choice, object},
+    read::{AtLeastOne, Texts, choice, object},
     value::{
         Bytes, Count, Degrees, FilePath, HeaderName, Name, Percent, PlaceName, Port, Positive,
         PositiveTime, PreciseHostname, Time, UrlPath, Whole,
@@ -28,8 +28,20 @@ object! {
         "endpoints" => endpoints: Option<At<Vec<EndpointSpec>>>,
         /// Endpoints from all addresses of a DNS name.
         "dns" => dns: Option<DnsSpec>,
+        /// Those endpoints of another Service that have some labels. What is left out above is as there.
+        "subset" => subset: Option<SubsetSpec>,
     }
-    exactly_one { ["endpoints", "dns"] }
+    exactly_one { ["endpoints", "dns", "subset"] }
+}
+
+object! {
+    /// A part of another Service.
+    struct SubsetSpec {
+        /// The Service, of the same namespace; its `endpoints` are listed.
+        "of" => of: At<Name>,
+        /// Its endpoints that have all of these are taken.
+        "labels" => labels: Texts,
+    }
 }
 
 choice! {
@@ -139,6 +151,8 @@ object! {
         "slots" => slots: Option<At<Whole<1, 100_000>>>,
         /// A proxy beside it that takes its traffic.
         "sidecar" => sidecar: Option<SidecarSpec>,
+        /// What it is, for a `subset`.
+        "labels" => labels: Texts,
     }
 }
 
