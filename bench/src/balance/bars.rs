@@ -26,9 +26,8 @@ const fn always(entry: &'static str, figure: &'static str, limit: f64, text: &'s
     Bar { entry, figure, of_rounds: |summary| summary.max, limit, text }
 }
 
-/// The most that shares may vary, in relation to chance: what [`super::world`] comes to where everything
-/// is known, since workers that are busy with something large are better left alone.
-const SWING: f64 = 8.0;
+/// The most that shares may vary, in relation to chance.
+const SWING: f64 = 4.0;
 /// The most that they may vary under late reports, in relation to fresh ones.
 const LATE_SWING: f64 = 1.25;
 /// What some figure must be without a term, in relation to what it is with all.
@@ -54,14 +53,15 @@ const BARS: &[Bar] = &[
         OURS,
         "oscillation",
         SWING,
-        "shares vary at most 8 × as they would by chance, in every round",
+        "shares vary at most 4 × as they would by chance, in every round",
     ),
+    always(LATE, "oscillation", SWING, "and so under reports that come 2 s late, in every round"),
     Bar {
         entry: LATE,
         ..bar(
             "oscillation_to_fresh",
             LATE_SWING,
-            "under reports that come 2 s late they vary at most 1.25 × as much",
+            "which make them vary at most 1.25 × as much as fresh ones",
         )
     },
     bar(

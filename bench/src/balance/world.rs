@@ -127,7 +127,6 @@ pub fn bound(jobs: &[Job]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::judge::{Pick, oscillation};
     use super::*;
 
     #[test]
@@ -169,30 +168,6 @@ mod tests {
                 work[best] += job.work();
             }
             assert!(last < 1.1 * bound(&jobs), "{last} for {}", bound(&jobs));
-        }
-    }
-
-    #[test]
-    fn shares_swing_where_everything_is_known_since_large_jobs_are_avoided() {
-        for seed in 1..7 {
-            let (mut backlog, mut last) = ([0.0; FLEET.len()], 0.0);
-            let mut picks = Vec::new();
-            for job in super::super::trace::jobs(super::super::trace::LOAD, 13.0, seed) {
-                let at = job.at.as_secs_f64();
-                for (work, machine) in backlog.iter_mut().zip(FLEET) {
-                    *work = f64::max(*work - (at - last) * machine.bytes_per_second(), 0.0);
-                }
-                last = at;
-                let done = |nth: usize| {
-                    backlog[nth] / FLEET[nth].bytes_per_second() + FLEET[nth].alone(&job)
-                };
-                let best = (0..FLEET.len()).min_by(|a, b| done(*a).total_cmp(&done(*b)));
-                let worker = best.expect("workers");
-                backlog[worker] += job.work();
-                picks.push(Pick { at, worker, bytes: job.bytes });
-            }
-            let swing = oscillation(&picks, FLEET.len(), 3.0, 13.0).expect("windows");
-            assert!((4.0..8.0).contains(&swing), "{swing}");
         }
     }
 
