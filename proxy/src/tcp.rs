@@ -190,7 +190,6 @@ async fn connect(
         match Connector::connect(service, &endpoint, None).await {
             Ok((io, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);
-                service.learn_connection(&endpoint, origin);
                 return Ok((io, guard, ticket));
             }
             Err(ConnectError::Full(_)) => return Err("overflow"),

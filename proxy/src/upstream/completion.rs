@@ -197,18 +197,6 @@ impl ServiceState {
         completion.learn(endpoint, &sample);
     }
 
-    /// A connection stands whose bytes are opaque and come from there. Of what is asked over it nothing is
-    /// seen, so that the time it took to connect is all that is measured of the way.
-    pub(crate) fn learn_connection(&self, endpoint: &EndpointState, origin: Cell) {
-        let Some(completion) = self.completion.as_ref().filter(|_| origin != Cell::HERE) else {
-            return;
-        };
-        let learned = &endpoint.live.learned;
-        if let Some(seconds) = learned.round_trip.seconds() {
-            completion.experience.way(learned.cell(), origin).connected(seconds);
-        }
-    }
-
     /// Forgets what is not so any more. To be called many times a second.
     pub(crate) fn forget(&self, now_ms: u64) {
         let Some(completion) = &self.completion else { return };

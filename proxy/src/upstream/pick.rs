@@ -372,24 +372,28 @@ impl<'a, 't> Round<'a, 't> {
         Some(if self.cost_less(b, a) { b } else { a })
     }
 
-    /// Whether `a` is strictly cheaper than `b`, both in proportion to what they can do while they are
-    /// well. One that is not is busier for it, so a weight that follows the load would count that twice.
+    /// Whether `a` is strictly cheaper than `b`, both in proportion to what they can do. What they have
+    /// is related to what they can do while they are well: one that is not has more for it, so a weight
+    /// that follows the load would count that twice. What would come is related to what they can do now.
+    #[expect(clippy::cast_precision_loss, reason = "compared with others as large")]
     fn cost_less(&self, a: &EndpointState, b: &EndpointState) -> bool {
-        let (mut wa, mut wb) = (u128::from(a.spec.declared()), u128::from(b.spec.declared()));
-        if self.recovering {
-            wa *= u128::from(self.warmth(a));
-            wb *= u128::from(self.warmth(b));
-        }
-        let requests = |e: &EndpointState| u128::from(e.live.requests.load(Relaxed)) + 1;
-        let by_requests = || requests(a) * wb < requests(b) * wa;
+        let warmth = |e| if self.recovering { self.warmth(e) as f64 } else { 1.0 };
+        let (warm_a, warm_b) = (warmth(a), warmth(b));
+        let cost = |e: &EndpointState, warmth: f64, has: u64, more: u64| {
+            let (declared, now) = (f64::from(e.spec.declared()), f64::from(e.spec.weight));
+            (has as f64 / declared + more as f64 / now) / warmth
+        };
+        let requests =
+            |e: &EndpointState, warmth| cost(e, warmth, e.live.requests.load(Relaxed).into(), 1);
+        let by_requests = || requests(a, warm_a) < requests(b, warm_b);
         if self.service.spec.balancer == Balancer::LeastRequest {
             return by_requests();
         }
-        let bytes = |e: &EndpointState| {
-            u128::from(e.live.bytes_in_flight.load(Relaxed)) + u128::from(self.ask.bytes)
+        let bytes = |e: &EndpointState, warmth| {
+            cost(e, warmth, e.live.bytes_in_flight.load(Relaxed), self.ask.bytes)
         };
-        let (cost_a, cost_b) = (bytes(a) * wb, bytes(b) * wa);
-        cost_a < cost_b || (cost_a == cost_b && by_requests())
+        let (cost_a, cost_b) = (bytes(a, warm_a), bytes(b, warm_b));
+        cost_a < cost_b || (cost_a.total_cmp(&cost_b).is_eq() && by_requests())
     }
 
     fn in_turn(&self, level: &Level, turn: u64) -> usize {

@@ -74,11 +74,13 @@ fn what_is_in_flight_is_not_divided_by_a_sickness_it_shows_itself() {
         list.iter_mut().for_each(|e| e.declared_weight = Some(100));
         let state = state(list, |service| service.balancer = balancer);
         // Ten times slower, it has as much in flight with a tenth of the requests.
-        for (endpoint, busy) in state.endpoints.iter().zip([9, 8]) {
-            endpoint.live.requests.store(busy, Relaxed);
-            endpoint.live.bytes_in_flight.store(busy.into(), Relaxed);
+        for (busy, expected) in [([20, 8], [0, 50]), ([0, 0], [50, 0])] {
+            for (endpoint, busy) in state.endpoints.iter().zip(busy) {
+                endpoint.live.requests.store(busy, Relaxed);
+                endpoint.live.bytes_in_flight.store(busy.into(), Relaxed);
+            }
+            assert_eq!(tally(&state, 50), expected, "{balancer:?} {busy:?}");
         }
-        assert_eq!(tally(&state, 50), [0, 50], "{balancer:?}");
     }
 }
 
@@ -335,7 +337,8 @@ fn in_panic_ejections_and_probes_are_ignored_unless_they_always_count() {
 
 #[tokio::test(start_paused = true)]
 async fn slots_are_busy_for_as_long_as_tries_take() {
-    // Past the time at which clocks began that other tests have moved.
+    // Clocks begin before, and past the time at which those began that other tests have moved.
+    let _ = (now_ms(), super::now_us());
     tokio::time::advance(Duration::from_secs(1 << 24)).await;
     for (slots, expected_us) in [(Some(4), 2_500_000), (None, 0)] {
         let mut endpoint = Endpoint::new(([127, 0, 0, 1], 1).into());

@@ -146,8 +146,12 @@ impl Rates {
 
 /// Puts `ours` into the fields, behind what the application says itself. Where that is more than a
 /// field may hold, what it says stays as it is.
-pub(super) fn add(fields: &mut HeaderMap, ours: LoadReport, format: Format, grpc: bool) {
+pub(super) fn add(fields: &mut HeaderMap, mut ours: LoadReport, format: Format, grpc: bool) {
     let mut report = read::find(fields).and_then(Found::report).unwrap_or_default();
+    if report.rps > 0 || report.rps_fractional > 0.0 {
+        // A rate and a utilization that are not of the same requests make no weight.
+        ours.application_utilization = 0.0;
+    }
     // Each may know of what the other does not: the worse of the two counts.
     let of_ours = |name| ours.named_metrics.get(name).copied();
     let (factor, joules) = (of_ours(GOODPUT_FACTOR), of_ours(JOULES_PER_BYTE));

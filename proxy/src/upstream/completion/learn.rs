@@ -291,12 +291,6 @@ impl Way {
         self.idle.store(0, Relaxed);
     }
 
-    /// A connection stood after so many seconds.
-    pub(super) fn connected(&self, seconds: f32) {
-        self.idle.store(0, Relaxed);
-        self.took(seconds);
-    }
-
     /// Something small took so long there and back. No answer comes sooner than light: those that do
     /// needed nothing from there.
     fn took(&self, seconds: f32) {

@@ -171,6 +171,12 @@ impl Settling<'_> {
         }
         let mut away: Vec<_> = numbers.given.iter().filter(|g| g.used < numbers.settled).collect();
         away.sort_by_key(|given| Reverse(given.used));
+        // Where there is a living one, data comes from there.
+        away.retain(|given| {
+            let place = &given.place;
+            let lives = |living: &Place| place.at.is_some() && living.is("", place.at);
+            !place.region.is_empty() && !cells.places.iter().any(lives)
+        });
         let left = CELLS - 1 - cells.places.len();
         cells.places.extend(away.into_iter().take(left).map(|given| given.place.remembered()));
         (cells, new)

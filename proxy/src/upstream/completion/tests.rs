@@ -516,27 +516,6 @@ fn clients_that_nobody_can_place_are_noticed() {
 }
 
 #[test]
-fn a_connection_tells_of_the_way_from_its_client() {
-    let state = state(&[(("eu", 50.1, 8.7), 1), (("us", 39.0, -77.5), 1)]);
-    let from = origin(&state, "us");
-    assert_eq!(shares(&state, from, MIB, 100), [0.0, 1.0]);
-    // Who relays is in the EU.
-    for (endpoint, seconds) in state.endpoints.iter().zip([0.001, 0.09]) {
-        endpoint.live.learned.connected(seconds);
-        state.learn_connection(endpoint, from);
-    }
-    // What the distance let expect ends with its window.
-    for (endpoint, seconds) in state.endpoints.iter().zip([0.05, 0.09]) {
-        let way = &state.completion.as_ref().unwrap().experience.ways
-            [endpoint.live.learned.cell().index()];
-        let way = &way[from.index()];
-        way.second(true);
-        let known = way.round_trip.seconds().unwrap();
-        assert!((known - seconds).abs() < 0.001, "{known} {seconds}");
-    }
-}
-
-#[test]
 fn of_a_way_of_which_nothing_is_known_that_from_the_proxy_counts() {
     let places = Coordinates { latitude: 0.0, longitude: 0.0 };
     let endpoint = |n: u8, region: &str| {
