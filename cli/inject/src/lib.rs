@@ -12,6 +12,7 @@ mod edit;
 mod emit;
 mod kubernetes;
 mod problem;
+mod quantity;
 mod record;
 mod settings;
 pub mod systemd;

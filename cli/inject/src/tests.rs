@@ -1,6 +1,6 @@
 //! Whole files: golden outputs, and what must hold for any of them.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::{Options, Outcome, Problem, Source, inject, tree::Tree, uninject};
 
@@ -239,9 +239,12 @@ fn bytes_at_random_never_panic() {
         "annotations:",
         "metadata:",
         "services:\n",
+        "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: a\n",
+        "services:\n  a: {image: b}\n",
         "towpath.dev/injected: \"0.1.0 +spec/volumes\"\n",
     ];
     let mut seed = 1_u64;
+    let mut changed = BTreeMap::new();
     for _ in 0..20_000 {
         let mut text = String::new();
         for _ in 0..seed % 24 {
@@ -251,13 +254,19 @@ fn bytes_at_random_never_panic() {
             text += words[usize::try_from(seed >> 40).unwrap() % words.len()];
         }
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-        let mut with = options("compose", "");
-        with.intercept = seed.is_multiple_of(2);
+        // Of a folder Compose files are made, of none pods.
+        let name = if seed & (1 << 41) == 0 { "compose" } else { "pod" };
+        let mut with = options(name, "");
+        with.intercept = seed & (1 << 42) == 0;
         if let Ok(outcome) = inject("f", &text, &with) {
+            if !outcome.changed.is_empty() {
+                *changed.entry(name).or_insert(0) += 1;
+            }
             assert!(Tree::parse(&outcome.text).is_ok(), "{text:?} became {:?}", outcome.text);
         }
         let _ = uninject("f", &text);
     }
+    assert!(changed.len() == 2 && changed.values().all(|count| *count > 40), "{changed:?}");
 }
 
 /// <https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted>
@@ -288,4 +297,37 @@ fn the_sidecar_keeps_to_the_restricted_standard_and_only_the_init_step_does_not(
     let names: Vec<_> = inits.iter().map(|id| tree.find_text(*id, &["name"]).unwrap()).collect();
     assert_eq!(names, ["towpath-intercept", "towpath-proxy"]);
     assert_eq!(inits.iter().map(|id| restricted(*id)).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn many_ways_to_one_object_are_not_all_walked() {
+    // Each level merges the one before eight times: 8^15 ways, 16 objects.
+    let mut text = "apiVersion: v1\nkind: Pod\nx0: &x0 {a: b}\n".to_owned();
+    for level in 1..16 {
+        let below = vec![format!("*x{}", level - 1); 8].join(", ");
+        text += &format!("x{level}: &x{level} {{<<: [{below}]}}\n");
+    }
+    text += "spec:\n  <<: *x15\n  containers:\n  - name: a\n";
+    let (done, told) = std::sync::mpsc::channel();
+    let worker = std::thread::spawn(move || done.send(injected("f", &text).changed));
+    let changed = told.recv_timeout(std::time::Duration::from_secs(30)).expect("an end");
+    assert_eq!(changed, ["Pod/?"]);
+    worker.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_pod_keeps_its_class_however_amounts_are_written() {
+    for (limits, requests, kept) in [
+        ("{cpu: 1, memory: 1Gi}", "{cpu: 1000m, memory: 1024Mi}", true),
+        ("{cpu: 0.5, memory: 1e9}", "{cpu: 500m, memory: 1G}", true),
+        ("{cpu: 1, memory: 1Gi}", "{cpu: 1, memory: 1G}", false),
+        ("{cpu: 0, memory: 1Gi}", "{}", false),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: a\n    resources:\n      \
+             limits: {limits}\n      requests: {requests}\n"
+        );
+        let outcome = injected("f", &text).text;
+        assert_eq!(outcome.matches("500m").count() >= 2, kept, "{outcome}");
+    }
 }

@@ -5,7 +5,10 @@
 //! nodes, so that an editor can change the text at a place and leave the rest.
 //! Knows nothing of Kubernetes or Compose.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle};
 
@@ -15,8 +18,8 @@ use crate::problem::Problem;
 const MAX_NODES: usize = 1_000_000;
 /// Deepest nesting.
 const MAX_DEPTH: usize = 128;
-/// Most merge keys that are followed from one object to the next.
-const MAX_MERGES: usize = 16;
+/// Most objects that are asked for one key by way of merge keys.
+const MAX_MERGES: usize = 1000;
 
 /// Which node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,6 +129,16 @@ impl Tree {
         }
     }
 
+    /// Whether it is true in YAML 1.1, which Kubernetes reads.
+    pub(crate) fn is_true(&self, id: Id) -> bool {
+        const WORDS: [&str; 11] =
+            ["true", "True", "TRUE", "yes", "Yes", "YES", "y", "Y", "on", "On", "ON"];
+        match &self.node(self.resolve(id)).kind {
+            Kind::Scalar { text, plain } => *plain && WORDS.contains(&text.as_str()),
+            _ => false,
+        }
+    }
+
     /// What a list holds; nothing for anything else.
     pub(crate) fn items(&self, id: Id) -> &[Id] {
         match &self.node(self.resolve(id)).kind {
@@ -151,7 +164,7 @@ impl Tree {
         if let Some(entry) = self.entry(map, key) {
             return Some(Found { value: entry.value, entry: Some(entry) });
         }
-        self.merged(map, key, 0).map(|value| Found { value, entry: None })
+        self.merged(map, key).map(|value| Found { value, entry: None })
     }
 
     /// The first entry of a key that is written in the object itself.
@@ -178,19 +191,30 @@ impl Tree {
         })
     }
 
-    fn merged(&self, map: Id, key: &str, depth: usize) -> Option<Id> {
-        if depth == MAX_MERGES {
-            return None;
+    /// Asks what merge keys bring, each object once, however many ways lead to it.
+    fn merged(&self, map: Id, key: &str) -> Option<Id> {
+        let mut seen = HashSet::new();
+        let mut ahead = self.sources(map);
+        while let Some(source) = ahead.pop() {
+            let source = self.resolve(source);
+            if seen.len() == MAX_MERGES || !seen.insert(source) {
+                continue;
+            }
+            if let Some(entry) = self.entry(source, key) {
+                return Some(entry.value);
+            }
+            ahead.append(&mut self.sources(source));
         }
-        let from = self.entry(map, "<<")?.value;
-        let sources = match self.node(self.resolve(from)).kind {
-            Kind::List { .. } => self.items(from),
-            _ => std::slice::from_ref(&from),
-        };
-        sources.iter().find_map(|source| {
-            let own = self.entry(*source, key).map(|entry| entry.value);
-            own.or_else(|| self.merged(self.resolve(*source), key, depth + 1))
-        })
+        None
+    }
+
+    /// What an object merges, the first one last.
+    fn sources(&self, map: Id) -> Vec<Id> {
+        let Some(Entry { value: from, .. }) = self.entry(map, "<<") else { return Vec::new() };
+        match self.node(self.resolve(from)).kind {
+            Kind::List { .. } => self.items(from).iter().rev().copied().collect(),
+            _ => vec![from],
+        }
     }
 
     /// The last byte of what is written of a node. Block lists and objects end with what they
@@ -306,6 +330,10 @@ impl Builder<'_> {
             Event::Alias(anchor) => {
                 let target = self.anchors.get(&anchor).copied();
                 if let Some(target) = target {
+                    if self.open.iter().any(|open| open.id == target) {
+                        let message = "this repeats what it stands in, without end";
+                        return Err(Problem::new(self.text, range, message).help("take it out"));
+                    }
                     self.tree.nodes[target.0].repeated = true;
                 }
                 let id = self.add(range, tag, 0, Kind::Alias(target))?;

@@ -5,7 +5,8 @@ use crate::{
     Options,
     emit::Value,
     problem::Problem,
-    settings::{STATE, Settings},
+    quantity,
+    settings::{PREFIX, STATE, Settings},
     tree::{Id, Tree},
 };
 
@@ -42,6 +43,8 @@ impl Pod<'_> {
         self.names()?;
         self.ends()?;
         self.ports()?;
+        self.amounts()?;
+        self.admin()?;
         if self.options.intercept { self.interception() } else { Ok(()) }
     }
 
@@ -174,28 +177,62 @@ impl Pod<'_> {
     fn resources(&self) -> Value {
         let settings = self.settings;
         let guaranteed = self.guaranteed();
-        let default = |text: &str| Some(text.to_owned());
-        let memory_limit = settings.memory_limit.clone().or_else(|| default("512Mi"));
-        let cpu_limit =
-            settings.cpu_limit.clone().or_else(|| if guaranteed { default("500m") } else { None });
-        // A pod whose containers all ask for what they may use is the last to be evicted; it stays so.
-        let (cpu, memory) =
-            if guaranteed { (cpu_limit.clone(), memory_limit.clone()) } else { (None, None) };
-        let cpu = settings.cpu_request.clone().or(cpu).unwrap_or_else(|| "50m".to_owned());
-        let memory =
-            settings.memory_request.clone().or(memory).unwrap_or_else(|| "64Mi".to_owned());
-        requests(&cpu, &memory, cpu_limit.as_deref(), memory_limit.as_deref())
+        let (cpu, memory) = (&settings.cpu_request, &settings.memory_request);
+        let (cpu_limit, memory_limit) = (&settings.cpu_limit, &settings.memory_limit);
+        let most_cpu = guaranteed.then_some("500m");
+        let cpu = amounts((cpu, cpu_limit), ("50m", most_cpu), guaranteed);
+        let memory = amounts((memory, memory_limit), ("64Mi", Some("512Mi")), guaranteed);
+        requests(cpu.0, memory.0, cpu.1, memory.1)
+    }
+
+    /// Kubernetes refuses a container that asks for more than it may use.
+    fn amounts(&self) -> Result<(), Problem> {
+        let Settings { cpu_request, cpu_limit, memory_request, memory_limit, .. } = self.settings;
+        for (of, request, limit) in
+            [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
+        {
+            let (Some(asked), Some(most)) = (request, limit) else { continue };
+            if quantity::parse(asked) > quantity::parse(most) {
+                let message = format!("the sidecar would ask for more {of} than its limit, {most}");
+                return Err(self
+                    .problem(self.annotation(&format!("{of}-request")), message)
+                    .help(format!("raise {PREFIX}{of}-limit, or leave one of the two out")));
+            }
+        }
+        Ok(())
+    }
+
+    /// On its machine's network a pod has no address of its own to open the admin endpoint at.
+    fn admin(&self) -> Result<(), Problem> {
+        if !self.settings.admin_on_pod || self.host_network().is_none() {
+            return Ok(());
+        }
+        let message = "this pod is on its machine's network: all that reach the machine would \
+                       reach the admin endpoint, which asks nobody who they are";
+        Err(self
+            .problem(self.annotation("admin"), message)
+            .help("leave the annotation out: the endpoint stays on loopback"))
+    }
+
+    /// Where an annotation of ours is written that counts.
+    fn annotation(&self, name: &str) -> Id {
+        let key = format!("{PREFIX}{name}");
+        let owners = [self.workload.holder, self.workload.object];
+        let mut found = owners
+            .into_iter()
+            .filter_map(|owner| self.tree.find(owner, &["metadata", "annotations", &key]));
+        found.next().unwrap_or(self.workload.spec)
     }
 
     /// Whether all containers ask for as much CPU and memory as they may use.
     fn guaranteed(&self) -> bool {
         let amount = |container: Id, what: &str, of: &str| {
-            self.tree.find_text(container, &["resources", what, of])
+            self.tree.find_text(container, &["resources", what, of]).map(quantity::parse)
         };
         self.containers().all(|container| {
             ["cpu", "memory"].iter().all(|of| {
                 let limit = amount(container, "limits", of);
-                limit.is_some()
+                limit.flatten().is_some_and(|limit| limit > 0)
                     && amount(container, "requests", of).is_none_or(|asked| Some(asked) == limit)
             })
         })
@@ -335,7 +372,7 @@ impl Pod<'_> {
     }
 
     fn host_network(&self) -> Option<Id> {
-        self.find(&["hostNetwork"]).filter(|id| self.tree.text(*id) == Some("true"))
+        self.find(&["hostNetwork"]).filter(|id| self.tree.is_true(*id))
     }
 
     fn containers(&self) -> impl Iterator<Item = Id> {
@@ -360,6 +397,28 @@ fn field(name: &str, path: &str) -> Value {
     Value::map([("name", Value::text(name)), ("valueFrom", from)])
 }
 
+/// What is asked for and what may be used: as far as it was set, and by default what goes with
+/// that. A pod whose containers all ask for what they may use is the last to be evicted; with
+/// `equal` it stays so.
+fn amounts<'a>(
+    set: (&'a Option<String>, &'a Option<String>),
+    default: (&'a str, Option<&'a str>),
+    equal: bool,
+) -> (&'a str, Option<&'a str>) {
+    let above = |one: &str, other: &str| quantity::parse(one) > quantity::parse(other);
+    match (set.0.as_deref(), set.1.as_deref()) {
+        (Some(asked), Some(most)) => (asked, Some(most)),
+        (Some(asked), None) if equal => (asked, Some(asked)),
+        (Some(asked), None) => {
+            (asked, default.1.map(|most| if above(asked, most) { asked } else { most }))
+        }
+        (None, Some(most)) if equal || above(default.0, most) => (most, Some(most)),
+        (None, Some(most)) => (default.0, Some(most)),
+        (None, None) if equal => (default.1.unwrap_or(default.0), default.1),
+        (None, None) => default,
+    }
+}
+
 fn requests(cpu: &str, memory: &str, cpu_limit: Option<&str>, memory_limit: Option<&str>) -> Value {
     let amounts = |cpu: Option<&str>, memory: Option<&str>| {
         let amounts = [("cpu", cpu), ("memory", memory)];
@@ -372,4 +431,32 @@ fn requests(cpu: &str, memory: &str, cpu_limit: Option<&str>, memory_limit: Opti
         ("requests", amounts(Some(cpu), Some(memory))),
         ("limits", amounts(cpu_limit, memory_limit)),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::amounts;
+
+    #[test]
+    fn a_default_follows_what_was_set() {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        for (asked, most, equal, expected) in [
+            ("", "", false, ("64Mi", Some("512Mi"))),
+            ("", "", true, ("512Mi", Some("512Mi"))),
+            ("1Gi", "", false, ("1Gi", Some("1Gi"))),
+            ("0.25Gi", "", false, ("0.25Gi", Some("512Mi"))),
+            ("128Mi", "", true, ("128Mi", Some("128Mi"))),
+            ("", "32Mi", false, ("32Mi", Some("32Mi"))),
+            ("", "1Gi", false, ("64Mi", Some("1Gi"))),
+            ("", "1Gi", true, ("1Gi", Some("1Gi"))),
+            ("128Mi", "1Gi", true, ("128Mi", Some("1Gi"))),
+        ] {
+            let set = (&some(asked), &some(most));
+            let told = amounts(set, ("64Mi", Some("512Mi")), equal);
+            assert_eq!(told, expected, "{asked} {most} {equal}");
+        }
+        let cpu = Some("2".to_owned());
+        assert_eq!(amounts((&cpu, &None), ("50m", None), false), ("2", None));
+        assert_eq!(amounts((&None, &Some("20m".to_owned())), ("50m", None), false).0, "20m");
+    }
 }
