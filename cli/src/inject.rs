@@ -194,6 +194,11 @@ impl Args {
         };
         let wanted = wanted.into_iter().map(|(path, text)| (self.units.join(path), text));
         let wanted: Vec<(PathBuf, String)> = wanted.collect();
+        if let Err(problems) = ours(&wanted, &options.version)? {
+            tell("error", &problems);
+            eprintln!("towpath inject: nothing was written");
+            return Ok(ExitCode::FAILURE);
+        }
         if self.dry_run {
             for (path, text) in &wanted {
                 let before = fs::read_to_string(path).unwrap_or_default();
@@ -206,9 +211,28 @@ impl Args {
         } else {
             write_units(&wanted)?
         }
-        eprintln!("now: systemctl daemon-reload && systemctl restart {unit}");
+        if let Ok(then) = systemd::then(unit, self.uninject) {
+            eprintln!("{then}");
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What stands in the way at the places of units.
+fn ours(files: &[(PathBuf, String)], version: &str) -> anyhow::Result<Result<(), Vec<Problem>>> {
+    let mut problems = Vec::new();
+    for (path, _) in files {
+        let shown = path.display().to_string();
+        match fs::read(path) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                problems.extend(systemd::ours(&shown, &text, version).err());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(shown),
+        }
+    }
+    Ok(if problems.is_empty() { Ok(()) } else { Err(problems) })
 }
 
 fn write_units(files: &[(PathBuf, String)]) -> anyhow::Result<()> {

@@ -4,7 +4,9 @@
 //! the same should the sidecar fail. The sidecar stops after the service, with nothing left to
 //! need it (`StopWhenUnneeded`), so that a job's sidecar ends with its job.
 
-use crate::{Options, Source, problem::Problem};
+use std::cmp::Ordering;
+
+use crate::{Options, Source, problem::Problem, record::compare};
 
 /// A file to be written, its path relative to the folder of units.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,18 +43,28 @@ pub fn inject(
                 .help("name a folder (--policies DIR) or a control plane (--control-plane ADDR)"));
         }
     };
-    // A blank or a % would be read by systemd as something else.
-    let plain = |path: &&str| {
-        path.starts_with('/')
-            && path.bytes().all(|b| b.is_ascii_graphic() && !b"%\"'\\$;".contains(&b))
+    // A blank or a % would be read by systemd as something else, a line's end as another setting.
+    let plain = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_graphic() && !b"%\"'\\$;".contains(&b))
     };
-    if let Some(path) = paths.into_iter().find(|path| !plain(path)) {
+    // A folder is also bound into the sandbox, as FROM:TO.
+    let bad = |path: &&str| !path.starts_with('/') || !plain(path) || path.contains(':');
+    if let Some(path) = paths.into_iter().find(bad) {
         return Err(Problem::general(format!("`{path}` cannot stand in a unit"))
-            .help("give an absolute path without blanks, quotes, $, ; and %"));
+            .help("give an absolute path without blanks, quotes, $, :, ; and %"));
+    }
+    if let Some(Source::ControlPlane(address)) = &options.source
+        && !plain(address)
+    {
+        return Err(Problem::general(format!(
+            "`{}` cannot stand in a unit",
+            address.escape_debug()
+        ))
+        .help("give the address of a control plane, HOST:PORT"));
     }
     let Names { app, sidecar, wanted, .. } = &names;
     let drop_in = format!(
-        "# Added by towpath inject {}; towpath inject --systemd {app} --uninject takes it out.\n\
+        "{MARK}{}; towpath inject --systemd {app} --uninject takes it out.\n\
          [Unit]\nWants={wanted}\nAfter={wanted}\n",
         options.version
     );
@@ -70,6 +82,53 @@ pub fn paths(unit: &str) -> Result<([String; 2], String), Problem> {
     let names = Names::parse(unit)?;
     let folder = format!("{}.d", names.app);
     Ok(([names.sidecar, format!("{folder}/50-towpath.conf")], folder))
+}
+
+/// What the first line of our files begins with; the version follows.
+const MARK: &str = "# Added by towpath inject ";
+
+/// Whether the version `own` may write anew or remove a file of which `text` is what is in it.
+///
+/// # Errors
+/// When `inject` did not write the file, or a newer version did.
+pub fn ours(path: &str, text: &str, own: &str) -> Result<(), Problem> {
+    let version = text.strip_prefix(MARK).and_then(|rest| Some(rest.split_once(';')?.0));
+    let Some(version) = version else {
+        return Err(Problem::general(format!(
+            "{path} is there, and towpath inject did not write it"
+        ))
+        .help("move it away: a sidecar's unit would have this name"));
+    };
+    if compare(version, own) == Ordering::Greater {
+        let message =
+            format!("{path} was written by towpath {version}, which is newer than this one, {own}");
+        return Err(Problem::general(message).help("use that version"));
+    }
+    Ok(())
+}
+
+/// What is to be done once the files of `unit` are written, or (`out`) removed: commands for
+/// systemd, and the folder that stays.
+///
+/// # Errors
+/// When `unit` is no name of a service.
+pub fn then(unit: &str, out: bool) -> Result<String, Problem> {
+    let Names { app, sidecar, node, .. } = Names::parse(unit)?;
+    // A glob stands for the instances that run.
+    let all = |unit: &str| match unit.split_once('@') {
+        Some((name, _)) => format!("'{name}@*.service'"),
+        None => unit.to_owned(),
+    };
+    let (app, sidecar) = (all(&app), all(&sidecar));
+    if !out {
+        return Ok(format!("now: systemctl daemon-reload && systemctl restart {app}"));
+    }
+    // Without its unit nothing would tell systemd to stop the sidecar that runs.
+    let folder = node.replace("%i", "INSTANCE");
+    Ok(format!(
+        "now: systemctl stop {sidecar} && systemctl daemon-reload && systemctl restart {app}\n\
+         what the sidecar kept stays in /var/lib/private/towpath/{folder}"
+    ))
 }
 
 /// Names of units.
@@ -132,7 +191,7 @@ impl Names {
         };
         let part_of = app.replace('@', "@%i");
         format!(
-            "# Added by towpath inject {version}; towpath inject --systemd {app} --uninject takes it out.\n\
+            "{MARK}{version}; towpath inject --systemd {app} --uninject takes it out.\n\
              [Unit]\n\
              Description=Towpath sidecar of {part_of}\n\
              PartOf={part_of}\n\

@@ -115,3 +115,23 @@ fn units_are_written_and_removed_with_nothing_left() {
     assert!(success(&[&common[..], &["--uninject"]].concat()));
     assert_eq!(fs::read_dir(units).unwrap().count(), 0);
 }
+
+#[test]
+fn units_that_somebody_else_wrote_are_neither_replaced_nor_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let units = dir.path().to_str().unwrap();
+    let put_in = ["--systemd", "etl", "--units", units, "--policies", "/etc/towpath"];
+    let take_out = ["--systemd", "etl", "--units", units, "--uninject"];
+    let unit = dir.path().join("etl-towpath.service");
+    for theirs in ["[Service]\nExecStart=/bin/true\n", "# Added by towpath inject 999.0.0; …\n"] {
+        fs::write(&unit, theirs).unwrap();
+        assert!(!success(&put_in));
+        assert!(!success(&take_out));
+        assert_eq!(fs::read_to_string(&unit).unwrap(), theirs);
+        assert_eq!(fs::read_dir(units).unwrap().count(), 1);
+    }
+    fs::write(&unit, "# Added by towpath inject 0.0.1; …\n").unwrap();
+    assert!(success(&put_in));
+    assert!(success(&take_out));
+    assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+}

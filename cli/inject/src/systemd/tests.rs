@@ -1,6 +1,6 @@
 use std::{fs, path::Path, process::Command};
 
-use super::{PROXY, inject, paths};
+use super::{PROXY, inject, ours, paths, then};
 use crate::{Options, Source};
 
 fn options(source: Source) -> Options {
@@ -63,12 +63,51 @@ fn what_is_no_unit_is_refused() {
         assert!(inject(unit, PROXY, 9901, &folder()).is_err(), "{unit}");
         assert!(paths(unit).is_err(), "{unit}");
     }
-    for path in ["relative", "/with blank", "/with%n", "/with$HOME"] {
+    for path in ["relative", "/with blank", "/with%n", "/with$HOME", "/a:/b", "/a\nExecStartPre=/b"]
+    {
         assert!(inject("etl", path, 9901, &folder()).is_err(), "{path}");
         let source = options(Source::Policies(path.to_owned()));
         assert!(inject("etl", PROXY, 9901, &source).is_err(), "{path}");
     }
+    for address in ["", "mesh 18000", "mesh:1\nExecStartPre=/b", "mesh:%i", "$MESH", "a;b"] {
+        let source = options(Source::ControlPlane(address.to_owned()));
+        assert!(inject("etl", PROXY, 9901, &source).is_err(), "{address}");
+    }
     assert!(inject("etl", PROXY, 9901, &Options::new("0.1.0")).is_err());
+}
+
+#[test]
+fn only_what_this_or_an_older_version_wrote_is_ours() {
+    for file in inject("etl", PROXY, 9901, &folder()).unwrap() {
+        assert_eq!(ours(&file.path, &file.text, "0.1.0"), Ok(()));
+        assert_eq!(ours(&file.path, &file.text, "0.2.0"), Ok(()));
+        let newer = ours(&file.path, &file.text, "0.0.9").unwrap_err();
+        assert!(newer.message.contains("written by towpath 0.1.0, which is newer"), "{newer}");
+    }
+    for text in
+        ["", "[Unit]\n", "# ours\n# Added by towpath inject 0.1.0;", "# Added by towpath inject 1"]
+    {
+        let other = ours("etl-towpath.service", text, "0.1.0").unwrap_err();
+        assert!(other.message.contains("did not write it"), "{other}");
+    }
+}
+
+#[test]
+fn the_way_out_stops_the_sidecar_while_systemd_still_knows_it() {
+    assert_eq!(
+        then("etl", false).unwrap(),
+        "now: systemctl daemon-reload && systemctl restart etl.service"
+    );
+    assert_eq!(
+        then("etl", true).unwrap(),
+        "now: systemctl stop etl-towpath.service && systemctl daemon-reload && systemctl restart \
+         etl.service\nwhat the sidecar kept stays in /var/lib/private/towpath/etl"
+    );
+    assert_eq!(
+        then("etl@.service", true).unwrap(),
+        "now: systemctl stop 'etl-towpath@*.service' && systemctl daemon-reload && systemctl restart \
+         'etl@*.service'\nwhat the sidecar kept stays in /var/lib/private/towpath/etl-INSTANCE"
+    );
 }
 
 #[test]
