@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -107,8 +107,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut wrong = false;
     for file in &args.files {
         let (name, text) = read(file)?;
-        let outcome =
-            if args.uninject { uninject(&name, &text) } else { inject(&name, &text, &options) };
+        let outcome = if args.uninject {
+            uninject(&name, &text, options.kind)
+        } else {
+            inject(&name, &text, &options)
+        };
         match outcome {
             Ok(outcome) => done.push(Done { path: file, name, before: text, outcome }),
             Err(problems) => {
@@ -302,16 +305,40 @@ fn in_place(done: &[Done<'_>]) -> anyhow::Result<()> {
     // All are on disk beside their places before the first one takes its place.
     let staged: Vec<_> = changed
         .iter()
-        .map(|one| Staged::new(one.path, &one.outcome.text))
+        .map(|one| Ok((Staged::new(one.path, &one.outcome.text)?, one.before.as_str())))
         .collect::<anyhow::Result<_>>()?;
-    for (staged, one) in staged.into_iter().zip(changed) {
-        staged.persist()?;
-        eprintln!("wrote {}: {}", one.name, one.outcome.changed.join(", "));
+    put(staged)?;
+    for one in changed {
+        let mut what = one.outcome.changed.join(", ");
+        if !one.outcome.taken_out.is_empty() {
+            let gap = if what.is_empty() { "" } else { "; " };
+            what += &format!("{gap}taken out of {}", one.outcome.taken_out.join(", "));
+        }
+        eprintln!("wrote {}: {what}", one.name);
     }
     Ok(())
 }
 
-/// A file that is to take the place of another, whole or not at all, with that one's permissions.
+/// Has files take their places; where one cannot, those before it become again what they were.
+fn put(files: Vec<(Staged, &str)>) -> anyhow::Result<()> {
+    let mut done: Vec<(PathBuf, &str)> = Vec::new();
+    for (staged, before) in files {
+        let path = staged.path.clone();
+        if let Err(error) = staged.persist() {
+            for (path, before) in done {
+                if let Err(error) = Staged::new(&path, before).and_then(Staged::persist) {
+                    eprintln!("error: {} stays changed: {error:#}", path.display());
+                }
+            }
+            return Err(error);
+        }
+        done.push((path, before));
+    }
+    Ok(())
+}
+
+/// A file that is to take the place of another, whole or not at all, with that one's owner,
+/// where this is allowed, and permissions.
 struct Staged {
     file: tempfile::NamedTempFile,
     path: PathBuf,
@@ -327,7 +354,11 @@ impl Staged {
         let mut file = tempfile::NamedTempFile::new_in(folder).with_context(about)?;
         file.write_all(text.as_bytes()).with_context(about)?;
         let permissions = match fs::metadata(&path) {
-            Ok(metadata) => metadata.permissions(),
+            Ok(metadata) => {
+                // Only root may give a file away; otherwise it becomes the writer's, as before.
+                let _ = fchown(file.as_file(), Some(metadata.uid()), Some(metadata.gid()));
+                metadata.permissions()
+            }
             Err(_) => PermissionsExt::from_mode(0o644),
         };
         file.as_file().set_permissions(permissions).with_context(about)?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Options, Source, Work,
+    Kind, Options, Source, Work,
     emit::Value,
     problem::Problem,
     record::INJECTED,
@@ -13,17 +13,20 @@ use crate::{
 };
 
 /// What the name of a sidecar ends with.
-const SUFFIX: &str = "-towpath";
+pub(crate) const SUFFIX: &str = "-towpath";
 
-/// Whether a document is a Compose file: services, and no kind of Kubernetes.
-pub(crate) fn is_compose(tree: &Tree, root: Id) -> bool {
+/// Whether a document is a Compose file: as was said, or services and no kind of Kubernetes.
+pub(crate) fn is_compose(tree: &Tree, root: Id, kind: Option<Kind>) -> bool {
+    if let Some(kind) = kind {
+        return kind == Kind::Compose;
+    }
     let services = tree.find(root, &["services"]).is_some_and(|services| tree.is_map(services));
     services && tree.get(root, "kind").is_none() && tree.get(root, "apiVersion").is_none()
 }
 
 /// Sidecars that were added: the services, which one it is, and the label that says so.
-pub(crate) fn injected(tree: &Tree, root: Id) -> Vec<(Id, usize, Id)> {
-    if !is_compose(tree, root) {
+pub(crate) fn injected(tree: &Tree, root: Id, kind: Option<Kind>) -> Vec<(Id, usize, Id)> {
+    if !is_compose(tree, root, kind) {
         return Vec::new();
     }
     let Some(services) = tree.find(root, &["services"]).map(|id| tree.resolve(id)) else {
@@ -131,7 +134,8 @@ fn sidecar(tree: &Tree, name: &str, service: Id, settings: &Settings, options: &
     let node = settings.node.clone().unwrap_or_else(|| name.to_owned());
     let admin = format!("127.0.0.1:{}", settings.admin_port);
     let drain = settings.drain_timeout.clone().unwrap_or_else(|| DRAIN.to_owned());
-    let command = settings.arguments(&node, settings.cluster.as_deref(), &admin, &drain);
+    let command =
+        settings.arguments(&node, settings.cluster.as_deref(), &admin, &drain, Place::Compose);
     let mut sidecar = vec![
         ("image", Value::text(&settings.image)),
         ("entrypoint", Value::texts(["towpath-proxy"])),
@@ -157,7 +161,11 @@ fn sidecar(tree: &Tree, name: &str, service: Id, settings: &Settings, options: &
     sidecar.push(("stop_grace_period", Value::text("30s")));
     sidecar.push((
         "tmpfs",
-        Value::texts([format!("{STATE}:uid={0},gid={0},mode=0700", settings.user)]),
+        Value::texts([format!(
+            "{STATE}:uid={0},gid={0},mode=0700,size={1}",
+            settings.user,
+            Place::Compose.state_size()
+        )]),
     ));
     if let Some(Source::Policies(folder)) = &settings.source {
         // A bare name would be a volume and no folder.

@@ -72,7 +72,9 @@ fn inject_one(work: &mut Work<'_>, workload: &Workload) -> Result<(), Problem> {
         let step = vec![(INTERCEPT, pod.intercept())];
         add_items(&mut work.edits, spec, "initContainers", step, &mut record)?;
     }
-    let volume = Value::map([("name", Value::text(VOLUME)), ("emptyDir", Value::map([]))]);
+    // A limit on ephemeral storage would be one on the whole pod's, the application's too.
+    let size = Value::map([("sizeLimit", Value::text(Place::Kubernetes.state_size()))]);
+    let volume = Value::map([("name", Value::text(VOLUME)), ("emptyDir", size)]);
     add_items(&mut work.edits, spec, "volumes", vec![(VOLUME, volume)], &mut record)?;
     annotate(work, workload, &pod, record)?;
     work.changed.push(workload.to_string());

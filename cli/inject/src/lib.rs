@@ -19,8 +19,9 @@ pub mod systemd;
 mod tree;
 mod uninject;
 
-pub use crate::{diff::unified, problem::Problem};
+use std::collections::BTreeSet;
 
+pub use crate::{diff::unified, problem::Problem};
 use crate::{edit::Edits, tree::Tree};
 
 /// How sidecars are put in.
@@ -53,6 +54,29 @@ impl Options {
             intercept: false,
         }
     }
+
+    /// Refuses what an annotation could not say either.
+    fn check(&self) -> Result<(), Problem> {
+        let refuse = |text: &str, help: &str| {
+            Err(Problem::general(format!("`{}` cannot be given to a sidecar", text.escape_debug()))
+                .help(help))
+        };
+        if !settings::is_word(&self.image) {
+            return refuse(&self.image, "name an image in one word, without blanks");
+        }
+        match &self.source {
+            Some(Source::ControlPlane(address)) if !settings::is_word(address) => {
+                refuse(address, "give the address of a control plane, HOST:PORT")
+            }
+            // Compose has `FOLDER:PLACE:ro`.
+            Some(Source::Policies(folder))
+                if folder.is_empty() || folder.contains(|c: char| c == ':' || c.is_control()) =>
+            {
+                refuse(folder, "name a folder, without a colon")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Where a control plane is expected in a cluster.
@@ -81,8 +105,10 @@ pub enum Kind {
 pub struct Outcome {
     /// The text.
     pub text: String,
-    /// Workloads that were changed, e.g. `Deployment/etl`.
+    /// Workloads that have a sidecar now, e.g. `Deployment/etl`.
     pub changed: Vec<String>,
+    /// Workloads that had one and have none now.
+    pub taken_out: Vec<String>,
     /// What one should know, and what was passed over and why.
     pub notes: Vec<Problem>,
 }
@@ -93,15 +119,15 @@ pub struct Outcome {
 /// Everything that is wrong, with its place in the file (called `file` in messages). Nothing is
 /// done by halves: one problem is no output.
 pub fn inject(file: &str, text: &str, options: &Options) -> Result<Outcome, Vec<Problem>> {
-    let named =
-        |problems: Vec<Problem>| problems.into_iter().map(|p| p.within(file)).collect::<Vec<_>>();
+    let named = |problems: Vec<Problem>| problem::placed(file, text, problems);
+    options.check().map_err(|problem| named(vec![problem]))?;
     let tree = parse(text).map_err(&named)?;
-    let mut problems = uninject::newer(text, &tree, &options.version);
+    let mut problems = uninject::newer(text, &tree, &options.version, options.kind);
     if !problems.is_empty() {
         return Err(named(problems));
     }
     let mut before = Edits::new(text, &tree);
-    uninject::plan(text, &tree, &mut before).map_err(&named)?;
+    let had = uninject::plan(text, &tree, options.kind, &mut before).map_err(&named)?;
     if before.is_empty() {
         let mut outcome = add(text, &tree, options).map_err(&named)?;
         outcome.notes = named(outcome.notes);
@@ -109,13 +135,15 @@ pub fn inject(file: &str, text: &str, options: &Options) -> Result<Outcome, Vec<
     }
     // What is there of an earlier time goes first; places are told as in the file, though.
     let bare = before.apply().map_err(|problem| named(vec![problem]))?;
-    let bare_tree = parse(&bare).map_err(&named)?;
     let moved = |problems: Vec<Problem>| -> Vec<Problem> {
-        problems.into_iter().map(|p| p.moved(text, |at| before.origin(at))).collect()
+        problems.into_iter().map(|p| p.moved(|at| before.origin(at))).collect()
     };
+    let bare_tree = parse(&bare).map_err(|problems| named(moved(problems)))?;
     match add(&bare, &bare_tree, options) {
         Ok(mut outcome) => {
             outcome.notes = named(moved(outcome.notes));
+            let has: BTreeSet<&String> = outcome.changed.iter().collect();
+            outcome.taken_out = had.into_iter().filter(|name| !has.contains(name)).collect();
             Ok(outcome)
         }
         Err(found) => {
@@ -125,18 +153,17 @@ pub fn inject(file: &str, text: &str, options: &Options) -> Result<Outcome, Vec<
     }
 }
 
-/// Takes out what any version of [`inject`] has put in.
+/// Takes out what any version of [`inject`] has put in; `kind` is what the text is, `None` finds out.
 ///
 /// # Errors
 /// As [`inject`], and where what was put in has been changed so that it cannot be told apart.
-pub fn uninject(file: &str, text: &str) -> Result<Outcome, Vec<Problem>> {
-    let named =
-        |problems: Vec<Problem>| problems.into_iter().map(|p| p.within(file)).collect::<Vec<_>>();
+pub fn uninject(file: &str, text: &str, kind: Option<Kind>) -> Result<Outcome, Vec<Problem>> {
+    let named = |problems: Vec<Problem>| problem::placed(file, text, problems);
     let tree = parse(text).map_err(&named)?;
     let mut edits = Edits::new(text, &tree);
-    let changed = uninject::plan(text, &tree, &mut edits).map_err(&named)?;
+    let taken_out = uninject::plan(text, &tree, kind, &mut edits).map_err(&named)?;
     let text = edits.apply().map_err(|problem| named(vec![problem]))?;
-    Ok(Outcome { text, changed, notes: Vec::new() })
+    Ok(Outcome { text, changed: Vec::new(), taken_out, notes: Vec::new() })
 }
 
 fn parse(text: &str) -> Result<Tree, Vec<Problem>> {
@@ -158,11 +185,7 @@ fn add(text: &str, tree: &Tree, options: &Options) -> Result<Outcome, Vec<Proble
     };
     let mut problems = Vec::new();
     for root in &tree.documents {
-        let compose = match options.kind {
-            Some(kind) => kind == Kind::Compose,
-            None => compose::is_compose(tree, *root),
-        };
-        if compose {
+        if compose::is_compose(tree, *root, options.kind) {
             compose::inject(&mut work, *root, &mut problems);
         } else {
             kubernetes::inject(&mut work, *root, &mut problems);
@@ -172,7 +195,7 @@ fn add(text: &str, tree: &Tree, options: &Options) -> Result<Outcome, Vec<Proble
         return Err(problems);
     }
     let text = work.edits.apply().map_err(|problem| vec![problem])?;
-    Ok(Outcome { text, changed: work.changed, notes: work.notes })
+    Ok(Outcome { text, changed: work.changed, taken_out: Vec::new(), notes: work.notes })
 }
 
 /// One file in the making.

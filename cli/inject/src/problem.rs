@@ -23,29 +23,17 @@ pub struct Problem {
     /// What is wrong.
     pub message: String,
     /// What to do.
-    pub help: Option<String>,
-    /// The bytes that are meant.
-    at: Range<usize>,
+    pub help: Option<Box<str>>,
+    /// The bytes that are meant, if it is about a place.
+    at: Option<Range<usize>>,
 }
 
 impl Problem {
-    /// About the bytes `range` of `text`.
+    /// About the bytes `range` of `text`; which line that is, [`placed`] tells.
     pub(crate) fn new(text: &str, range: Range<usize>, message: impl Into<String>) -> Self {
         let start = floor(text, range.start);
-        let begin = text[..start].rfind('\n').map_or(0, |at| at + 1);
-        let rest = &text[begin..];
-        let line = rest.find('\n').map_or(rest, |at| &rest[..at]).trim_end_matches('\r');
-        let end = floor(text, range.end.clamp(start, (begin + line.len()).max(start)));
-        Self {
-            file: Box::default(),
-            line: small(text[..start].matches('\n').count() + 1),
-            column: small(text[begin..start].trim_start_matches('\u{feff}').chars().count() + 1),
-            text: line.trim_start_matches('\u{feff}').to_owned(),
-            length: small(text[start..end].chars().count().max(1)),
-            message: message.into(),
-            help: None,
-            at: start..end,
-        }
+        let at = start..floor(text, range.end.max(start));
+        Self { at: Some(at), ..Self::general(message) }
     }
 
     /// About no place in a text.
@@ -58,28 +46,44 @@ impl Problem {
             length: 1,
             message: message.into(),
             help: None,
-            at: 0..0,
+            at: None,
         }
     }
 
     /// The same about another text, in which things stand elsewhere.
-    pub(crate) fn moved(self, text: &str, place: impl Fn(usize) -> usize) -> Self {
-        if self.line == 0 {
-            return self;
-        }
-        let at = place(self.at.start)..place(self.at.end);
-        Self { help: self.help, ..Self::new(text, at, self.message) }
+    pub(crate) fn moved(self, place: impl Fn(usize) -> usize) -> Self {
+        Self { at: self.at.map(|at| place(at.start)..place(at.end)), ..self }
     }
 
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(help.into().into_boxed_str());
         self
     }
 
-    pub(crate) fn within(mut self, file: &str) -> Self {
+    fn place(&mut self, file: &str, text: &str, lines: &[usize]) {
         self.file = file.into();
-        self
+        let Some(at) = &self.at else { return };
+        let start = floor(text, at.start);
+        let number = lines.partition_point(|begin| *begin <= start);
+        let begin = lines[number - 1];
+        let next = lines.get(number).map_or(text.len(), |next| next - 1);
+        let line = text[begin..next].trim_end_matches('\r');
+        let end = floor(text, at.end.clamp(start, (begin + line.len()).max(start)));
+        self.line = small(number);
+        self.column = small(text[begin..start].trim_start_matches('\u{feff}').chars().count() + 1);
+        line.trim_start_matches('\u{feff}').clone_into(&mut self.text);
+        self.length = small(text[start..end].chars().count().max(1));
     }
+}
+
+/// Says of problems with `text` in which lines of `file` they are. Lines are counted once.
+pub(crate) fn placed(file: &str, text: &str, mut problems: Vec<Problem>) -> Vec<Problem> {
+    if !problems.is_empty() {
+        let breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        let lines: Vec<usize> = [0].into_iter().chain(breaks).collect();
+        problems.iter_mut().for_each(|problem| problem.place(file, text, &lines));
+    }
+    problems
 }
 
 fn small(count: usize) -> u32 {
@@ -117,3 +121,24 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use super::{Problem, placed};
+
+    /// Counting lines anew for each would take hours.
+    #[test]
+    fn many_problems_of_a_long_file_are_placed_in_one_pass() {
+        let lines = 100_000;
+        let text = "x: é!\r\n".repeat(lines);
+        let problems = text.match_indices('!').map(|(at, _)| Problem::new(&text, at..at + 9, ""));
+        let placed = placed("f", &text, problems.collect());
+        assert_eq!(placed.len(), lines);
+        for (number, problem) in (1..).zip(&placed) {
+            let told = (problem.line, problem.column, problem.length, problem.text.as_str());
+            assert_eq!(told, (number, 5, 1, "x: é!"));
+        }
+        let end = super::placed("f", "a\n", vec![Problem::new("a\n", 2..2, "")]).remove(0);
+        assert_eq!((end.line, end.column, end.text.as_str()), (2, 1, ""));
+    }
+}

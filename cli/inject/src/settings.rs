@@ -50,6 +50,24 @@ pub(crate) enum Place {
     Compose,
 }
 
+impl Place {
+    /// The most that bodies kept for another try take. In Compose they are in memory.
+    fn spool(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "1GiB",
+            Self::Compose => "256MiB",
+        }
+    }
+
+    /// The size of what holds them and the last good configuration.
+    pub(crate) fn state_size(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "1280Mi",
+            Self::Compose => "320m",
+        }
+    }
+}
+
 /// Names, and whether they mean something in Compose.
 const NAMES: [(&str, bool); 17] = [
     ("inject", true),
@@ -118,7 +136,7 @@ impl Settings {
         }
         let amount = quantity::parse(value).is_some();
         let owned = || value.to_owned();
-        let word = !value.is_empty() && !value.contains(char::is_whitespace);
+        let word = is_word(value);
         match name {
             "inject" => match value {
                 "true" | "false" => self.inject = value == "true",
@@ -181,6 +199,7 @@ impl Settings {
         cluster: Option<&str>,
         admin: &str,
         drain: &str,
+        place: Place,
     ) -> Vec<String> {
         let mut arguments = match &self.source {
             Some(Source::Policies(_)) => vec![format!("--policies={POLICIES}")],
@@ -197,7 +216,7 @@ impl Settings {
         }
         arguments.push(format!("--spool-dir={STATE}"));
         // The default of 16 GiB is more than a node can spare for each pod.
-        arguments.push("--spool-bytes=1GiB".to_owned());
+        arguments.push(format!("--spool-bytes={}", place.spool()));
         arguments.extend(self.log_level.as_ref().map(|level| format!("--log-level={level}")));
         arguments.extend(self.access_log.as_ref().map(|path| format!("--access-log={path}")));
         arguments
@@ -239,6 +258,11 @@ fn distance(a: &str, b: &str) -> usize {
 fn is_node(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b"._-$()".contains(&b);
     (1..=253).contains(&text.len()) && text.bytes().all(inner)
+}
+
+/// What an image, an address or a path in the container may be.
+pub(crate) fn is_word(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
 fn is_time(text: &str) -> bool {

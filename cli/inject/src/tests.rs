@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use crate::{Options, Outcome, Problem, Source, inject, tree::Tree, uninject};
+use crate::{Kind, Options, Outcome, Problem, Source, inject, tree::Tree, uninject};
 
 mod generated;
 mod meaning;
@@ -67,9 +67,9 @@ fn manifests_become_what_their_golden_files_say() {
 #[test]
 fn what_is_taken_out_leaves_the_input_to_the_byte() {
     for (name, text) in files("") {
-        let back = uninject(&name, &injected(&name, &text).text).unwrap();
+        let back = uninject(&name, &injected(&name, &text).text, None).unwrap();
         assert!(back.text == text, "{name}:\n{}", crate::unified(&name, &text, &back.text));
-        assert_eq!(back.changed.len(), injected(&name, &text).changed.len(), "{name}");
+        assert_eq!(back.taken_out, injected(&name, &text).changed, "{name}");
     }
 }
 
@@ -91,7 +91,7 @@ fn a_newer_version_injects_anew_and_takes_out_what_an_older_one_put_in() {
         let old = injected(&name, &text).text;
         let from_old = inject(&name, &old, &newer).unwrap().text;
         assert_eq!(from_old, inject(&name, &text, &newer).unwrap().text, "{name}");
-        assert_eq!(uninject(&name, &from_old).unwrap().text, text, "{name}");
+        assert_eq!(uninject(&name, &from_old, None).unwrap().text, text, "{name}");
     }
 }
 
@@ -101,7 +101,7 @@ fn what_another_tool_has_written_anew_is_taken_out_as_well() {
     for (name, text) in files("") {
         let Some(anew) = meaning::anew(&injected(&name, &text).text) else { continue };
         let back =
-            uninject(&name, &anew).unwrap_or_else(|p| panic!("{name}: {}\n{anew}", told(&p)));
+            uninject(&name, &anew, None).unwrap_or_else(|p| panic!("{name}: {}\n{anew}", told(&p)));
         meaning::check(&name, &text, &back.text);
         for word in ["towpath-proxy", "towpath.dev/injected", "name: towpath,", "name: \"towpath\""]
         {
@@ -188,7 +188,7 @@ fn something_added_later_to_what_towpath_made_stays() {
     let outcome = injected("f", text).text;
     let later = outcome.replace("  volumes:\n", "  volumes:\n  - name: later\n    emptyDir: {}\n");
     assert_ne!(later, outcome);
-    let back = uninject("f", &later).unwrap().text;
+    let back = uninject("f", &later, None).unwrap().text;
     let expected = text.replace(
         "  containers:\n",
         "  volumes:\n  - name: later\n    emptyDir: {}\n  containers:\n",
@@ -199,7 +199,7 @@ fn something_added_later_to_what_towpath_made_stays() {
 #[test]
 fn what_was_taken_out_by_hand_is_not_missed() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n    towpath.dev/injected: \"0.1.0 +spec/volumes/towpath +spec/initContainers/x\"\nspec:\n  containers:\n  - name: a\n";
-    let back = uninject("f", text).unwrap().text;
+    let back = uninject("f", text, None).unwrap().text;
     assert_eq!(
         back,
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\nspec:\n  containers:\n  - name: a\n"
@@ -264,7 +264,7 @@ fn bytes_at_random_never_panic() {
             }
             assert!(Tree::parse(&outcome.text).is_ok(), "{text:?} became {:?}", outcome.text);
         }
-        let _ = uninject("f", &text);
+        let _ = uninject("f", &text, None);
     }
     assert!(changed.len() == 2 && changed.values().all(|count| *count > 40), "{changed:?}");
 }
@@ -330,4 +330,48 @@ fn a_pod_keeps_its_class_however_amounts_are_written() {
         let outcome = injected("f", &text).text;
         assert_eq!(outcome.matches("500m").count() >= 2, kept, "{outcome}");
     }
+}
+
+#[test]
+fn flags_are_held_to_what_annotations_are() {
+    let pod = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a}]}\n";
+    let plane = |address: &str| Some(Source::ControlPlane(address.to_owned()));
+    let folder = |folder: &str| Some(Source::Policies(folder.to_owned()));
+    for (image, source) in [
+        ("", None),
+        ("a b", None),
+        ("a\n- b", None),
+        ("a", plane("")),
+        ("a", plane("mesh 18000")),
+        ("a", plane("mesh\u{0}")),
+        ("a", folder("")),
+        ("a", folder("./mesh:rw")),
+        ("a", folder("./me\nsh")),
+    ] {
+        let with = Options { image: image.to_owned(), source, ..Options::new(VERSION) };
+        let problems = inject("f", pod, &with).unwrap_err();
+        assert!(told(&problems).contains("cannot be given to a sidecar"), "{with:?}");
+    }
+}
+
+#[test]
+fn a_file_said_to_be_compose_is_taken_for_it_on_the_way_out_as_well() {
+    let text = "kind: stack\nservices:\n  web: {image: a}\n";
+    let with = Options { kind: Some(Kind::Compose), ..options("compose", "") };
+    let outcome = inject("f", text, &with).unwrap();
+    assert_eq!(outcome.changed, ["web"]);
+    assert_eq!(inject("f", &outcome.text, &with).unwrap(), outcome);
+    let back = uninject("f", &outcome.text, Some(Kind::Compose)).unwrap();
+    assert_eq!((back.text.as_str(), back.taken_out), (text, vec!["web".to_owned()]));
+}
+
+#[test]
+fn what_is_refused_later_is_said_to_be_taken_out() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n";
+    let with = injected("f", text).text;
+    let refusing =
+        with.replace("\"annotations\": {", "\"annotations\": {towpath.dev/inject: \"false\", ");
+    let outcome = injected("f", &refusing);
+    assert_eq!((outcome.changed.len(), outcome.taken_out), (0, vec!["Pod/a".to_owned()]));
+    assert!(!outcome.text.contains("towpath-proxy"));
 }

@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BTreeSet};
 
 use crate::{
-    compose,
+    Kind, compose,
     edit::Edits,
     kubernetes,
     problem::Problem,
@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// Where a newer version than `own` has injected.
-pub(crate) fn newer(text: &str, tree: &Tree, own: &str) -> Vec<Problem> {
+pub(crate) fn newer(text: &str, tree: &Tree, own: &str, kind: Option<Kind>) -> Vec<Problem> {
     let mut marks: Vec<Id> = Vec::new();
     for root in &tree.documents {
         marks.extend(pods(text, tree, *root).into_iter().map(|(_, _, mark)| mark.value));
-        marks.extend(compose::injected(tree, *root).into_iter().map(|(_, _, mark)| mark));
+        marks.extend(compose::injected(tree, *root, kind).into_iter().map(|(_, _, mark)| mark));
     }
     let newer = |mark: &Id| {
         let version = tree.text(*mark)?.split_ascii_whitespace().next()?.to_owned();
@@ -35,6 +35,7 @@ pub(crate) fn newer(text: &str, tree: &Tree, own: &str) -> Vec<Problem> {
 pub(crate) fn plan(
     text: &str,
     tree: &Tree,
+    kind: Option<Kind>,
     edits: &mut Edits<'_>,
 ) -> Result<Vec<String>, Vec<Problem>> {
     let mut changed = Vec::new();
@@ -50,9 +51,10 @@ pub(crate) fn plan(
             take_out(tree, holder, &record, edits);
             changed.push(name);
         }
-        for (services, index, _) in compose::injected(tree, *root) {
+        for (services, index, _) in compose::injected(tree, *root, kind) {
             edits.remove(services, index);
-            changed.extend(tree.text(tree.entries(services)[index].key).map(str::to_owned));
+            let name = tree.text(tree.entries(services)[index].key).unwrap_or_default();
+            changed.push(name.strip_suffix(compose::SUFFIX).unwrap_or(name).to_owned());
         }
     }
     if problems.is_empty() { Ok(changed) } else { Err(problems) }

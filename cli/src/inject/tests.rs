@@ -3,7 +3,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use clap::Parser;
 use towpath_inject::{Kind, Options, Source, inject, systemd};
 
-use super::{Args, run};
+use super::{Args, Staged, put, run};
 
 #[derive(Parser)]
 struct Program {
@@ -134,4 +134,35 @@ fn units_that_somebody_else_wrote_are_neither_replaced_nor_removed() {
     assert!(success(&put_in));
     assert!(success(&take_out));
     assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+}
+
+#[test]
+fn files_become_what_they_were_when_one_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, folder) = (dir.path().join("good.yaml"), dir.path().join("folder"));
+    fs::write(&good, "before").unwrap();
+    fs::create_dir(&folder).unwrap();
+    let first = Staged::new(&good, "after").unwrap();
+    let mut second = Staged::new(&good, "after").unwrap();
+    second.path = folder;
+    assert!(put(vec![(first, "before"), (second, "")]).is_err());
+    assert_eq!(fs::read_to_string(&good).unwrap(), "before");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+/// Holds for root; for anyone else the owner is the same anyway.
+#[test]
+fn a_file_keeps_its_owner_and_its_permissions() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pod.yaml");
+    fs::write(&path, POD).unwrap();
+    let _ = chown(&path, Some(1234), Some(1234));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let about = || fs::metadata(&path).map(|m| (m.uid(), m.gid(), m.mode())).unwrap();
+    let before = about();
+    assert!(success(&["--in-place", path.to_str().unwrap()]));
+    assert_eq!(about(), before);
+    assert_ne!(fs::read_to_string(&path).unwrap(), POD);
 }

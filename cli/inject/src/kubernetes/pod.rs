@@ -6,7 +6,7 @@ use crate::{
     emit::Value,
     problem::Problem,
     quantity,
-    settings::{PREFIX, STATE, Settings},
+    settings::{PREFIX, Place, STATE, Settings},
     tree::{Id, Tree},
 };
 
@@ -81,8 +81,13 @@ impl Pod<'_> {
             settings.node.clone().unwrap_or_else(|| "$(POD_NAME).$(POD_NAMESPACE)".to_owned());
         let own = self.workload.name.as_ref().map(|name| format!("{name}.$(POD_NAMESPACE)"));
         let cluster = settings.cluster.clone().or(own);
-        let arguments =
-            settings.arguments(&node, cluster.as_deref(), &admin, &self.drain_timeout());
+        let arguments = settings.arguments(
+            &node,
+            cluster.as_deref(),
+            &admin,
+            &self.drain_timeout(),
+            Place::Kubernetes,
+        );
         let mut container = vec![
             ("name", Value::text(PROXY)),
             ("image", Value::text(&settings.image)),
@@ -252,16 +257,16 @@ impl Pod<'_> {
     /// Of two keys of one name nobody knows which one counts.
     fn duplicates(&self) -> Result<(), Problem> {
         let workload = self.workload;
-        let metadata = self.tree.find(workload.holder, &["metadata"]);
-        let annotations = self.tree.find(workload.holder, &["metadata", "annotations"]);
-        let maps = [
-            Some(workload.object),
-            Some(workload.holder),
-            Some(workload.spec),
-            metadata,
-            annotations,
-        ];
-        let found = maps.into_iter().flatten().find_map(|map| self.tree.duplicate(map));
+        let own = [workload.object, workload.holder].map(|owner| {
+            [
+                self.tree.find(owner, &["metadata"]),
+                self.tree.find(owner, &["metadata", "annotations"]),
+            ]
+        });
+        let way = workload.trail.iter().map(|step| step.within);
+        let maps = way.chain([workload.object, workload.holder, workload.spec]);
+        let mut maps = maps.chain(own.into_iter().flatten().flatten());
+        let found = maps.find_map(|map| self.tree.duplicate(map));
         match found {
             None => Ok(()),
             Some((_, second)) => {

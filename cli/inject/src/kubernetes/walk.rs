@@ -54,20 +54,28 @@ const KINDS: [(&str, &[&str], &[&str]); 7] = [
 pub(crate) fn workloads(text: &str, tree: &Tree, root: Id) -> (Vec<Workload>, Vec<Problem>) {
     let mut found = Vec::new();
     let mut notes = Vec::new();
-    let mut add = |object: Id, trail: Vec<Step>| match workload(text, tree, object, trail) {
-        Some(Ok(workload)) => found.push(workload),
-        Some(Err(note)) => notes.push(note),
-        None => {}
-    };
+    let mut objects = Vec::new();
     let list = tree.find_text(root, &["kind"]) == Some("List")
         && tree.find_text(root, &["apiVersion"]) == Some("v1");
     if list && let Some(items) = tree.find(root, &["items"]) {
         for item in tree.items(items) {
+            if tree.find_text(*item, &["kind"]) == Some("List") {
+                let message = "passed over: a List in a List";
+                notes.push(Problem::new(text, head(tree, *item), message));
+                continue;
+            }
             let step = |value| Step { within: root, key: "items", value, merged: false };
-            add(*item, vec![step(items), step(*item)]);
+            objects.push((*item, vec![step(items), step(*item)]));
         }
     } else {
-        add(root, Vec::new());
+        objects.push((root, Vec::new()));
+    }
+    for (object, trail) in objects {
+        match workload(text, tree, object, trail) {
+            Some(Ok(workload)) => found.push(workload),
+            Some(Err(note)) => notes.push(note),
+            None => {}
+        }
     }
     (found, notes)
 }

@@ -375,7 +375,7 @@ proptest! {
         };
         prop_assert!(!once.changed.is_empty(), "nothing happened to\n{text}");
         meaning::check("f", &text, &once.text);
-        let back = uninject("f", &once.text).unwrap();
+        let back = uninject("f", &once.text, None).unwrap();
         prop_assert_eq!(&back.text, &text, "by way of\n{}", &once.text);
         let twice = inject("f", &once.text, &options).unwrap();
         prop_assert_eq!(&twice.text, &once.text);
@@ -400,7 +400,7 @@ fn mangled_manifests_are_refused_or_come_back() {
         let Ok(outcome) = inject(name, &text, &super::options(name, &text)) else { continue };
         accepted += usize::from(!outcome.changed.is_empty());
         meaning::check(name, &text, &outcome.text);
-        let back = uninject(name, &outcome.text).unwrap();
+        let back = uninject(name, &outcome.text, None).unwrap();
         assert!(
             back.text == text,
             "seed {seed}, {name}:\n{}\nby way of\n{}",
