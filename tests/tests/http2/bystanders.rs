@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
 };
 use towpath_tests::{
@@ -29,8 +29,12 @@ fn block() -> Vec<u8> {
 }
 
 /// An origin that holds one block, sends it eight times to whoever asks, and leaves bodies unread.
-async fn lake() -> (SocketAddr, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+fn lake() -> (SocketAddr, JoinSet<()>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // A thousand answers that nobody reads are not to fill the kernel: it would break connections.
+    socket.set_send_buffer_size(64 << 10).expect("a size for the buffer");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let listener = socket.listen(4096).expect("a bound socket listens");
     let address = listener.local_addr().expect("a bound socket has an address");
     let block: &[u8] = block().leak();
     let mut task = JoinSet::new();
@@ -74,7 +78,7 @@ async fn transfers(proxy: &Proxy) {
 /// Transfers during the attack and after it, and looks at the memory while the attackers stand.
 async fn nobody_suffers<T>(attack: impl AsyncFnOnce(&Proxy) -> T) {
     let _turn = TURN.lock().await;
-    let (origin, _task) = lake().await;
+    let (origin, _task) = lake();
     let proxy = Proxy::before("HTTP", &[origin]).await;
     transfers(&proxy).await;
     let before = resident();
