@@ -8,7 +8,7 @@ use std::{
     process::Stdio,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -315,9 +315,18 @@ pub(crate) async fn get(tcp: &mut TcpStream, path: &str) -> (String, String) {
     (head, String::from_utf8(body).unwrap())
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens. Its port is below the ephemeral ones (32768 on), or a connection of a
+/// test running beside could take it first.
 pub(crate) async fn dead() -> SocketAddr {
-    TcpListener::bind(local(0)).await.unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 200).unwrap() * 100;
+    for _ in 0..2000 {
+        let port = 11_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 21_000;
+        if TcpListener::bind(local(port)).await.is_ok() {
+            return local(port);
+        }
+    }
+    panic!("no free port below the ephemeral range");
 }
 
 /// Connects to a listener of the proxy.
