@@ -49,6 +49,20 @@ pub(crate) struct Config {
     pub(crate) memory: &'static Memory,
 }
 
+impl Config {
+    /// For one request of our own at a time, whose answers are small.
+    pub(crate) const SMALL: Self = Self {
+        first_window: 65_535,
+        stream_window: 65_535,
+        connection_window: 65_535,
+        frame: 16_384,
+        streams: 1,
+        header_list: 64 * 1024,
+        fields: 100,
+        memory: &super::MEMORY,
+    };
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Client,

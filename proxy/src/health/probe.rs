@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use towpath_policies::model::{HealthCheck, HealthProbe, Protocol};
 
 use crate::{
-    h2::{Config, Connection, MEMORY, Part, RequestRef, Response, StreamError},
+    h2::{Config, Connection, Part, RequestRef, Response, StreamError},
     upstream::{
         EndpointState, ServiceState,
         connect::{ConnectError, Connector, Wire},
@@ -159,17 +159,7 @@ async fn exchange(
     request: &RequestRef<'_>,
     body: Option<Bytes>,
 ) -> Result<Answer, String> {
-    let config = Config {
-        first_window: 65_535,
-        stream_window: 65_535,
-        connection_window: 65_535,
-        frame: 16_384,
-        streams: 1,
-        header_list: 64 * 1024,
-        fields: 100,
-        memory: &MEMORY,
-    };
-    let (mut connection, client) = Connection::client(io, config);
+    let (mut connection, client) = Connection::client(io, Config::SMALL);
     let say = |error: StreamError| error.to_string();
     let opened = client.open(request, body.is_none());
     let mut stream = opened.map_err(|_| "the connection takes no request".to_owned())?;

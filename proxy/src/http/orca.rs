@@ -116,7 +116,7 @@ impl<D: Downstream> Exchange<'_, D> {
         // Who reads it would take the health of one endpoint for that of all behind us.
         let is_beside_it = self.client.listener.load.is_some();
         if !is_beside_it {
-            write::without_factor(fields);
+            write::without_endpoint_state(fields);
         }
     }
 

@@ -32,7 +32,7 @@ use super::{
     now_ms,
 };
 use crate::{
-    h2::{Config, Connection, MEMORY, Part, RequestRef, StreamError},
+    h2::{Config, Connection, Part, RequestRef, StreamError},
     metrics::registry,
 };
 
@@ -259,17 +259,7 @@ async fn listen(
     every: Duration,
     heard: &mut impl FnMut(LoadReport),
 ) -> End {
-    let config = Config {
-        first_window: 65_535,
-        stream_window: 65_535,
-        connection_window: 65_535,
-        frame: 16_384,
-        streams: 1,
-        header_list: 64 * 1024,
-        fields: 100,
-        memory: &MEMORY,
-    };
-    let (mut connection, client) = Connection::client(io, config);
+    let (mut connection, client) = Connection::client(io, Config::SMALL);
     let request = RequestRef {
         method: &Method::POST,
         https,

@@ -171,7 +171,7 @@ pub(super) fn add(fields: &mut HeaderMap, mut ours: LoadReport, format: Format, 
 
 /// Takes the endpoint's health and energy out of a report that is passed on: they are not those of
 /// who passes it on.
-pub(super) fn without_factor(fields: &mut HeaderMap) {
+pub(super) fn without_endpoint_state(fields: &mut HeaderMap) {
     let Some(found) = read::find(fields) else { return };
     let figures = found.figures();
     if figures.goodput_factor.is_none() && figures.joules_per_byte.is_none() {
@@ -396,7 +396,7 @@ mod tests {
             (METRICS_BIN, "!".to_owned(), "!".to_owned()),
         ] {
             let mut fields = HeaderMap::from_iter([(name.clone(), before.parse().unwrap())]);
-            without_factor(&mut fields);
+            without_endpoint_state(&mut fields);
             assert_eq!(fields.len(), 1, "{before}: {fields:?}");
             assert_eq!(fields[name].to_str().unwrap(), after, "{before}");
         }
