@@ -1,6 +1,8 @@
 //! Real programs of others, started beside ours.
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -48,6 +50,51 @@ impl Peer {
         Self { child, input, lines }
     }
 
+    /// A real Envoy, the node `envoy-1`, that is told nothing but where its control plane is, and tells
+    /// it of its load. `api_type`: `DELTA_GRPC`, or `GRPC` for the state of the world.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn envoy(xds: SocketAddr, api_type: &str) -> Self {
+        let config = envoy_config(xds, api_type);
+        // Hot restart alone would need to tell it from others on this machine.
+        let arguments = [
+            "--config-yaml",
+            &config,
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "-l",
+            "error",
+        ];
+        Self::start(&tool("envoy/bin/envoy"), &arguments, &[])
+    }
+
+    /// A real gRPC client (C-core) that knows the mesh only as `xds:///SERVICE`. It makes so many calls
+    /// and tells who [served](Peer::served) them, and makes as many again for each line it is told.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn grpc_client(xds: SocketAddr, service: &str, calls: u32) -> Self {
+        let bootstrap = serde_json::json!({
+            "xds_servers": [{
+                "server_uri": xds.to_string(),
+                "channel_creds": [{ "type": "insecure" }],
+                "server_features": ["xds_v3"],
+            }],
+            "node": { "id": "grpc-client" },
+        });
+        Self::start(
+            &tool("grpc/bin/python"),
+            &[
+                concat!(env!("CARGO_MANIFEST_DIR"), "/clients/grpc_xds.py"),
+                &format!("xds:///{service}"),
+                &calls.to_string(),
+            ],
+            &[("GRPC_XDS_BOOTSTRAP_CONFIG", &bootstrap.to_string())],
+        )
+    }
+
     /// The next line it prints.
     ///
     /// # Panics
@@ -75,4 +122,54 @@ impl Peer {
     pub async fn say(&mut self, line: &str) {
         self.input.write_all(format!("{line}\n").as_bytes()).await.expect("the peer reads");
     }
+
+    /// Of a gRPC client: how many calls each endpoint served, by its name.
+    ///
+    /// # Panics
+    /// When it says something else.
+    pub async fn served(&mut self) -> BTreeMap<String, u32> {
+        let line = self.line().await;
+        let part = |part: &str| {
+            let (name, calls) = part.split_once('=')?;
+            Some((name.to_owned(), calls.parse().ok()?))
+        };
+        let served: Option<_> = line.split(' ').map(part).collect();
+        served.unwrap_or_else(|| panic!("who served how many calls, not {line:?}"))
+    }
+}
+
+fn envoy_config(xds: SocketAddr, api_type: &str) -> String {
+    let server = "{envoy_grpc: {cluster_name: plane}}";
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    format!(
+        "node: {{id: envoy-1, cluster: edge}}
+cluster_manager:
+  load_stats_config:
+    api_type: GRPC
+    transport_api_version: V3
+    grpc_services: [{server}]
+dynamic_resources:
+  ads_config:
+    api_type: {api_type}
+    transport_api_version: V3
+    grpc_services: [{server}]
+  lds_config: {{resource_api_version: V3, ads: {{}}}}
+  cds_config: {{resource_api_version: V3, ads: {{}}}}
+static_resources:
+  clusters:
+  - name: plane
+    type: STATIC
+    typed_extension_protocol_options:
+      {options}:
+        '@type': type.googleapis.com/{options}
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: plane
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}
+",
+        xds.ip(),
+        xds.port()
+    )
 }

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use towpath_control_plane::status::Finding;
-use towpath_tests::{Origin, Peer, Repository, eventually, free_port, get, tool};
+use towpath_tests::{Origin, Peer, Repository, eventually, free_port, get};
 
 mod common;
 use common::{control_plane, quickstart};
@@ -26,14 +26,7 @@ async fn serves_the_quickstart(api_type: &str) {
     repository.commit("mesh.yaml", &quickstart(port, first.address, first.address));
     let plane = control_plane(&repository).await;
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let bootstrap = folder.path().join("envoy.yaml");
-    std::fs::write(&bootstrap, bootstrap_text(api_type, plane.xds_addr)).expect("writable");
-    let base_id = port.to_string();
-    let arguments =
-        ["-c", bootstrap.to_str().expect("utf-8"), "--base-id", &base_id, "--concurrency", "1"];
-    let _envoy =
-        Peer::start(&tool("envoy/bin/envoy"), &[&arguments[..], &["-l", "error"]].concat(), &[]);
+    let _envoy = Peer::envoy(plane.xds_addr, api_type);
     let envoy = SocketAddr::from(([127, 0, 0, 1], port));
 
     let answer = eventually("Envoy serves the first origin", || async {
@@ -75,33 +68,4 @@ async fn serves_the_quickstart(api_type: &str) {
     tokio::time::timeout(Duration::from_secs(5), plane.shutdown()).await.expect("ends at once");
     let (code, _) = get(envoy, "/ingest/a", "any").await.expect("Envoy goes on without us");
     assert_eq!(code, 200);
-}
-
-fn bootstrap_text(api_type: &str, xds: SocketAddr) -> String {
-    format!(
-        "node: {{id: envoy-1, cluster: edge}}
-dynamic_resources:
-  ads_config:
-    api_type: {api_type}
-    transport_api_version: V3
-    grpc_services: [{{envoy_grpc: {{cluster_name: ads}}}}]
-  lds_config: {{resource_api_version: V3, ads: {{}}}}
-  cds_config: {{resource_api_version: V3, ads: {{}}}}
-static_resources:
-  clusters:
-  - name: ads
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: ads
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}
-",
-        xds.ip(),
-        xds.port()
-    )
 }

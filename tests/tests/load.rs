@@ -1,10 +1,10 @@
 //! Clients tell the control plane what load they make, and those who do not know what endpoints say
 //! of themselves follow by the weights that it makes of that.
 
-use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, time::Duration};
 
 use towpath_control_plane::{Running, status::ServiceFigures};
-use towpath_tests::{Origin, Peer, Repository, eventually, get, listener_port, tool};
+use towpath_tests::{Origin, Peer, Repository, eventually, get, listener_port};
 
 mod common;
 use common::{control_plane_asking, proxy_called};
@@ -97,7 +97,7 @@ async fn envoy_sends_less_to_a_worker_that_told_our_proxies_of_its_sick_gpu() {
     let address = plane.xds_addr.to_string();
     let _proxies =
         (proxy_called("proxy-1", &address).await, proxy_called("proxy-2", &address).await);
-    let _envoy = envoy(third, plane.xds_addr);
+    let _envoy = Peer::envoy(plane.xds_addr, "DELTA_GRPC");
     for port in [one, two, third] {
         serves(port).await;
     }
@@ -159,7 +159,7 @@ async fn what_envoy_tells_of_its_load_is_taken() {
     let origins = [first.address, second.address];
     repository.commit("mesh.yaml", &policies(&[("envoy-1", port)], "HTTP", &origins));
     let plane = control_plane_asking(&repository, EVERY).await;
-    let _envoy = envoy(port, plane.xds_addr);
+    let _envoy = Peer::envoy(plane.xds_addr, "DELTA_GRPC");
     serves(port).await;
     let load = eventually("Envoy tells what it does", || async {
         ask(port, 10).await;
@@ -181,23 +181,11 @@ async fn a_grpc_client_follows_the_weights_and_tells_of_its_load() {
     let origins = [well.address, sick.address];
     repository.commit("mesh.yaml", &policies(&[("proxy-1", port)], "HTTP2", &origins));
     let plane = control_plane_asking(&repository, EVERY).await;
-    let bootstrap = format!(
-        r#"{{"xds_servers": [{{"server_uri": "{}", "channel_creds": [{{"type": "insecure"}}], "server_features": ["xds_v3"]}}], "node": {{"id": "grpc-client"}}}}"#,
-        plane.xds_addr
-    );
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/grpc_xds.py");
-    let mut client = Peer::start(
-        &tool("grpc/bin/python"),
-        &[script, "xds:///work", "50"],
-        &[("GRPC_XDS_BOOTSTRAP_CONFIG", &bootstrap)],
-    );
+    let mut client = Peer::grpc_client(plane.xds_addr, "work", 50);
     // Nobody has told anything of the endpoints yet.
-    let share = |line: &str| {
-        let sick = line.split(' ').find_map(|part| part.strip_prefix("sick="));
-        sick.map_or(0, |count| count.parse::<u32>().expect("a count"))
-    };
-    let line = client.line().await;
-    assert!((10..=40).contains(&share(&line)), "{line}");
+    let share = |served: &BTreeMap<String, u32>| served.get("sick").copied().unwrap_or(0);
+    let served = client.served().await;
+    assert!((10..=40).contains(&share(&served)), "{served:?}");
     eventually("the gRPC client's load is known", || async { told(&plane) }).await;
 
     let _proxy = proxy_called("proxy-1", &plane.xds_addr.to_string()).await;
@@ -207,59 +195,14 @@ async fn a_grpc_client_follows_the_weights_and_tells_of_its_load() {
         told(&plane).filter(|load| weights(load).contains(&("e1", 10)))
     })
     .await;
-    let mut last = String::new();
+    let mut last = BTreeMap::new();
     for _ in 0..20 {
         ask(port, 5).await;
         client.say("again").await;
-        last = client.line().await;
+        last = client.served().await;
         if share(&last) <= 10 {
             return;
         }
     }
-    panic!("the gRPC client does not follow: {last}");
-}
-
-/// An Envoy that reports its load, too; `unique` tells it from others on this machine.
-fn envoy(unique: u16, xds: SocketAddr) -> (Peer, tempfile::TempDir) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("envoy.yaml");
-    std::fs::write(&path, bootstrap(xds)).expect("writable");
-    let (path, base_id) = (path.to_str().expect("utf-8"), unique.to_string());
-    let arguments = ["-c", path, "--base-id", &base_id, "--concurrency", "1", "-l", "error"];
-    (Peer::start(&tool("envoy/bin/envoy"), &arguments, &[]), folder)
-}
-
-fn bootstrap(xds: SocketAddr) -> String {
-    let server = "{envoy_grpc: {cluster_name: plane}}";
-    format!(
-        "node: {{id: envoy-1, cluster: edge}}
-cluster_manager:
-  load_stats_config:
-    api_type: GRPC
-    transport_api_version: V3
-    grpc_services: [{server}]
-dynamic_resources:
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services: [{server}]
-  lds_config: {{resource_api_version: V3, ads: {{}}}}
-  cds_config: {{resource_api_version: V3, ads: {{}}}}
-static_resources:
-  clusters:
-  - name: plane
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: plane
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}
-",
-        xds.ip(),
-        xds.port()
-    )
+    panic!("the gRPC client does not follow: {last:?}");
 }
