@@ -2,7 +2,8 @@
 // own gRPC server, state-of-the-world and delta. It prints "ready ADDR", then
 // reads one set of endpoints per line from standard input ("PORT PORT …") and
 // serves each as a new version. It serves one HTTP listener, on the port given
-// as the first argument.
+// as the first argument. With "weighted" as the second it asks for turns by what
+// endpoints report, in Envoy's words.
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	weighted "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/client_side_weighted_round_robin/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
@@ -42,6 +44,10 @@ func main() {
 	log.SetFlags(0)
 	port, err := strconv.Atoi(os.Args[1])
 	check(err)
+	service := roundRobin()
+	if len(os.Args) > 2 && os.Args[2] == "weighted" {
+		service.LoadBalancingPolicy = turnsByReports()
+	}
 	snapshots := cache.NewSnapshotCache(true, everyNode{}, nil)
 	grpcServer := grpc.NewServer()
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, server.NewServer(context.Background(), snapshots, nil))
@@ -52,15 +58,15 @@ func main() {
 
 	lines := bufio.NewScanner(os.Stdin)
 	for version := 1; lines.Scan(); version++ {
-		set(snapshots, version, uint32(port), strings.Fields(lines.Text()))
+		set(snapshots, version, uint32(port), service, strings.Fields(lines.Text()))
 	}
 }
 
-func set(snapshots cache.SnapshotCache, version int, port uint32, endpoints []string) {
+func set(snapshots cache.SnapshotCache, version int, port uint32, service *cluster.Cluster, endpoints []string) {
 	snapshot, err := cache.NewSnapshot(strconv.Itoa(version), map[resource.Type][]types.Resource{
 		resource.ListenerType: {httpListener(port)},
 		resource.RouteType:    {routes()},
-		resource.ClusterType:  {service()},
+		resource.ClusterType:  {service},
 		resource.EndpointType: {assignment(endpoints)},
 	})
 	check(err)
@@ -106,7 +112,7 @@ func routes() *route.RouteConfiguration {
 	}
 }
 
-func service() *cluster.Cluster {
+func roundRobin() *cluster.Cluster {
 	return &cluster.Cluster{
 		Name:                 "foreign-service",
 		ConnectTimeout:       durationpb.New(5e9),
@@ -114,6 +120,19 @@ func service() *cluster.Cluster {
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS()},
 		LbPolicy:             cluster.Cluster_ROUND_ROBIN,
 	}
+}
+
+func turnsByReports() *cluster.LoadBalancingPolicy {
+	config := pack(&weighted.ClientSideWeightedRoundRobin{
+		BlackoutPeriod:     durationpb.New(0),
+		WeightUpdatePeriod: durationpb.New(1e8),
+	})
+	return &cluster.LoadBalancingPolicy{Policies: []*cluster.LoadBalancingPolicy_Policy{{
+		TypedExtensionConfig: &core.TypedExtensionConfig{
+			Name:        "envoy.load_balancing_policies.client_side_weighted_round_robin",
+			TypedConfig: config,
+		},
+	}}}
 }
 
 func assignment(ports []string) *endpoint.ClusterLoadAssignment {
