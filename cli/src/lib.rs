@@ -11,6 +11,7 @@ mod diff;
 pub mod etl;
 mod explain;
 mod inject;
+mod intercept;
 mod place;
 mod schema;
 mod status;
@@ -54,6 +55,8 @@ enum Command {
     Place(place::Args),
     /// Put a sidecar beside workloads: Kubernetes manifests, Compose files, systemd units
     Inject(inject::Args),
+    /// Send connections of this network namespace to its proxy, without the programs' knowledge
+    Intercept(intercept::Args),
     /// Print a shell completion script
     Completions(completions::Args),
     /// An ETL worker of the demonstration
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Place(args) => place::run(args),
         Command::Inject(args) => inject::run(&args),
+        Command::Intercept(args) => intercept::run(args),
         Command::Completions(args) => Ok(completions::run(&args, &mut Cli::command())),
         Command::EtlWorker(args) => etl::run_worker(args),
         Command::EtlLoad(args) => etl::run_load(args),

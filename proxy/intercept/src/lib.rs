@@ -13,6 +13,7 @@ mod error;
 mod explain;
 mod install;
 mod iptables;
+mod listeners;
 mod network;
 mod nft;
 mod program;
@@ -24,6 +25,7 @@ pub use crate::{
     error::Error,
     explain::{Connection, Direction, Explanation, Protocol, Verdict, explain},
     install::{Counter, Installed, Status, Tool, install, install_with, remove, status},
+    listeners::warnings,
     network::Network,
     spec::{Fail, Loopback, MARK, PROXY_USER, Spec},
 };

@@ -83,7 +83,7 @@ fn route_name(family: &str) -> String {
 
 /// IPv6 can be off for the whole machine.
 pub(crate) fn has_ipv6() -> bool {
-    std::path::Path::new("/proc/net/if_inet6").exists()
+    std::path::Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
 fn families() -> &'static [&'static str] {
@@ -105,6 +105,10 @@ fn run(ip: &Program, arguments: &[&str]) -> Result<(), Error> {
     let output = ip.run(arguments, None)?;
     if output.success {
         return Ok(());
+    }
+    if output.said.contains("device is not up") {
+        let said = "the interface lo is down, set it up: ip link set lo up".to_owned();
+        return Err(Error::Failed { program: ip.name, said });
     }
     Err(program::failure(ip.name, &output.said, NEEDS))
 }

@@ -124,10 +124,12 @@ impl Pod<'_> {
         let mut arguments = vec![
             "intercept".to_owned(),
             "install".to_owned(),
-            format!("--exclude-user={}", self.settings.user),
+            format!("--proxy-user={}", self.settings.user),
         ];
         let mut inbound = self.settings.exclude_inbound_ports.clone();
         inbound.extend(probes::ports(self.tree, self.workload.spec));
+        // The kubelet probes it before there is a configuration, and so before anything listens.
+        inbound.extend(self.settings.admin_on_pod.then_some(self.settings.admin_port));
         inbound.sort_unstable();
         inbound.dedup();
         for (option, ports) in

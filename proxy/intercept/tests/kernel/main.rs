@@ -418,6 +418,9 @@ fn connections_go_on_where_rules_come_and_are_renewed() {
         asked(&mut taken);
         asked(&mut before);
         asked(&mut inbound);
+        app.within(remove).unwrap();
+        asked(&mut before);
+        asked(&mut inbound);
     }
 }
 

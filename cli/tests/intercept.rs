@@ -1,0 +1,51 @@
+//! The program itself, in a network namespace of its own that ends with each line of shell.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::process::{Command, Output};
+
+/// Runs a line of shell in which `towpath` is the program.
+fn shell(line: &str) -> Output {
+    let script =
+        format!("set -u; towpath() {{ {} \"$@\"; }}; {line}", env!("CARGO_BIN_EXE_towpath"));
+    Command::new("unshare").args(["--net", "sh", "-c", &script]).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn what_is_installed_is_told_explained_and_removed() {
+    let output = shell(
+        "ip link set lo up
+         towpath intercept status && exit 7
+         towpath intercept install --exclude-outbound-ports 443 --tproxy || exit 8
+         towpath intercept status || exit 9
+         towpath intercept explain 10.0.0.7:443 || exit 10
+         towpath intercept remove || exit 11
+         towpath intercept status && exit 12
+         nft list ruleset && ip rule",
+    );
+    let said = said(&output);
+    assert!(output.status.success(), "{} {said}", output.status);
+    for part in [
+        "nothing is installed here\ninstalled, by nft: outbound connections to port 15001, inbound",
+        "--tproxy --exclude-outbound-ports=443\n",
+        "outbound TCP 10.0.0.7:443: left alone\nbecause  port 443 is excluded\n",
+        "as of    what is installed here (towpath ",
+        "removed: nftables table inet towpath, ip -4 rule lookup 29809, ",
+    ] {
+        assert!(said.contains(part), "{part}\nis not in\n{said}");
+    }
+    let last =
+        "nothing is installed here\n0:\tfrom all lookup local\n32766:\tfrom all lookup main\n";
+    assert!(said.contains(last), "{said}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words_and_nothing_is_installed() {
+    let output = shell("towpath intercept install --fail open; echo $?; nft list ruleset");
+    let said = said(&output);
+    assert!(said.starts_with("1\n"), "{said}");
+    assert!(said.contains("REDIRECT does not know whether anybody listens"), "{said}");
+}
