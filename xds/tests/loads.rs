@@ -10,14 +10,21 @@ use std::{
 };
 
 use envoy_types::pb::envoy::service::load_stats::v3::{
-    LoadStatsRequest, load_reporting_service_client::LoadReportingServiceClient,
+    LoadStatsRequest, LoadStatsResponse,
+    load_reporting_service_client::LoadReportingServiceClient,
+    load_reporting_service_server::{LoadReportingService, LoadReportingServiceServer},
 };
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use towpath_policies::model::{Locality, Node, Snapshot};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+use towpath_policies::model::{
+    Bind, Chain, ChainKind, EndpointSet, Listener, Locality, Location, Node, Protocol, Service,
+    Snapshot, TcpForward, WeightedBackend,
+};
 use towpath_xds::{
     client::{AdsClient, Counted, CountedEndpoint, Options},
     load::{BYTES, GOODPUT_FACTOR, ServiceLoad, Sum, Terms},
@@ -36,11 +43,23 @@ enum Event {
 
 struct Source {
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// ADS streams so far.
+    streams: AtomicU64,
     events: Mutex<mpsc::UnboundedSender<Event>>,
     terms: Option<Terms>,
 }
 
 impl Source {
+    fn new(events: mpsc::UnboundedSender<Event>, terms: Option<Terms>) -> Arc<Self> {
+        let snapshots = watch::Sender::new(world("1"));
+        let streams = AtomicU64::new(0);
+        Arc::new(Self { snapshots, streams, events: Mutex::new(events), terms })
+    }
+
+    fn serve(&self, version: &str) {
+        self.snapshots.send_replace(world(version));
+    }
+
     fn tell(&self, event: Event) {
         let _ = self.events.lock().expect("not poisoned").send(event);
     }
@@ -48,6 +67,7 @@ impl Source {
 
 impl Views for Source {
     fn watch(&self, _: &Node) -> watch::Receiver<Arc<Snapshot>> {
+        self.streams.fetch_add(1, Relaxed);
         self.snapshots.subscribe()
     }
 
@@ -69,34 +89,103 @@ impl Loads for Source {
     }
 }
 
+/// One listener, called as the version, and its service.
+fn world(version: &str) -> Arc<Snapshot> {
+    let mut world = Snapshot { version: version.to_owned(), ..Snapshot::default() };
+    let backends = vec![WeightedBackend::new("s")];
+    let kind = ChainKind::Tcp(TcpForward { backends, idle_timeout: None });
+    let listener = Listener {
+        name: version.to_owned(),
+        bind: Bind::Socket(([127, 0, 0, 1], 80).into()),
+        chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        location: Location::default(),
+    };
+    world.listeners.insert(version.to_owned(), Arc::new(listener));
+    world.services.insert("s".to_owned(), Arc::new(Service::new("s", Protocol::Tcp)));
+    world.endpoints.insert("s".to_owned(), Arc::new(EndpointSet::new("s".to_owned(), vec![])));
+    Arc::new(world)
+}
+
 struct Server {
     address: SocketAddr,
+    source: Arc<Source>,
     events: mpsc::UnboundedReceiver<Event>,
     stop: Option<oneshot::Sender<()>>,
     done: oneshot::Receiver<()>,
 }
 
 impl Server {
-    async fn start(terms: Option<Terms>, takes_loads: bool) -> Self {
+    async fn start(terms: Option<Terms>) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        let version = Snapshot { version: "1".to_owned(), ..Snapshot::default() };
-        let snapshots = watch::Sender::new(Arc::new(version));
-        let source = Arc::new(Source { snapshots, events: Mutex::new(sender), terms });
+        let source = Source::new(sender, terms);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel::<()>();
         let (finished, done) = oneshot::channel();
-        let server = AdsServer::new(source.clone());
-        let server = if takes_loads { server.with_loads(source) } else { server };
+        let server = AdsServer::new(source.clone()).with_loads(source.clone());
         tokio::spawn(async move {
             let _ = server.serve(listener, async { drop(stopped.await) }).await;
             let _ = finished.send(());
         });
-        Self { address, events, stop: Some(stop), done }
+        Self { address, source, events, stop: Some(stop), done }
     }
 
     async fn event(&mut self) -> Event {
         timeout(PATIENCE, self.events.recv()).await.expect("the event comes").expect("it runs")
+    }
+}
+
+/// Counts how often it is asked what was counted.
+struct Client {
+    ads: AdsClient,
+    counted: Arc<AtomicU64>,
+    applied: mpsc::UnboundedReceiver<Arc<Snapshot>>,
+}
+
+impl Client {
+    fn start(address: SocketAddr) -> Self {
+        let (sender, applied) = mpsc::unbounded_channel();
+        let counted = Arc::<AtomicU64>::default();
+        let counting = counted.clone();
+        // A panic would be lost with the task.
+        let count = move || {
+            counting.fetch_add(1, Relaxed);
+            Vec::new()
+        };
+        let ads = AdsClient::start_reporting(options(address), Arc::new(count), move |snapshot| {
+            let _ = sender.send(snapshot);
+            Ok(())
+        });
+        Self { ads: ads.expect("an address"), counted, applied }
+    }
+
+    /// Returns when this version is applied; on the way to it the one before may be once more.
+    async fn applies(&mut self, version: &str) {
+        let wait = async {
+            loop {
+                let snapshot = self.applied.recv().await.expect("it runs");
+                if snapshot.listeners.keys().eq([version]) {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("a snapshot comes");
+    }
+}
+
+/// Notes who offers load reports, and says that it does not know what that is.
+struct KnowsNothing(mpsc::UnboundedSender<()>);
+
+#[tonic::async_trait]
+impl LoadReportingService for KnowsNothing {
+    type StreamLoadStatsStream = tokio_stream::Empty<Result<LoadStatsResponse, Status>>;
+
+    async fn stream_load_stats(
+        &self,
+        _: Request<Streaming<LoadStatsRequest>>,
+    ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
+        let _ = self.0.send(());
+        Err(Status::unimplemented("what is that"))
     }
 }
 
@@ -111,7 +200,7 @@ fn options(address: SocketAddr) -> Options {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_reports_what_it_counts_until_it_goes() {
-    let mut server = Server::start(Some(terms()), true).await;
+    let mut server = Server::start(Some(terms())).await;
     let asked = Arc::new(AtomicU64::new(0));
     let counting = asked.clone();
     // Each time it is asked ten requests more were made.
@@ -153,38 +242,49 @@ async fn a_client_reports_what_it_counts_until_it_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_no_reports_or_no_more_is_served_by_ads_alone() {
-    for (terms, takes_loads) in [(Some(terms()), false), (None, true)] {
-        let mut server = Server::start(terms, takes_loads).await;
-        let (applied, mut snapshots) = mpsc::unbounded_channel();
-        // A panic would be lost with the task.
-        let asked = Arc::new(AtomicU64::new(0));
-        let counting = asked.clone();
-        let count = move || {
-            counting.fetch_add(1, Relaxed);
-            Vec::new()
-        };
-        let client =
-            AdsClient::start_reporting(options(server.address), Arc::new(count), move |snapshot| {
-                let _ = applied.send(snapshot);
-                Ok(())
-            });
-        let client = client.expect("an address");
-        timeout(PATIENCE, snapshots.recv()).await.expect("in time").expect("a snapshot");
-        if takes_loads {
-            // It was turned away before it offers again.
-            for _ in 0..2 {
-                assert!(matches!(server.event().await, Event::Offered { .. }));
-            }
-        }
-        assert!(client.status().borrow().connected);
-        assert_eq!(asked.load(Relaxed), 0, "nobody wants to know");
+async fn a_server_that_does_not_know_reports_goes_on_to_serve_by_the_same_stream() {
+    let (asks, mut asked) = mpsc::unbounded_channel();
+    let (events, _) = mpsc::unbounded_channel();
+    let source = Source::new(events, None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let server = tonic::transport::Server::builder()
+        .add_service(AdsServer::new(source.clone()).into_service())
+        .add_service(LoadReportingServiceServer::new(KnowsNothing(asks)))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let server = tokio::spawn(server);
+    let mut client = Client::start(address);
+    client.applies("1").await;
+    timeout(PATIENCE, asked.recv()).await.expect("it is asked").expect("it runs");
+    // What is served once the client has acknowledged what came after the refusal comes after that.
+    for version in ["2", "3"] {
+        source.serve(version);
+        client.applies(version).await;
     }
+    assert!(client.ads.status().borrow().connected);
+    assert_eq!((source.streams.load(Relaxed), client.counted.load(Relaxed)), (1, 0));
+    assert!(asked.try_recv().is_err(), "nor is it asked again");
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_wants_no_more_reports_goes_on_to_serve_by_the_same_stream() {
+    let mut server = Server::start(None).await;
+    let mut client = Client::start(server.address);
+    client.applies("1").await;
+    // It was turned away before it offers again.
+    for _ in 0..2 {
+        assert!(matches!(server.event().await, Event::Offered { .. }));
+    }
+    server.source.serve("2");
+    client.applies("2").await;
+    assert!(client.ads.status().borrow().connected);
+    assert_eq!((server.source.streams.load(Relaxed), client.counted.load(Relaxed)), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_of_the_server_ends_the_streams_of_reports() {
-    let mut server = Server::start(Some(terms()), true).await;
+    let mut server = Server::start(Some(terms())).await;
     let _client =
         AdsClient::start_reporting(options(server.address), Arc::new(Vec::new), |_| Ok(()));
     assert!(matches!(server.event().await, Event::Offered { .. }));
@@ -194,7 +294,7 @@ async fn an_end_of_the_server_ends_the_streams_of_reports() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_a_name_is_refused() {
-    let server = Server::start(Some(terms()), true).await;
+    let server = Server::start(Some(terms())).await;
     let url = format!("http://{}", server.address);
     let mut client = LoadReportingServiceClient::connect(url).await.expect("connects");
     let first = tokio_stream::iter([LoadStatsRequest::default()]);
