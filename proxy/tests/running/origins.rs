@@ -1,6 +1,10 @@
 //! Where data comes from, and so where requests go before anything is measured.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -222,10 +226,20 @@ spec:
         serde_json::from_str::<Value>(&body).unwrap()["origin"].as_str().unwrap().to_owned()
     };
     assert_eq!(origin().await, "", "beside the proxy");
-    write_loopback(&file, FRANKFURT);
-    program.signal(Signal::HUP);
-    let there = async || origin().await.starts_with("50.1").then_some(());
-    eventually("Frankfurt", there).await;
+    // The file is looked at every two seconds anyway: ten changes, each made when the one before was
+    // seen, would be seen in no less than eighteen.
+    let begun = Instant::now();
+    for (at, place) in [(FRANKFURT, "50.1"), (VIRGINIA, "")].into_iter().cycle().take(10) {
+        write_loopback(&file, at);
+        program.signal(Signal::HUP);
+        let there = async || {
+            let origin = origin().await;
+            (origin.starts_with(place) && origin.is_empty() == place.is_empty()).then_some(())
+        };
+        eventually("the place that was written", there).await;
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(18), "after {took:?}: not by the signal");
 }
 
 #[tokio::test]
