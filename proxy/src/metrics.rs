@@ -56,11 +56,18 @@ struct Family {
 
 #[derive(Debug)]
 enum Series {
-    Counter(Counter),
+    Counter(Whole),
     Gauge(Gauge),
     Real(Real),
     Sum(Sum),
     Histogram(Histogram),
+}
+
+/// A counter with the parts that are counted apart.
+#[derive(Debug, Default)]
+struct Whole {
+    own: Counter,
+    parts: Vec<Counter>,
 }
 
 #[derive(Debug)]
@@ -77,8 +84,18 @@ impl Registry {
     /// never shown.
     pub fn counter(&self, name: &'static str, labels: &[(&str, &str)]) -> Counter {
         let mut families = self.families();
-        match series(&mut families, name, labels, || Series::Counter(Counter::default())) {
-            Series::Counter(counter) => counter.clone(),
+        match series(&mut families, name, labels, || Series::Counter(Whole::default())) {
+            Series::Counter(whole) => whole.own.clone(),
+            _ => Counter::default(),
+        }
+    }
+
+    /// A new part of the counter of this name and these labels, which is shown as the sum of its parts:
+    /// for one of several that come to the same labels, one after the other, and each knows its own.
+    pub fn counter_part(&self, name: &'static str, labels: &[(&str, &str)]) -> Counter {
+        let mut families = self.families();
+        match series(&mut families, name, labels, || Series::Counter(Whole::default())) {
+            Series::Counter(whole) => whole.part(),
             _ => Counter::default(),
         }
     }
@@ -168,6 +185,24 @@ impl Counter {
     /// The value now.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+impl Whole {
+    fn part(&mut self) -> Counter {
+        // Of those in which nobody counts any more only the sum is kept.
+        self.parts.retain_mut(|part| {
+            let last = Arc::get_mut(&mut part.0).map(|value| *value.get_mut());
+            self.own.add(last.unwrap_or(0));
+            last.is_none()
+        });
+        let part = Counter::default();
+        self.parts.push(part.clone());
+        part
+    }
+
+    fn value(&self) -> u64 {
+        self.own.value() + self.parts.iter().map(Counter::value).sum::<u64>()
     }
 }
 
@@ -298,7 +333,7 @@ fn series<'a>(
     name: &'static str,
     labels: &[(&str, &str)],
     new: impl FnOnce() -> Series,
-) -> &'a Series {
+) -> &'a mut Series {
     families.entry(name).or_default().series.entry(label_text(labels)).or_insert_with(new)
 }
 
@@ -488,6 +523,34 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_counter_is_the_sum_of_its_parts_and_of_those_that_are_gone() {
+        let registry = Registry::default();
+        let part = || registry.counter_part("c_total", &[("of", "x")]);
+        let shown = || registry.render().lines().last().unwrap().to_owned();
+        let (first, second) = (part(), part());
+        first.add(1);
+        second.add(2);
+        registry.counter("c_total", &[("of", "x")]).add(4);
+        assert_eq!((first.value(), second.value()), (1, 2));
+        assert_eq!(shown(), r#"c_total{of="x"} 7"#);
+        drop(first);
+        let third = part();
+        third.add(8);
+        assert_eq!(shown(), r#"c_total{of="x"} 15"#);
+        for _ in 0..100 {
+            part().add(1);
+        }
+        assert_eq!(shown(), r#"c_total{of="x"} 115"#);
+        let mut families = registry.families();
+        let Some(Series::Counter(whole)) =
+            families.get_mut("c_total").unwrap().series.values_mut().next()
+        else {
+            panic!("a counter")
+        };
+        assert!(whole.parts.len() <= 3, "they do not pile up: {}", whole.parts.len());
     }
 
     #[test]

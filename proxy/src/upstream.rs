@@ -176,7 +176,8 @@ pub struct EndpointLive {
 
 const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
 
-/// Handles that cost one atomic addition each.
+/// Handles that cost one atomic addition each. They count for this address alone; `/metrics` goes by
+/// names, and has the sum of all addresses that one has had.
 #[derive(Debug)]
 pub struct EndpointMetrics {
     /// `towpath_picks_total`.
@@ -456,7 +457,6 @@ impl EndpointState {
 
 impl EndpointLive {
     fn new(service: &str, spec: &Endpoint, workers: usize) -> Self {
-        let metrics = EndpointMetrics::new(service, spec);
         Self {
             address: spec.address,
             bytes_in_flight: AtomicU64::new(0),
@@ -476,10 +476,10 @@ impl EndpointLive {
             learned: Learned::default(),
             goodput: AtomicU64::new(0),
             capacity: Capacity::default(),
-            tally: Tally::beginning(&metrics),
+            tally: Tally::default(),
             silent: AtomicBool::new(false),
             removed: AtomicBool::new(false),
-            metrics,
+            metrics: EndpointMetrics::new(service, spec),
             terms: AtomicU64::new(0),
             pools: Pools::new(workers),
         }
@@ -542,13 +542,13 @@ impl EndpointMetrics {
         ];
         let bytes = |direction| {
             let [service, endpoint, region] = labels;
-            registry.counter(
+            registry.counter_part(
                 "towpath_endpoint_bytes_total",
                 &[service, endpoint, region, ("direction", direction)],
             )
         };
         Self {
-            picks: registry.counter("towpath_picks_total", &labels),
+            picks: registry.counter_part("towpath_picks_total", &labels),
             bytes_sent: bytes("request"),
             bytes_received: bytes("response"),
         }

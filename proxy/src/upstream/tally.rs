@@ -9,14 +9,11 @@ use towpath_xds::{
     orca::{JOULES_PER_BYTE, LoadReport},
 };
 
-use super::{EndpointMetrics, EndpointState, ServiceState};
+use super::{EndpointState, ServiceState};
 
-/// Sums of what an endpoint's load reports said, and where its counters began.
+/// Sums of what an endpoint's load reports said.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Counters go by the endpoint's name, and one that moves to another address keeps it.
-    picks_before: u64,
-    bytes_before: u64,
     goodput_factor: Total,
     application: Total,
     cpu: Total,
@@ -59,12 +56,6 @@ impl Figures {
 }
 
 impl Tally {
-    /// Of an endpoint that begins now.
-    pub(super) fn beginning(metrics: &EndpointMetrics) -> Self {
-        let (picks_before, bytes_before) = (metrics.picks.value(), metrics.bytes());
-        Self { picks_before, bytes_before, ..Self::default() }
-    }
-
     /// A load report came.
     pub(crate) fn heard(&self, figures: &Figures) {
         self.goodput_factor.add(figures.goodput_factor.filter(|factor| *factor <= 1.0));
@@ -107,8 +98,7 @@ impl ServiceState {
 impl EndpointState {
     fn counted(&self) -> CountedEndpoint {
         let (live, tally) = (&self.live, &self.live.tally);
-        let issued = live.metrics.picks.value().saturating_sub(tally.picks_before);
-        let bytes = live.metrics.bytes().saturating_sub(tally.bytes_before);
+        let (issued, bytes) = (live.metrics.picks.value(), live.metrics.bytes());
         #[expect(clippy::cast_precision_loss, reason = "no more than a person reads")]
         let (bytes, goodput) = (bytes as f64, live.goodput.load(Relaxed) as f64);
         let metrics = vec![
@@ -195,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_moves_begins_anew_though_its_counters_go_on() {
+    fn an_endpoint_that_moves_begins_anew_while_the_one_before_drains_and_metrics_go_on() {
         let set = |address: [u8; 4]| {
             let endpoint = Endpoint { name: "moves".into(), ..Endpoint::new((address, 80).into()) };
             EndpointSet::new("moving".into(), vec![endpoint])
@@ -210,7 +200,15 @@ mod tests {
         };
         assert_eq!(told(&before), ("10.0.0.1".into(), 1, Sum { count: 1, total: 1000.0 }));
         let after = reconcile(Some(&before), spec, &set([10, 0, 0, 2]), 1).unwrap();
+        before.endpoints[0].live.metrics.bytes_received.add(5000);
         assert_eq!(told(&after), ("10.0.0.2".into(), 1, Sum { count: 1, total: 1000.0 }));
-        assert_eq!(after.endpoints[0].live.metrics.picks.value(), 2);
+        let shown = crate::metrics::registry().render();
+        let labels = r#"{service="moving",endpoint="moves",region=""#;
+        for line in [
+            format!("towpath_picks_total{labels}\"}} 2"),
+            format!("towpath_endpoint_bytes_total{labels}\",direction=\"response\"}} 7000"),
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line} not in\n{shown}");
+        }
     }
 }
