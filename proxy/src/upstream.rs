@@ -8,11 +8,11 @@
 //! messages.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -213,6 +213,8 @@ pub struct ServiceLive {
     pub(crate) queue: OnceLock<queue::Queue>,
     /// What completion times are predicted from, once a policy wants them.
     pub(crate) experience: OnceLock<Arc<Experience>>,
+    /// Endpoints of the newest view that are [silent](EndpointLive::silent).
+    pub(crate) silent: AtomicI64,
     /// Requests ask for load reports: the newest view, or the control plane, goes by them, and we do
     /// not ask out of band.
     pub(crate) asks_for_reports: AtomicBool,
@@ -328,9 +330,8 @@ pub fn reconcile_at(
             }),
         })
         .collect();
-    for gone in
-        known.values().filter(|k| !set.endpoints.iter().any(|e| e.address == k.spec.address))
-    {
+    let kept: HashSet<SocketAddr> = set.endpoints.iter().map(|e| e.address).collect();
+    for gone in known.values().filter(|k| !kept.contains(&k.spec.address)) {
         gone.live.removed.store(true, Relaxed);
         gone.live.pools.clear();
     }
@@ -364,7 +365,7 @@ pub fn reconcile_at(
         weights,
         spread,
     });
-    state.settle_asking();
+    state.count_silent();
     state.share_out(now_ms());
     live.current.store(Some(state.clone()));
     // There may be more slots now, or no queue.
@@ -574,6 +575,7 @@ impl ServiceLive {
             turn: AtomicU64::new(0),
             queue: OnceLock::new(),
             experience: OnceLock::new(),
+            silent: AtomicI64::new(0),
             asks_for_reports: AtomicBool::new(false),
             report_due_us: AtomicU64::new(0),
             busy_us: AtomicU64::new(0),

@@ -9,7 +9,7 @@
 mod plan;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
@@ -312,11 +312,8 @@ impl World {
         let name = spec.name.clone();
         let new = upstream::reconcile_at(&self.site(), Some(old), spec, set)
             .map_err(|error| error.to_string())?;
-        for gone in old
-            .endpoints
-            .iter()
-            .filter(|e| !new.endpoints.iter().any(|n| n.spec.name == e.spec.name))
-        {
+        let kept: HashSet<&str> = new.endpoints.iter().map(|e| e.spec.name.as_str()).collect();
+        for gone in old.endpoints.iter().filter(|e| !kept.contains(e.spec.name.as_str())) {
             registry().forget(&[("service", &name), ("endpoint", &gone.spec.name)]);
         }
         Ok(new)

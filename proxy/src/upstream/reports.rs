@@ -43,7 +43,7 @@ pub(crate) const STREAM_CORE_METRICS: &str =
 /// The streams that run, by service and address.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    running: HashMap<(String, SocketAddr), Running>,
+    running: HashMap<String, HashMap<SocketAddr, Running>>,
     /// Some do without, and that was said.
     full: bool,
 }
@@ -106,33 +106,38 @@ impl Drop for Running {
 impl Streams {
     /// Starts and stops streams so that they are those the services ask for.
     pub(crate) fn reconcile(&mut self, services: &BTreeMap<String, Arc<ServiceState>>) {
-        self.running.retain(|(name, address), running| {
-            services.get(name).is_some_and(|service| {
-                let mut endpoints = service.endpoints.iter();
-                let endpoint = endpoints.find(|e| e.spec.address == *address);
-                endpoint.and_then(|e| Terms::of(service, e)).as_ref() == Some(&running.terms)
-            })
+        self.running.retain(|name, running| {
+            let Some(service) = services.get(name) else { return false };
+            let endpoints: HashMap<_, _> =
+                service.endpoints.iter().map(|e| (e.spec.address, e)).collect();
+            running.retain(|address, running| {
+                let now = endpoints.get(address).and_then(|e| Terms::of(service, e));
+                now.as_ref() == Some(&running.terms)
+            });
+            !running.is_empty()
         });
-        let runs = |running: &&Running| !running.task.is_finished();
-        let mut places = MOST_STREAMS.saturating_sub(self.running.values().filter(runs).count());
+        let running = self.running.values().flat_map(HashMap::values);
+        let runs = running.filter(|running| !running.task.is_finished()).count();
+        let mut places = MOST_STREAMS.saturating_sub(runs);
         let mut full = false;
-        for (name, service) in services {
+        for (name, service) in
+            services.iter().filter(|(_, service)| service.streamed_every().is_some())
+        {
+            let running = self.running.entry(name.clone()).or_default();
             for endpoint in &service.endpoints {
-                let Some(terms) = Terms::of(service, endpoint) else { break };
-                let key = (name.clone(), endpoint.spec.address);
-                if self.running.contains_key(&key) {
+                let address = endpoint.spec.address;
+                if running.contains_key(&address) {
                     continue;
                 }
                 service.tells_out_of_band(&endpoint.live, places > 0);
-                if places == 0 {
+                let Some(terms) = Terms::of(service, endpoint).filter(|_| places > 0) else {
                     full = true;
                     continue;
-                }
+                };
                 places -= 1;
-                let live = Arc::downgrade(&service.live);
-                let following = follow(live, endpoint.spec.address, terms.every);
+                let following = follow(Arc::downgrade(&service.live), address, terms.every);
                 let task = tokio::spawn(following).abort_handle();
-                self.running.insert(key, Running { terms, task });
+                running.insert(address, Running { terms, task });
             }
         }
         if full && !self.full {
@@ -146,18 +151,30 @@ impl Streams {
 }
 
 impl ServiceState {
+    /// How often reports are asked for out of band; `None` where they are not.
+    fn streamed_every(&self) -> Option<Duration> {
+        self.spec.out_of_band.filter(|_| self.spec.balancer.reads_reports())
+    }
+
     /// An endpoint tells its load out of band, or does not though it should.
     fn tells_out_of_band(&self, endpoint: &EndpointLive, tells: bool) {
         if endpoint.silent.swap(!tells, Relaxed) == tells {
+            self.live.silent.fetch_add(if tells { -1 } else { 1 }, Relaxed);
             self.settle_asking();
         }
     }
 
+    /// To be called when this view begins to count.
+    pub(super) fn count_silent(&self) {
+        let silent = self.endpoints.iter().filter(|endpoint| endpoint.live.silent.load(Relaxed));
+        self.live.silent.store(i64::try_from(silent.count()).unwrap_or(i64::MAX), Relaxed);
+        self.settle_asking();
+    }
+
     /// Requests ask for reports where somebody goes by them and not every endpoint tells them out of
-    /// band. To be called when either may have changed.
-    pub(super) fn settle_asking(&self) {
-        let silent = |endpoint: &Arc<EndpointState>| endpoint.live.silent.load(Relaxed);
-        let in_band = self.spec.out_of_band.is_none() || self.endpoints.iter().any(silent);
+    /// band.
+    fn settle_asking(&self) {
+        let in_band = self.spec.out_of_band.is_none() || self.live.silent.load(Relaxed) > 0;
         self.live.asks_for_reports.store(in_band && self.spec.reads_reports(), Relaxed);
     }
 }
@@ -165,7 +182,7 @@ impl ServiceState {
 impl Terms {
     /// `None` where reports are not asked for out of band.
     fn of(service: &ServiceState, endpoint: &EndpointState) -> Option<Self> {
-        let every = service.spec.out_of_band.filter(|_| service.spec.balancer.reads_reports())?;
+        let every = service.streamed_every()?;
         let endpoint = Arc::downgrade(&endpoint.live);
         Some(Self { every, connector: service.connector.terms(), endpoint })
     }

@@ -30,11 +30,12 @@ async fn who_gets_no_stream_is_asked_by_requests_and_those_that_ended_leave_thei
     streams.reconcile(&services);
     assert!(!asks(b) && asks(c));
     let runs = |streams: &Streams| {
-        streams.running.values().filter(|running| !running.task.is_finished()).count()
+        let running = streams.running.values().flat_map(HashMap::values);
+        running.filter(|running| !running.task.is_finished()).count()
     };
     assert_eq!(runs(&streams), MOST_STREAMS);
     // One of them does not know the method, say.
-    streams.running[&("a".to_owned(), ([127, 0, 0, 1], 7).into())].task.abort();
+    streams.running["a"][&([127, 0, 0, 1], 7).into()].task.abort();
     tokio::task::yield_now().await;
     assert_eq!(runs(&streams), MOST_STREAMS - 1);
     streams.reconcile(&services);
@@ -57,6 +58,32 @@ async fn requests_ask_an_endpoint_whose_stream_broke_a_few_times_until_it_tells_
     assert!(live.silent.load(Relaxed) && asks(&service));
     service.tells_out_of_band(live, true);
     assert!(!live.silent.load(Relaxed) && !asks(&service));
+}
+
+#[test]
+fn requests_ask_as_long_as_one_of_many_endpoints_tells_nothing() {
+    let service = streamed("many", 10_000);
+    let tells = |service: &ServiceState, nth: usize, tells| {
+        service.tells_out_of_band(&service.endpoints[nth].live, tells);
+        let silent = |e: &Arc<EndpointState>| e.live.silent.load(Relaxed);
+        assert_eq!(asks(service), service.endpoints.iter().any(silent), "{nth} {tells}");
+    };
+    for nth in [3, 3, 9_999, 0] {
+        tells(&service, nth, false);
+    }
+    // One that goes takes its silence with it.
+    let set = |ports: std::ops::RangeInclusive<u16>| {
+        let endpoint = |port| Endpoint::new(([127, 0, 0, 1], port).into());
+        EndpointSet::new("many".into(), ports.map(endpoint).collect())
+    };
+    let service = reconcile(Some(&service), service.spec.clone(), &set(1..=9_999), 1).unwrap();
+    for nth in [3, 0, 0] {
+        tells(&service, nth, true);
+    }
+    assert!(!asks(&service));
+    tells(&service, 9_998, false);
+    let service = reconcile(Some(&service), service.spec.clone(), &set(1..=9_998), 1).unwrap();
+    assert!(!asks(&service));
 }
 
 #[test]
