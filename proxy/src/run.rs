@@ -42,6 +42,7 @@ pub struct Running {
     control: Arc<Control>,
     admin: SocketAddr,
     tasks: Vec<Owned>,
+    source: Option<source::Following>,
     clients: Option<Arc<ClientPlaces>>,
     /// Has the file that says so looked at before its time.
     look_now: Arc<Notify>,
@@ -66,6 +67,8 @@ impl Drop for Owned {
 const FILE_CHECK: Duration = Duration::from_secs(2);
 /// Time for what is read just then, when the proxy ends.
 const LAST_READS: Duration = Duration::from_millis(100);
+/// Time for the newest configuration to get to the disk, when the proxy ends.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 /// Time for the last lines of the access log, when the proxy ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// How often a drain looks whether it is done.
@@ -105,7 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let program = config.upgrade_socket.as_ref().and_then(|_| std::env::current_exe().ok());
     // A limit on the size of files is an error of the write, and not the end of the process.
     let _file_size = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
-    let running = start(config).await?;
+    let mut running = start(config).await?;
     let asked = running.control.drain.watch();
     let mut told = false;
     let mut charged = running.control.in_charge.subscribe();
@@ -149,6 +152,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     match left {
         None => tracing::info!("drained"),
         Some(left) => drain::report(&left),
+    }
+    if let Some(source) = running.source.take() {
+        source.end(LAST_WRITES).await;
     }
     running.shutdown();
     Ok(ExitCode::SUCCESS)
@@ -228,10 +234,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     if let Some(clients) = &clients {
         tasks.push(Owned::spawn(watch_places(clients.clone(), look_now.clone())));
     }
-    if let Some(task) = source::start(config.source, &control).await? {
-        tasks.push(Owned(task));
-    }
-    Ok(Running { control, admin, tasks, clients, look_now })
+    let source = source::start(config.source, &control).await?;
+    Ok(Running { control, admin, tasks, source, clients, look_now })
 }
 
 /// The admin endpoint's socket: the one that another process handed over, or a new one.
@@ -395,6 +399,7 @@ impl Running {
     /// Ends the proxy: whatever still runs is cut.
     pub fn shutdown(mut self) {
         self.tasks.clear();
+        self.source = None;
         self.control.begin_drain();
         self.control.workers.stop();
         if let Some(log) = &self.control.access_log {

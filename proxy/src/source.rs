@@ -6,10 +6,14 @@
 mod cache;
 mod folder;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
 use towpath_policies::model::{Node, Snapshot};
 use towpath_xds::client::{AdsClient, Options, Status};
 
@@ -39,11 +43,19 @@ pub enum SourceConfig {
     Manual,
 }
 
+/// A source that is followed, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Following {
+    task: AbortHandle,
+    /// What is followed is kept on disk.
+    keeping: Option<JoinHandle<()>>,
+}
+
 /// Starts a source; a folder's first configuration is in force when this returns.
 pub(crate) async fn start(
     config: SourceConfig,
     control: &Arc<Control>,
-) -> anyhow::Result<Option<AbortHandle>> {
+) -> anyhow::Result<Option<Following>> {
     match config {
         SourceConfig::Manual => {
             control.note_source(|s| *s = status("manual", String::new()));
@@ -51,7 +63,8 @@ pub(crate) async fn start(
         }
         SourceConfig::Folder { folder, node } => {
             control.note_source(|s| *s = status("folder", folder.display().to_string()));
-            folder::start(folder, node, control).await.map(Some)
+            let task = folder::start(folder, node, control).await?;
+            Ok(Some(Following { task, keeping: None }))
         }
         SourceConfig::ControlPlane { address, node, cache_dir } => {
             control.note_source(|s| *s = status("control-plane", address.clone()));
@@ -70,7 +83,7 @@ fn follow_control_plane(
     node: Node,
     cache: Option<Cache>,
     control: &Arc<Control>,
-) -> anyhow::Result<AbortHandle> {
+) -> anyhow::Result<Following> {
     if let Some(cache) = &cache {
         start_from(cache, control);
     }
@@ -102,11 +115,33 @@ fn follow_control_plane(
         .context("--control-plane")?;
     let control = control.clone();
     let task = tokio::spawn(async move {
-        let status = client.status();
-        tokio::join!(note_status(status, &control), keep_newest(kept, cache));
+        note_status(client.status(), &control).await;
         drop(client);
     });
-    Ok(task.abort_handle())
+    let keeping = cache.map(|cache| {
+        tokio::spawn(keep_newest(kept, move |snapshot: &Snapshot| cache.save(snapshot)))
+    });
+    Ok(Following { task: task.abort_handle(), keeping })
+}
+
+impl Following {
+    /// Follows no longer, and waits so long until what was followed to is on disk.
+    pub(crate) async fn end(mut self, patience: Duration) {
+        self.task.abort();
+        let Some(keeping) = &mut self.keeping else { return };
+        if timeout(patience, keeping).await.is_err() {
+            tracing::warn!(?patience, "the newest configuration is not on disk yet, going anyway");
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Some(keeping) = &self.keeping {
+            keeping.abort();
+        }
+    }
 }
 
 fn start_from(cache: &Cache, control: &Arc<Control>) {
@@ -158,19 +193,80 @@ async fn note_status(mut status: watch::Receiver<Status>, control: &Control) {
     }
 }
 
-/// Writes the newest applied snapshot to disk; those it replaces meanwhile are skipped.
-async fn keep_newest(mut newest: watch::Receiver<Option<Arc<Snapshot>>>, cache: Option<Cache>) {
-    let Some(cache) = cache else { return };
-    let cache = Arc::new(cache);
+/// Writes the newest applied snapshot to disk, until there can be no newer one; those it replaces
+/// meanwhile are skipped.
+async fn keep_newest(
+    mut newest: watch::Receiver<Option<Arc<Snapshot>>>,
+    save: impl Fn(&Snapshot) -> anyhow::Result<()> + Send + Sync + 'static,
+) {
+    let save = Arc::new(save);
     while newest.changed().await.is_ok() {
         let Some(snapshot) = newest.borrow_and_update().clone() else { continue };
-        let cache = cache.clone();
-        let saved = tokio::task::spawn_blocking(move || cache.save(&snapshot)).await;
+        let save = save.clone();
+        let saved = tokio::task::spawn_blocking(move || save(&snapshot)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "the configuration cannot be kept on disk"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn however_slow_the_disk_the_end_waits_for_the_newest_configuration() {
+        let (keep, kept) = watch::channel(None);
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (go, may_go) = mpsc::channel();
+        let (disk, may_go) = (Arc::<Mutex<Vec<String>>>::default(), Mutex::new(may_go));
+        let written = disk.clone();
+        let slowly = move |snapshot: &Snapshot| {
+            begun.send(()).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+            written.lock().unwrap().push(snapshot.version.clone());
+            Ok(())
+        };
+        let keeping = Some(tokio::spawn(keep_newest(kept, slowly)));
+        let apply = |version: &str| {
+            let snapshot = Snapshot { version: version.to_owned(), ..Snapshot::default() };
+            keep.send(Some(Arc::new(snapshot))).unwrap();
+        };
+        apply("1");
+        begins.recv().await.unwrap();
+        apply("2");
+        apply("3");
+        // As in a client, which goes with the task.
+        let task = tokio::spawn(async move {
+            let _keep = keep;
+            std::future::pending::<()>().await;
+        });
+        let following = Following { task: task.abort_handle(), keeping };
+        let ending = tokio::spawn(following.end(Duration::from_secs(20)));
+        tokio::task::yield_now().await;
+        assert_eq!(*disk.lock().unwrap(), [""; 0]);
+        go.send(()).unwrap();
+        begins.recv().await.unwrap();
+        assert!(!ending.is_finished(), "the newest is not written yet");
+        go.send(()).unwrap();
+        ending.await.unwrap();
+        assert_eq!(*disk.lock().unwrap(), ["1", "3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_not_waited_for() {
+        let hangs = tokio::spawn(std::future::pending());
+        let hanging = hangs.abort_handle();
+        let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let begun = tokio::time::Instant::now();
+        Following { task, keeping: Some(hangs) }.end(Duration::from_secs(2)).await;
+        assert_eq!(begun.elapsed().as_secs(), 2);
+        tokio::task::yield_now().await;
+        assert!(hanging.is_finished());
     }
 }
