@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use towpath_policies::model::Class;
+use towpath_policies::model::{Class, Region};
 use towpath_proxy::explain::{Explanation, Prediction};
 
 use crate::admin::{self, plain, print};
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SERVICE")]
     service: String,
 
-    /// Where its data comes from: LATITUDE,LONGITUDE in degrees, or the region of an endpoint [default: beside the proxy]
+    /// Where its data comes from: LATITUDE,LONGITUDE in degrees, or a region [default: beside the proxy]
     #[arg(long, value_name = "PLACE", allow_hyphen_values = true)]
     origin: Option<String>,
 
@@ -126,12 +126,19 @@ fn escaped(text: &str) -> String {
 }
 
 fn text(explanation: &Explanation) -> String {
-    let Explanation { origin, bytes, endpoints } = explanation;
+    let Explanation { origin, priced_from, bytes, endpoints } = explanation;
     let from = match origin.as_str() {
         "" => "beside the proxy".to_owned(),
         region => format!("the part of the world of {}", plain(region)),
     };
-    let mut page = format!("{} from {from}\n\n", amount(*bytes));
+    let priced = match priced_from.as_str() {
+        // Nobody knows, or as the origin says.
+        "" => String::new(),
+        region if region == origin => String::new(),
+        Region::ANY => ", at the prices of none of the regions".to_owned(),
+        region => format!(", at the prices of {}", plain(region)),
+    };
+    let mut page = format!("{} from {from}{priced}\n\n", amount(*bytes));
     // Most meshes count neither: their table stays as it was.
     let any = |shown: fn(&Prediction) -> bool| endpoints.iter().any(shown);
     let green = [
@@ -284,8 +291,12 @@ mod tests {
         let mut gone = endpoint("syd", 0.2, 1.0);
         gone.out = Some("it is ejected".to_owned());
         let endpoints = vec![endpoint("fra", 0.0005, 20.1), busy, gone];
-        let explanation =
-            Explanation { origin: "eu".to_owned(), bytes: 2_147_483_648.0, endpoints };
+        let explanation = Explanation {
+            origin: "eu".to_owned(),
+            priced_from: String::new(),
+            bytes: 2_147_483_648.0,
+            endpoints,
+        };
         assert_eq!(
             text(&explanation),
             "\
@@ -311,8 +322,12 @@ fra is sooner than iad\u{fffd}[2J by 5.40 s, above all by transfer (5.30 s)
         clean.footprint = Footprint { grams: Some(0.03), cents: None };
         clean.terms.carbon = 0.3;
         clean.seconds = clean.terms.total();
-        let explanation =
-            Explanation { origin: "eu".to_owned(), bytes: 1e9, endpoints: vec![clean, dirty] };
+        let explanation = Explanation {
+            origin: "eu".to_owned(),
+            priced_from: String::new(),
+            bytes: 1e9,
+            endpoints: vec![clean, dirty],
+        };
         assert_eq!(
             text(&explanation),
             "\
@@ -325,6 +340,25 @@ fra       eu       0.0005      2.00  0.0001  0.0000    0.0000    3.80  0.3800  0
 osl goes before fra by 2.98 s, above all by carbon (3.50 s)
 "
         );
+    }
+
+    #[test]
+    fn whose_prices_bytes_have_is_said_where_it_is_not_the_origin() {
+        for (origin, priced_from, head) in [
+            ("", "", "1.0 GB from beside the proxy"),
+            ("", "lab", "1.0 GB from beside the proxy, at the prices of lab"),
+            ("eu", "eu", "1.0 GB from the part of the world of eu"),
+            (
+                "48.100,11.600",
+                "*",
+                "1.0 GB from the part of the world of 48.100,11.600, at the prices of none of the regions",
+            ),
+        ] {
+            let (origin, priced_from) = (origin.to_owned(), priced_from.to_owned());
+            let explanation = Explanation { origin, priced_from, bytes: 1e9, endpoints: vec![] };
+            let page = text(&explanation);
+            assert_eq!(page.lines().next(), Some(head));
+        }
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(crate) fn compile(
     gateways::compile(documents, &index, &all, &policies, &mut sockets, &mut output, problems);
     routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
     queue::check_routes(&output.mesh, &policies, problems);
+    region::check_classes(&output.mesh, &policies, documents, problems);
     (output.mesh, output.notes)
 }
 

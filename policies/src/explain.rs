@@ -230,6 +230,9 @@ impl Page<'_> {
             for (name, region) in &set.regions {
                 self.line(1, &format!("region {name}: {}", words::region(region)));
             }
+            for (name, region) in &set.origins {
+                self.line(1, &format!("data from {name}: {}", words::region(region)));
+            }
             self.spread(&set.spread);
         }
         if let Some(tls) = &service.tls {

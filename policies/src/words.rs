@@ -282,6 +282,14 @@ pub(crate) fn region(region: &Region) -> String {
         let to = if to == Region::ANY { "elsewhere" } else { to };
         parts.push(format!("{cents} cents a gigabyte to {to}"));
     }
+    if !region.location.is_unsaid() {
+        let radius = region.radius_kilometers.unwrap_or(Region::USUAL_KILOMETERS);
+        let within = location(&region.location);
+        parts.push(format!(
+            "within {radius} km of {}",
+            within.trim_start_matches(", in ").trim_start()
+        ));
+    }
     if parts.is_empty() { "nothing is known".to_owned() } else { parts.join(", ") }
 }
 

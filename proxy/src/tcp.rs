@@ -184,7 +184,7 @@ async fn connect(
         });
         meter.listed.transfer.endpoint.store(Some(endpoint.clone()));
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
-        ticket.comes_from(origin);
+        ticket.comes_from(origin.cell);
         // There is none in opaque bytes.
         ticket.has_head();
         match Connector::connect(service, &endpoint, None).await {

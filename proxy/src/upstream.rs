@@ -347,8 +347,7 @@ pub fn reconcile_at(
     adapt(&spec, &endpoints);
     let belief = admission::Belief::under(&spec.breaker);
     stand_in_regions(&endpoints, set);
-    let completion =
-        Completion::new(&spec, &live, &set.regions, &endpoints, &mut levels, site, old);
+    let completion = Completion::new(&spec, &live, set, &endpoints, &mut levels, site, old);
     let old_homes = old.and_then(|old| old.homes.as_deref());
     let homes = Homes::new(&spec, &endpoints, &mut levels, old_homes);
     let weights = Weights::new(&spec, &levels, now_ms());

@@ -19,12 +19,18 @@ impl Locate for EndpointSet {
         for endpoint in &self.endpoints {
             endpoint.place.iter().for_each(|place| told(place, endpoint.coordinates, None));
         }
+        for region in self.regions.values().chain(self.origins.values()) {
+            region.location.places(&mut told);
+        }
     }
 
     fn locate(&mut self, at: impl Fn(&str) -> Option<Coordinates>) {
         for endpoint in &mut self.endpoints {
             let said = endpoint.place.as_deref().and_then(&at);
             endpoint.coordinates = said.or(endpoint.coordinates);
+        }
+        for region in self.regions.values_mut().chain(self.origins.values_mut()) {
+            region.location.locate(&at);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     diagnostic::Rule,
-    document::{own::EndpointSpec, read::ticked, value::PlaceName},
+    document::{own::CoordinatesSpec, read::ticked, value::PlaceName},
     model::{Coordinates, Location},
     places,
     problem::{At, Problems, Span},
@@ -21,14 +21,16 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Where an endpoint is; without coordinates where its place is not known.
-    pub(super) fn of_endpoint(
+    /// Where an endpoint or a region is; without coordinates where its place is not known. `otherwise`: what
+    /// that means.
+    pub(super) fn either(
         &mut self,
-        written: &EndpointSpec,
+        place: Option<&At<PlaceName>>,
+        given: Option<&CoordinatesSpec>,
+        otherwise: &str,
         problems: &mut Problems,
     ) -> Location {
-        let given = written.coordinates.as_ref();
-        let Some(name) = &written.place else {
+        let Some(name) = place else {
             let coordinates = given.map(|c| c.coordinates());
             return Location { place: None, coordinates };
         };
@@ -43,7 +45,7 @@ impl Places {
                 .help("remove one of them");
             return Location { place: Some(name.to_string()), coordinates: None };
         }
-        self.named(name, "the endpoint is without coordinates", problems)
+        self.named(name, otherwise, problems)
     }
 
     /// Where this place is. `otherwise`: what it means that nobody knows it.

@@ -95,7 +95,7 @@ pub(super) fn check_routes(mesh: &Mesh, policies: &Policies<'_>, problems: &mut 
     }
 }
 
-fn forwards(mesh: &Mesh) -> impl Iterator<Item = (&str, &Forward)> {
+pub(super) fn forwards(mesh: &Mesh) -> impl Iterator<Item = (&str, &Forward)> {
     let routes = mesh.routes.values().flat_map(|t| &t.virtual_hosts).flat_map(|h| &h.routes);
     routes.filter_map(|route| match &route.action {
         Action::Forward(forward) => Some((route.name.as_str(), forward)),
@@ -103,6 +103,6 @@ fn forwards(mesh: &Mesh) -> impl Iterator<Item = (&str, &Forward)> {
     })
 }
 
-fn sends_to(forward: &Forward, service: &str) -> bool {
+pub(super) fn sends_to(forward: &Forward, service: &str) -> bool {
     forward.backends.iter().any(|b| b.service == service && b.weight > 0)
 }

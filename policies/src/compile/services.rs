@@ -45,12 +45,12 @@ pub(crate) fn compile(
     output: &mut Output<'_>,
     problems: &mut Problems,
 ) {
-    let regions = Regions::new(documents, index, problems);
+    let regions = Regions::new(documents, index, &mut output.places, problems);
     for object in documents.services.iter().filter(|o| index.is_first(Kind::Service, o)) {
         let service = service(object, policies, output, problems);
         queue::check_endpoints(listed(object).map(|(e, _)| e), &service, problems);
         let (mut set, span) = endpoints(object, &mut output.places, problems);
-        set.regions = regions.of(&set.endpoints);
+        regions.tell(&mut set, &service);
         let balancer = policies.balancer(&service.name);
         region::check_terms(balancer, &set, problems);
         set.spread = spread::compile(balancer, &service, &set.endpoints, problems);
@@ -280,7 +280,9 @@ fn endpoints(
                 .error(Rule::Duplicate, at, "two endpoints have this name")
                 .related(first, "first here");
         }
-        let Location { place, coordinates } = places.of_endpoint(written, problems);
+        let (place, given) = (written.place.as_ref(), written.coordinates.as_ref());
+        let otherwise = "the endpoint is without coordinates";
+        let Location { place, coordinates } = places.either(place, given, otherwise, problems);
         endpoints.push(Endpoint { place, coordinates, ..endpoint(written, name) });
     }
     if endpoints.is_empty() && object.spec.endpoints.is_some() {

@@ -182,7 +182,7 @@ object! {
 object! {
     /// How a request tells where its data comes from.
     struct OriginSpec {
-        /// This header says so: `48.1,11.6` (degrees, WGS 84), or the region of an endpoint.
+        /// This header says so: `48.1,11.6` (degrees, WGS 84), or a region.
         "header" => header: Option<At<HeaderName>>,
         /// The place that is registered for the tenant or device that it names.
         "registered" => registered: Option<RegisteredSpec>,

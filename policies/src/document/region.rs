@@ -1,13 +1,15 @@
 //! `Region` (towpath.dev/v1alpha1).
 
 use super::{
+    own::CoordinatesSpec,
     read::object,
-    value::{Decimal, text},
+    value::{Decimal, PlaceName, Whole, text},
 };
 use crate::problem::At;
 
 object! {
-    /// What is known of the region that endpoints name in `locality.region`; its name is the document's.
+    /// What is known of the region that endpoints name in `locality.region`, or that data comes from; its name
+    /// is the document's.
     struct RegionSpec {
         /// Grams of CO2 equivalent that a kilowatt-hour emits there, 0 to 100000.
         "carbonIntensity" => carbon_intensity: Option<At<Decimal<100_000>>>,
@@ -16,6 +18,13 @@ object! {
         "electricityMapsZone" => electricity_maps_zone: Option<At<ZoneName>>,
         /// What bytes cost that leave it.
         "egress" => egress: Option<At<Vec<EgressSpec>>>,
+        /// Name of the place where it is, instead of `coordinates`: a city (`Frankfurt`, `Portland, OR`) or a
+        /// cloud's region (`eu-central-1`). Data from near there has the region's prices.
+        "place" => place: Option<At<PlaceName>>,
+        /// Where that is, if `place` is not given.
+        "coordinates" => coordinates: Option<CoordinatesSpec>,
+        /// How near, 1 to 20000; default 100.
+        "radiusKilometers" => radius_kilometers: Option<At<Whole<1, 20_000>>>,
     }
 }
 

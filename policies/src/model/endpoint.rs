@@ -16,6 +16,9 @@ pub struct EndpointSet {
     /// What is known of the regions in which they stand, by name; of others nothing is kept.
     #[serde(default)]
     pub regions: BTreeMap<String, Region>,
+    /// Other regions, from which data comes to them at a price; of their electricity nothing is kept.
+    #[serde(default)]
+    pub origins: BTreeMap<String, Region>,
     /// How requests are shared out among priorities and localities.
     #[serde(default)]
     pub spread: Spread,
@@ -152,10 +155,13 @@ pub enum Health {
 }
 
 impl EndpointSet {
+    /// Of [`Self::origins`].
+    pub const MOST_ORIGINS: usize = 200;
+
     /// The endpoints of a service, with nothing known of their regions.
     pub const fn new(service: String, endpoints: Vec<Endpoint>) -> Self {
         let spread = Spread { overprovisioning_percent: None, localities: Vec::new() };
-        Self { service, endpoints, regions: BTreeMap::new(), spread }
+        Self { service, endpoints, regions: BTreeMap::new(), origins: BTreeMap::new(), spread }
     }
 }
 
@@ -175,6 +181,11 @@ impl Coordinates {
 }
 
 impl Location {
+    /// Whether nothing is said.
+    pub const fn is_unsaid(&self) -> bool {
+        self.place.is_none() && self.coordinates.is_none()
+    }
+
     /// A point without a name.
     pub fn at(coordinates: Coordinates) -> Self {
         Self { place: None, coordinates: Some(coordinates) }

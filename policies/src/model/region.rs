@@ -1,8 +1,10 @@
-//! What is known of a region: what its electricity emits, and what it costs to send bytes out of it.
+//! What is known of a region: where it is, what its electricity emits, and what it costs to send bytes out of it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use super::Location;
 
 /// A region, as endpoints name it in [`super::Locality::region`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,6 +17,11 @@ pub struct Region {
     /// Cents per gigabyte (10⁹ bytes), up to [`Self::MOST_CENTS`], by the region that bytes go to;
     /// [`Self::ANY`] stands for all others.
     pub egress: BTreeMap<String, f64>,
+    /// Where it is; endpoints in it that say better are believed.
+    pub location: Location,
+    /// Data from so near is taken for the region's, 1 to [`Self::MOST_KILOMETERS`]; `None` =
+    /// [`Self::USUAL_KILOMETERS`].
+    pub radius_kilometers: Option<u32>,
 }
 
 impl Region {
@@ -24,6 +31,10 @@ impl Region {
     pub const MOST_CARBON: f64 = 100_000.0;
     /// Per gigabyte.
     pub const MOST_CENTS: f64 = 100_000.0;
+    /// Half the way around the earth.
+    pub const MOST_KILOMETERS: u32 = 20_000;
+    /// A city and what is around it. Farther, bytes from a cloud's region have left it.
+    pub const USUAL_KILOMETERS: u32 = 100;
 
     /// Cents per gigabyte from this region, which is called `name`, to another; what stays costs
     /// nothing. `None` = not known.
@@ -45,6 +56,12 @@ impl Region {
         }
         if !self.egress.values().all(within(Self::MOST_CENTS)) {
             return Err("egress costs from 0 to 100,000 cents per gigabyte");
+        }
+        if self.location.coordinates.is_some_and(|at| !at.on_earth()) {
+            return Err("its coordinates are not on earth");
+        }
+        if self.radius_kilometers.is_some_and(|km| !(1..=Self::MOST_KILOMETERS).contains(&km)) {
+            return Err("a radius is from 1 to 20,000 km");
         }
         Ok(())
     }

@@ -278,7 +278,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         self.ticket = None;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
-        ticket.comes_from(self.origin);
+        ticket.comes_from(self.origin.cell);
         self.tally(&mut ticket);
         ticket.slot = self.in_line.as_mut().and_then(|line| line.slot.take());
         self.ticket = Some(ticket);

@@ -38,7 +38,7 @@ use crate::{
     outlier::{self, Failure, Outcome},
     router::{Action, Backend, CompiledRoute, Forward, Redirect, Target, is_grpc},
     transfers::LISTED_AFTER,
-    upstream::{admission::Ticket, completion::places::Cell, connect::Wire, pick::Tried},
+    upstream::{admission::Ticket, completion::zones::Origin, connect::Wire, pick::Tried},
 };
 
 /// Everything one exchange knows while it lasts.
@@ -70,7 +70,7 @@ pub(super) struct Exchange<'a, D> {
     /// Its part in the queue of its service, where there is one.
     pub(super) in_line: Option<Box<InLine>>,
     /// Where its data comes from, as was found when an endpoint was asked for last.
-    pub(super) origin: Cell,
+    pub(super) origin: Origin,
     /// The endpoints that broke it, or could not go on.
     pub(super) broke: Option<Box<Tried>>,
     /// Where the request body goes on if it breaks midway, at servers that can take it up.
@@ -120,7 +120,7 @@ pub(super) fn run<'a, D: Downstream>(
         response_length: Length::None,
         resume: None,
         in_line: None,
-        origin: Cell::HERE,
+        origin: Origin::HERE,
         broke: None,
         uploading: None,
         digests: None,

@@ -134,7 +134,7 @@ async fn exchange(
         (slot.endpoint.clone(), Some(slot))
     };
     let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
-    ticket.comes_from(ask.origin);
+    ticket.comes_from(ask.origin.cell);
     ticket.slot = slot;
     let mut up = match Wire::towards(service.spec.protocol, head.received) {
         Wire::Http1 => {

@@ -15,18 +15,15 @@
 //! ([`footprint`]).
 //!
 //! [`cost`] is this sum and pure. [`learn`] keeps what is measured, in relaxed atomics, [`origin`] says
-//! where data comes from, [`places`] what distance lets expect before anything is measured, and [`draw`] which endpoints are looked at
-//! where there are too many for all. A pick reads, and neither allocates nor locks.
+//! where data comes from, [`places`] what distance lets expect before anything is measured, [`zones`] whose
+//! prices bytes have, and [`draw`] which endpoints are looked at where there are too many for all. A pick reads, and neither allocates nor locks.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use towpath_policies::model::{Balancer, Class, Region, Service};
+use towpath_policies::model::{Balancer, Class, EndpointSet, Service};
 
 pub(crate) mod cost;
 pub(crate) mod draw;
@@ -36,6 +33,7 @@ pub(crate) mod footprint;
 pub(crate) mod learn;
 mod origin;
 pub(crate) mod places;
+pub(crate) mod zones;
 
 #[cfg(test)]
 mod simulation;
@@ -48,15 +46,16 @@ use cost::{Factors, Facts, Parts, PerByte};
 use draw::Draw;
 use footprint::{Footprints, Load, Prices, Reported};
 use learn::{Discipline, Learned, Median, Sample, Stopwatch, Usual, WINDOW_SECONDS, Way, real};
-use origin::Origins;
-use places::{Cell, Cells, NUMBERS, Numbers};
+use origin::{Map, Origins};
+use places::{Cell, NUMBERS, Numbers};
+use zones::{Origin, Zones};
 
 /// What a view of a service predicts by.
 #[derive(Debug)]
 pub(crate) struct Completion {
     factors: Factors,
     origins: Origins,
-    cells: Cells,
+    map: Map,
     /// By level.
     draws: Box<[Draw]>,
     prices: Arc<Prices>,
@@ -88,7 +87,7 @@ impl Completion {
     pub(crate) fn new(
         spec: &Service,
         live: &ServiceLive,
-        regions: &BTreeMap<String, Region>,
+        set: &EndpointSet,
         endpoints: &[Arc<EndpointState>],
         levels: &mut [Level],
         site: &Site,
@@ -98,14 +97,21 @@ impl Completion {
             return None;
         }
         let experience = live.experience.get_or_init(Arc::default).clone();
-        let (origins, cells) = {
+        let (mut origins, cells) = {
             let mut numbers = lock(&experience.numbers);
             let mut settling = numbers.settle(site.here);
             for EndpointState { spec, live } in endpoints.iter().map(AsRef::as_ref) {
                 let cell = settling.endpoint(&spec.locality.region, spec.coordinates);
                 live.learned.stands_in(cell);
             }
+            for (name, region) in &set.regions {
+                region.location.coordinates.iter().for_each(|at| settling.locate(name, *at));
+            }
             let origins = Origins::new(spec, &mut settling, site.clients.clone(), old);
+            if !spec.prediction.origin.is_empty() {
+                let others = set.origins.iter();
+                others.for_each(|(name, o)| settling.region(name, o.location.coordinates));
+            }
             let (cells, new) = settling.finish();
             new.into_iter().for_each(|cell| experience.begin(cell));
             (origins, cells)
@@ -126,11 +132,14 @@ impl Completion {
         let draws = || -> Box<[Draw]> {
             levels.iter().map(|level| Draw::new(level, &cell_of, weight)).collect()
         };
-        let prices = Arc::new(Prices::new(regions, &cells));
-        let footprints = Footprints::new(spec, regions, &cells, &prices, draws);
+        let zones = Zones::new(set, &cells, site.here);
+        origins.price(&zones);
+        let map = Map { cells, zones };
+        let prices = Arc::new(Prices::new(&set.regions, &set.origins, &map));
+        let footprints = Footprints::new(spec, &set.regions, &map.cells, &prices, draws);
         let factors = (&spec.prediction.terms).into();
         let draws = draws();
-        let new = Self { factors, origins, cells, draws, prices, footprints, experience };
+        let new = Self { factors, origins, map, draws, prices, footprints, experience };
         new.weigh_cells(&Reported::default());
         Some(Box::new(new))
     }
@@ -142,12 +151,14 @@ impl Completion {
             let per_byte = way.per_byte() + self.experience.usual(cell, USUAL_WEIGHT).0;
             self.network(cell, origin).unwrap_or(0.0) + bytes * per_byte
         };
-        self.draws.iter().for_each(|draw| draw.weigh(&self.cells, seconds));
+        let Map { cells, zones } = &self.map;
+        self.draws.iter().for_each(|draw| draw.weigh(cells, seconds));
         let Some(footprints) = &self.footprints else { return };
         let joules = reported.means();
         for draw in &footprints.draws {
-            draw.weigh(&self.cells, |cell, origin| {
-                let load = Load { origin, up: 0.0, down: bytes, now_ms: 0 };
+            draw.weigh(cells, |cell, origin| {
+                let zone = zones.of_cell(origin);
+                let load = Load { zone, up: 0.0, down: bytes, now_ms: 0 };
                 seconds(cell, origin) + footprints.usual(cell, joules[cell.index()], &load)
             });
         }
@@ -223,17 +234,17 @@ impl ServiceState {
             let (learned, weight) = (&endpoint.live.learned, real(endpoint.spec.declared().into()));
             learned.second(now_ms, window_ends, experience.usual(learned.cell(), weight));
         }
-        for (endpoint, origin) in completion.cells.pairs() {
+        for (endpoint, origin) in completion.map.cells.pairs() {
             experience.way(endpoint, origin).second(window_ends);
         }
         completion.weigh_cells(&reported);
     }
 
     /// What goes with the bytes of a try with this endpoint; `None` where nothing is known of that.
-    pub(crate) fn per_byte(&self, endpoint: &EndpointLive, origin: Cell) -> Option<PerByte> {
+    pub(crate) fn per_byte(&self, endpoint: &EndpointLive, origin: Origin) -> Option<PerByte> {
         let grams = footprint::grams_per_byte(&endpoint.energy, &self.spec);
-        let completion = self.completion.as_ref().filter(|_| origin != Cell::HERE);
-        let cents = completion.and_then(|c| c.prices.known(origin, endpoint.learned.cell()));
+        let completion = self.completion.as_ref();
+        let cents = completion.and_then(|c| c.prices.known(origin.zone, endpoint.learned.cell()));
         Some(PerByte { grams, cents }).filter(|per_byte| !per_byte.is_unknown())
     }
 }
@@ -253,7 +264,7 @@ impl Completion {
     /// What a request will move.
     pub(crate) fn load(&self, ask: &Ask, now_ms: u64) -> Load {
         let (up, down) = self.ways(ask);
-        Load { origin: ask.origin, up, down, now_ms }
+        Load { zone: ask.origin.zone, up, down, now_ms }
     }
 
     /// Bytes that a request will move.

@@ -7,7 +7,7 @@ use towpath_policies::model::{Balancer, Class, Queue};
 use super::{
     EndpointLive, EndpointState, Level, ServiceState,
     admission::Limit,
-    completion::{Completion, places::Cell},
+    completion::{Completion, zones::Origin},
     concurrency::BULK,
     weigh::Weights,
 };
@@ -52,7 +52,7 @@ pub struct Ask {
     /// Those of them that come from the endpoint, where that is known: what is left of a response.
     pub down: Option<u64>,
     /// Where its data comes from.
-    pub origin: Cell,
+    pub origin: Origin,
     /// What it is about, hashed.
     pub key: Option<u64>,
     /// What kind of freight it is.
@@ -323,7 +323,7 @@ impl<'a, 't> Round<'a, 't> {
     ) -> Option<&'a Arc<EndpointState>> {
         let count = level.members.len();
         let bytes = completion.expected(&self.ask);
-        let origin = self.ask.origin;
+        let origin = self.ask.origin.cell;
         let footprints = completion.footprints(self.ask.class);
         let load = footprints.map(|_| completion.load(&self.ask, self.now_ms));
         let mut best: Option<(f32, &Arc<EndpointState>)> = None;

@@ -255,3 +255,76 @@ async fn without_a_database_clients_are_nowhere_and_a_bad_one_is_told_at_the_sta
     let error = format!("{:#}", towpath_proxy::start(config).await.unwrap_err());
     assert!(error.starts_with("--geoip: ") && error.contains("none.mmdb"), "{error}");
 }
+
+#[tokio::test]
+async fn bytes_have_prices_wherever_a_policy_says_that_they_come_from() {
+    let (folder, stage) = (tempfile::tempdir().unwrap(), Stage::new().await);
+    let text = format!(
+        "apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {{name: web}}
+spec:
+  protocol: HTTP
+  endpoints: [{{name: eu, address: \"{}\", place: Frankfurt, locality: {{region: eu}}}}]
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Region
+metadata: {{name: eu}}
+spec: {{egress: [{{to: lab, centsPerGigabyte: 3}}, {{to: \"*\", centsPerGigabyte: 8}}]}}
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Region
+metadata: {{name: lab}}
+spec: {{place: Munich, egress: [{{to: \"*\", centsPerGigabyte: 1}}]}}
+---
+apiVersion: towpath.dev/v1alpha1
+kind: BalancerPolicy
+metadata: {{name: web}}
+spec:
+  targetRefs: [{{kind: Service, name: web}}]
+  policy: CompletionTime
+  origin: {{header: x-origin}}
+  terms: {{price: 10}}
+---
+apiVersion: towpath.dev/v1alpha1
+kind: TransferPolicy
+metadata: {{name: web}}
+spec: {{targetRefs: [{{kind: Service, name: web}}], class: bulk}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: edge, annotations: {{towpath.dev/place: Munich}}}}
+spec: {{gatewayClassName: towpath, listeners: [{{name: http, protocol: HTTP, port: {}}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: web}}
+spec: {{parentRefs: [{{name: edge}}], rules: [{{backendRefs: [{{group: towpath.dev, kind: Service, name: web}}]}}]}}
+",
+        stage.eu.address,
+        dead().await.port(),
+    );
+    fs::write(folder.path().join("web.yaml"), text).unwrap();
+    let program = Program::start(&mut Program::command(folder.path())).await;
+    let explained = async |question: &str| {
+        let path = format!("/explain?service=web&size=1000000000&class=bulk{question}");
+        let (status, body) = admin_at(program.admin, "GET", &path).await;
+        assert_eq!(status, 200, "{body}");
+        let said: Value = serde_json::from_str(&body).unwrap();
+        let endpoint = &said["endpoints"][0];
+        let figure = |figure: &Value| figure.as_f64().map(f64::round);
+        let (cents, price) = (&endpoint["footprint"]["cents"], &endpoint["terms"]["price"]);
+        (said["priced_from"].as_str().unwrap().to_owned(), figure(cents), figure(price))
+    };
+    for (question, whose, cents) in [
+        ("", "lab", 1.0),
+        ("&origin=lab", "lab", 1.0),
+        ("&origin=48.3,11.5", "lab", 1.0),
+        ("&origin=eu", "eu", 0.0),
+        // What comes back is what responses usually have, which is nothing yet.
+        ("&origin=-17.7,178.1", "*", 0.0),
+    ] {
+        let expected = (whose.to_owned(), Some(cents), Some(cents * 10.0));
+        assert_eq!(explained(question).await, expected, "{question}");
+    }
+}

@@ -6,7 +6,7 @@ use std::{
 };
 
 use envoy_types::pb::envoy::config::{
-    core::v3::{self as core, HealthStatus, Metadata},
+    core::v3::{self as core, HealthStatus},
     endpoint::v3::{
         self as eds, ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
         cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
@@ -36,6 +36,7 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
             .push((index, endpoint));
     }
     let in_order = groups.values().flatten().map(|(index, _)| *index).is_sorted();
+    let mut origins = Some(&set.origins).filter(|origins| !origins.is_empty());
     let endpoints = groups
         .into_iter()
         .map(|((rank, locality), members)| {
@@ -52,7 +53,13 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
                     sub_zone: locality.sub_zone.clone(),
                 }),
                 priority: rank,
-                metadata: encode_group(set.regions.get(&locality.region), named.is_none()),
+                metadata: {
+                    let mut extra =
+                        encode_group(set.regions.get(&locality.region), named.is_none());
+                    // They are the whole set's, which has no place for them.
+                    extra.keep("origins", &std::mem::take(&mut origins), &None);
+                    extra.into_metadata()
+                },
                 // gRPC ignores localities without a weight, and so does Envoy where it goes by them.
                 load_balancing_weight: (weight > 0)
                     .then_some(weight.min(LocalityWeight::MOST))
@@ -79,11 +86,11 @@ pub(super) fn encode(set: &EndpointSet) -> Pb {
 }
 
 /// What is known of a locality's region, and whether its weight is only what its endpoints' add up to.
-fn encode_group(region: Option<&Region>, unnamed: bool) -> Option<Metadata> {
+fn encode_group(region: Option<&Region>, unnamed: bool) -> Extra {
     let mut extra = Extra::default();
     extra.keep("region", &region, &None);
     extra.keep("unnamed", &unnamed, &false);
-    extra.into_metadata()
+    extra
 }
 
 /// What a locality counts for of which nothing else is said.
@@ -135,6 +142,8 @@ pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
         read.group(group).at_index("endpoints", i)?;
     }
     let regions = std::mem::take(&mut read.regions);
+    let mut origins = std::mem::take(&mut read.origins);
+    origins.retain(|name, _| !regions.contains_key(name) && !read.endpoints.is_empty());
     let factor = pb.policy.as_ref().and_then(|p| read_u32(p.overprovisioning_factor.as_ref()));
     let factor = factor.unwrap_or(Spread::USUAL_OVERPROVISIONING);
     let named = |((priority, locality), weight)| LocalityWeight { priority, locality, weight };
@@ -142,7 +151,8 @@ pub(super) fn decode(pb: &Pb) -> Result<EndpointSet> {
         overprovisioning_percent: (factor < ONE_IS_ENOUGH).then_some(factor.max(1)),
         localities: std::mem::take(&mut read.weights).into_iter().map(named).collect(),
     };
-    Ok(EndpointSet { service: pb.cluster_name.clone(), endpoints: read.finish(), regions, spread })
+    let service = pb.cluster_name.clone();
+    Ok(EndpointSet { service, endpoints: read.finish(), regions, origins, spread })
 }
 
 #[derive(Default)]
@@ -151,6 +161,7 @@ struct Reader {
     endpoints: Vec<(usize, Endpoint)>,
     addresses: HashSet<SocketAddr>,
     regions: BTreeMap<String, Region>,
+    origins: BTreeMap<String, Region>,
     /// Of the localities, as told; those of a locality that is there twice add up.
     weights: BTreeMap<(u32, Locality), u32>,
 }
@@ -170,6 +181,7 @@ impl Reader {
         let mut extra = Extra::read(group.metadata.as_ref())?;
         extra.restore("region", &mut region)?;
         extra.restore("unnamed", &mut unnamed)?;
+        self.origins(&mut extra)?;
         let known = self.endpoints.len();
         for (i, endpoint) in group.lb_endpoints.iter().enumerate() {
             self.endpoint(endpoint, &locality, group.priority).at_index("lb_endpoints", i)?;
@@ -187,6 +199,20 @@ impl Reader {
         // Of several that differ the first has the say.
         self.regions.entry(locality.region).or_insert(region);
         Ok(())
+    }
+
+    /// Of several that are told of the first has the say.
+    fn origins(&mut self, extra: &mut Extra) -> Result<()> {
+        let mut origins: BTreeMap<String, Region> = BTreeMap::new();
+        extra.restore("origins", &mut origins)?;
+        for (name, region) in origins {
+            if let Err(why) = region.check() {
+                return refuse(why).at("origins");
+            }
+            self.origins.entry(name).or_insert(region);
+        }
+        let many = self.origins.len() > EndpointSet::MOST_ORIGINS;
+        refuse_if(many, "origins", "must be at most 200")
     }
 
     fn endpoint(&mut self, pb: &LbEndpoint, locality: &Locality, priority: u32) -> Result<()> {

@@ -23,9 +23,9 @@ use envoy_types::pb::{
     google::protobuf as pb,
 };
 use towpath_policies::model::{
-    Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Forward, HostRewrite, Listener,
-    Locality, Location, OriginSource, PathMatch, PathRewrite, Protocol, Registered, RetryPolicy,
-    Service, Thresholds, ValueMatch, Weights,
+    Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Endpoint, Forward, HostRewrite,
+    Listener, Locality, Location, OriginSource, PathMatch, PathRewrite, Protocol, Region,
+    Registered, RetryPolicy, Service, Thresholds, ValueMatch, Weights,
 };
 
 use super::*;
@@ -625,6 +625,35 @@ fn places_that_are_not_on_earth_are_refused() {
     let listener = Listener { location: nowhere, ..Listener::clone(&listener) };
     let error = listener::decode(&listener::encode(&listener)).unwrap_err().to_string();
     assert!(error.contains("location.coordinates"), "{error}");
+}
+
+#[test]
+fn regions_that_data_comes_from_are_told_of_with_the_first_locality_and_bounded() {
+    let mut set = EndpointSet::new("s".into(), vec![Endpoint::new(([127, 0, 0, 1], 1).into())]);
+    let origin = |n: usize| (n.to_string(), Region::default());
+    set.origins = (0..EndpointSet::MOST_ORIGINS).map(origin).collect();
+    let pb = endpoints::encode(&set);
+    assert_eq!(
+        pb.endpoints.len(),
+        1,
+        "no locality of theirs, which others would have to leave out"
+    );
+    assert_eq!(endpoints::decode(&pb).unwrap(), set);
+    set.origins.extend([origin(EndpointSet::MOST_ORIGINS)]);
+    let error = endpoints::decode(&endpoints::encode(&set)).unwrap_err().to_string();
+    assert!(error.contains("origins"), "{error}");
+    for odd in [
+        Region { radius_kilometers: Some(0), ..Region::default() },
+        Region { radius_kilometers: Some(20_001), ..Region::default() },
+        Region {
+            location: Location::at(Coordinates { latitude: 90.5, longitude: 0.0 }),
+            ..Region::default()
+        },
+        Region { egress: [("*".to_owned(), -1.0)].into(), ..Region::default() },
+    ] {
+        set.origins = [("odd".to_owned(), odd)].into();
+        assert!(endpoints::decode(&endpoints::encode(&set)).is_err(), "{set:?}");
+    }
 }
 
 #[test]

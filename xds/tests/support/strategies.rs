@@ -1,7 +1,7 @@
 //! Arbitrary valid domain values.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -608,11 +608,14 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
 fn region() -> impl Strategy<Value = Region> {
     let carbon = option::of(0.0..=Region::MOST_CARBON);
     let prices = btree_map(select(vec!["*", "eu-west", "ap"]), 0.0..=Region::MOST_CENTS, 0..3);
-    (carbon, option::of(token()), prices).prop_map(
-        |(carbon_intensity, electricity_maps_zone, prices)| Region {
+    let radius = option::of(1..=Region::MOST_KILOMETERS);
+    (carbon, option::of(token()), prices, location(), radius).prop_map(
+        |(carbon_intensity, electricity_maps_zone, prices, location, radius_kilometers)| Region {
             carbon_intensity,
             electricity_maps_zone,
             egress: prices.into_iter().map(|(to, cents)| (to.to_owned(), cents)).collect(),
+            location,
+            radius_kilometers,
         },
     )
 }
@@ -637,7 +640,7 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         health,
         (option::of(gpu), option::of(1u32..100), option::of(token())),
     );
-    let described = btree_map(select(vec!["us-east", "eu-west", "ap"]), region(), 0..3);
+    let described = btree_map(select(vec!["us-east", "eu-west", "ap", "moon"]), region(), 0..4);
     let percent = option::of(1u32..1000);
     let parts = vec(option::of(0u32..1_000_000), 8);
     (name(), vec((address(), endpoint), 0..8), percent, parts, described).prop_map(
@@ -679,9 +682,13 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
             let localities = standing.into_iter().zip(parts).filter_map(named).collect();
             let spread = Spread { overprovisioning_percent: percent, localities };
             let stands = |region: &str| endpoints.iter().any(|e| e.locality.region == region);
-            let regions = described.into_iter().filter(|(name, _)| stands(name));
-            let regions = regions.map(|(name, region)| (name.to_owned(), region)).collect();
-            EndpointSet { service, endpoints, regions, spread }
+            let described = described.into_iter().map(|(name, region)| (name.to_owned(), region));
+            let (regions, mut origins): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                described.partition(|(name, _)| stands(name));
+            if endpoints.is_empty() {
+                origins.clear();
+            }
+            EndpointSet { service, endpoints, regions, origins, spread }
         },
     )
 }

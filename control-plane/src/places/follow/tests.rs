@@ -3,7 +3,8 @@
 use std::{collections::VecDeque, path::Path, time::SystemTime};
 
 use towpath_policies::model::{
-    Coordinates, Discovery, Endpoint, EndpointSet, Location, OriginSource, Registered, Source,
+    Coordinates, Discovery, Endpoint, EndpointSet, Location, OriginSource, Region, Registered,
+    Source,
 };
 
 use super::*;
@@ -290,6 +291,26 @@ fn a_name_that_a_policy_registers_is_told_with_the_service_and_the_tenant() {
     mesh.sources.insert(key, Source { file: "b.yaml".into(), line: 7 });
     let written_at = names(&mesh, AskFor::Unknown).remove("Atlantis").unwrap();
     assert_eq!(written_at, "b.yaml:7, registered for acme by the BalancerPolicy of b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_reaches_the_regions_of_endpoints_and_those_that_data_comes_from() {
+    let (fake, state) = (Fake::saying([]), tempfile::tempdir().unwrap());
+    let stage = Stage::new(&fake, AskFor::Unknown, state.path());
+    let atlantis = || Region {
+        location: Location { place: Some("Atlantis".into()), coordinates: None },
+        ..Region::default()
+    };
+    let mut mesh = mesh("1", [("Frankfurt", Some(50.0)), ("Frankfurt", Some(50.0))]);
+    let set = mesh.endpoints.get_mut("a").map(Arc::make_mut).unwrap();
+    set.regions.insert("stands".to_owned(), atlantis());
+    set.origins.insert("comes".to_owned(), atlantis());
+    stage.publish(mesh);
+    asked(&fake, 1).await;
+    let set = stage.hub.view(&node("a")).endpoints["a"].clone();
+    let latitude = |region: &Region| region.location.coordinates.map(|at| at.latitude);
+    assert_eq!(latitude(&set.regions["stands"]), Some(31.0));
+    assert_eq!(latitude(&set.origins["comes"]), Some(31.0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -142,7 +142,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let delay = hedging.delay();
         let mut timer = delay.map(|delay| Box::pin(sleep(delay)));
         let mut first =
-            Lane::begin(service, endpoint, self.origin, &self.head, wire, self.client.worker)
+            Lane::begin(service, endpoint, self.origin.cell, &self.head, wire, self.client.worker)
                 .map_err(Stop::Reply)?;
         self.tally(&mut first.ticket);
         let mut race = Race { forward, hedging, first: Some(first), second: None, fallback: None };
@@ -216,7 +216,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let budget = service.retry(0)?;
         let worker = self.client.worker;
         let mut lane =
-            Lane::begin(service, &endpoint, self.origin, &self.head, wire, worker).ok()?;
+            Lane::begin(service, &endpoint, self.origin.cell, &self.head, wire, worker).ok()?;
         lane.hedge = true;
         self.tally(&mut lane.ticket);
         tried.add(&endpoint);

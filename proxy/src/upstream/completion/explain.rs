@@ -8,11 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use towpath_policies::model::Class;
 
+use super::super::{EndpointState, ServiceState, now_ms};
 pub use super::cost::{Footprint, Parts};
-use super::{
-    super::{EndpointState, ServiceState, now_ms},
-    places::Cell,
-};
 use crate::upstream::pick::Ask;
 
 /// What is predicted of the endpoints of a service for one request, the soonest first.
@@ -20,6 +17,10 @@ use crate::upstream::pick::Ask;
 pub struct Explanation {
     /// The region that data comes from, or where that is; empty = from beside the proxy.
     pub origin: String,
+    /// The region whose prices its bytes have; `*` = those that other regions ask for any other, empty = nobody
+    /// knows.
+    #[serde(default)]
+    pub priced_from: String,
     /// Bytes that the request is taken to move, both ways.
     pub bytes: f32,
     /// Those that may be used first, by priority, and the soonest of each priority first.
@@ -63,7 +64,9 @@ pub(crate) enum Unexplained {
     #[error("its endpoints are not picked by CompletionTime, so nothing is predicted for them")]
     OtherPolicy,
     /// Neither coordinates nor a region.
-    #[error("the origin is neither `latitude,longitude` in degrees nor the region of an endpoint")]
+    #[error(
+        "the origin is neither `latitude,longitude` in degrees nor a region that is known here"
+    )]
     Origin,
     /// No policy of the service knows this tenant or device.
     #[error("no place is registered under this name, or none whose coordinates are known")]
@@ -98,14 +101,14 @@ impl ServiceState {
         class: Class,
     ) -> Result<Explanation, Unexplained> {
         let completion = self.completion.as_ref().ok_or(Unexplained::OtherPolicy)?;
-        let (cells, origins) = (&completion.cells, &completion.origins);
+        let (map, origins) = (&completion.map, &completion.origins);
         let origin = match whence {
-            Whence::Here => Cell::HERE,
-            Whence::Origin(text) => cells.named(text.as_bytes()).ok_or(Unexplained::Origin)?,
+            Whence::Here => map.here(),
+            Whence::Origin(text) => map.named(text.as_bytes()).ok_or(Unexplained::Origin)?,
             Whence::Registered(name) => {
                 origins.registered(name).ok_or(Unexplained::Unregistered)?
             }
-            Whence::Client(ip) => origins.client(cells, *ip).ok_or(Unexplained::Client)?,
+            Whence::Client(ip) => origins.client(map, *ip).ok_or(Unexplained::Client)?,
         };
         let ask = Ask { bytes: declared, origin, ..Ask::default() };
         let bytes = completion.expected(&ask);
@@ -116,7 +119,7 @@ impl ServiceState {
             #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
             let warmth = live.warmth(now, &self.spec.recovery).max(1) as f32 / 1000.0;
             let mut terms =
-                completion.predict(live, origin, bytes, warmth, || endpoint.spec.declared());
+                completion.predict(live, origin.cell, bytes, warmth, || endpoint.spec.declared());
             if let Some(footprints) = completion.footprints(class) {
                 (terms.carbon, terms.price) = footprints.seconds(live, &load);
             }
@@ -139,7 +142,8 @@ impl ServiceState {
         let mut endpoints: Vec<_> = self.endpoints.iter().map(row).collect();
         let rank = |row: &Prediction| (row.out.is_some(), row.priority);
         endpoints.sort_by(|a, b| rank(a).cmp(&rank(b)).then(a.seconds.total_cmp(&b.seconds)));
-        Ok(Explanation { origin: cells.name(origin), bytes, endpoints })
+        let (cells, priced_from) = (&map.cells, map.zones.name(origin.zone).to_owned());
+        Ok(Explanation { origin: cells.name(origin.cell), priced_from, bytes, endpoints })
     }
 }
 

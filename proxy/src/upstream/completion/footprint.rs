@@ -12,7 +12,9 @@ use super::{
     cost::{PerByte, Worth},
     draw::Draw,
     energy::{Energy, grams_per_joule},
+    origin::Map,
     places::{Cell, Cells, NUMBERS},
+    zones::Zone,
 };
 use crate::upstream::{EndpointLive, now_ms};
 
@@ -31,18 +33,26 @@ pub(crate) struct Footprints {
     pub(super) draws: Box<[Draw]>,
 }
 
-/// Cents per byte, by the cell that it leaves and the one that it comes to.
+/// What bytes cost, by the zone of their origin and the cell of their endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct Prices {
-    cents: [[Option<f32>; NUMBERS]; NUMBERS],
-    /// The most that is known.
+    rows: Box<[[Price; NUMBERS]]>,
+    /// Cents per byte: the most that is known.
     dearest: f32,
+}
+
+/// Cents per byte to the endpoint, and from it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Price {
+    known: (Option<f32>, Option<f32>),
+    /// As endpoints are weighed by it.
+    taken: (f32, f32),
 }
 
 /// What a request will move.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    pub(crate) origin: Cell,
+    pub(crate) zone: Zone,
     /// Bytes to the endpoint, and from it.
     pub(crate) up: f32,
     pub(crate) down: f32,
@@ -101,46 +111,75 @@ impl Footprints {
     }
 
     fn worth_of(&self, grams_per_byte: f32, cell: Cell, load: &Load) -> (f32, f32) {
-        // From beside the proxy it costs the same everywhere, as far as is known.
-        let cents = (load.origin != Cell::HERE).then(|| {
-            let (up, down) = self.prices.between(load.origin, cell);
-            let dearest = self.prices.dearest;
-            (up.unwrap_or(dearest), down.unwrap_or(dearest))
-        });
+        let cents = self.prices.between(load.zone, cell).map(|price| price.taken);
         let per_byte = PerByte { grams: Some(grams_per_byte), cents };
         self.worth.seconds(per_byte.footprint(load.up, load.down))
     }
 }
 
 impl Prices {
-    pub(super) fn new(regions: &BTreeMap<String, Region>, cells: &Cells) -> Self {
-        let mut new = Self::default();
-        for (from, to) in cells.all().flat_map(|from| cells.all().map(move |to| (from, to))) {
-            let (name, other) = (cells.region(from), cells.region(to));
-            let cents = match regions.get(name).filter(|_| !other.is_empty()) {
-                Some(region) => region.cents_to(name, other),
-                // What stays costs nothing, whatever is known of the region.
-                None => (!name.is_empty() && name == other).then_some(0.0),
-            };
-            #[expect(clippy::cast_possible_truncation, reason = "at most 1e-4")]
-            let cents = cents.map(|cents| (cents / GIGABYTE) as f32);
-            new.cents[from.index()][to.index()] = cents;
-            new.dearest = cents.map_or(new.dearest, |cents| new.dearest.max(cents));
+    pub(super) fn new(
+        regions: &BTreeMap<String, Region>,
+        origins: &BTreeMap<String, Region>,
+        map: &Map,
+    ) -> Self {
+        let told = |name: &str| regions.get(name).or_else(|| origins.get(name));
+        let cents = |from: &str, to: &str| match told(from) {
+            Some(region) => region.cents_to(from, to),
+            // What stays costs nothing, whatever is known of the region.
+            None => (from == to).then_some(0.0),
+        };
+        let Map { cells, zones } = map;
+        let row = |(zone, origin): (Zone, &str)| {
+            let mut row = [Price::default(); NUMBERS];
+            for cell in cells.all() {
+                let region = cells.region(cell);
+                if region.is_empty() || zone == Zone::UNKNOWN {
+                    continue;
+                }
+                row[cell.index()].known = if zone == Zone::ELSEWHERE {
+                    // Where a region is that does not say, it may be there.
+                    let is_somewhere = zones.of_region(region).and_then(|z| zones.spot(z));
+                    let any = |region: &Region| region.egress.get(Region::ANY).copied();
+                    (None, is_somewhere.and_then(|_| per_byte(told(region).and_then(any))))
+                } else {
+                    (per_byte(cents(origin, region)), per_byte(cents(region, origin)))
+                };
+            }
+            row
+        };
+        let mut rows: Box<[_]> = zones.all().map(row).collect();
+        let known = |price: &Price| price.known.0.into_iter().chain(price.known.1);
+        let dearest = rows.iter().flatten().flat_map(known).fold(0.0, f32::max);
+        for row in &mut rows {
+            // The same for all is nothing to choose by.
+            let worst = |any: bool| if any { dearest } else { 0.0 };
+            let up = worst(row.iter().any(|price| price.known.0.is_some()));
+            let down = worst(row.iter().any(|price| price.known.1.is_some()));
+            for Price { known, taken } in row {
+                *taken = (known.0.unwrap_or(up), known.1.unwrap_or(down));
+            }
         }
-        new
+        Self { rows, dearest }
     }
 
-    /// For those from the origin to the endpoint, and for those back.
-    fn between(&self, origin: Cell, endpoint: Cell) -> (Option<f32>, Option<f32>) {
-        let (origin, endpoint) = (origin.index(), endpoint.index());
-        (self.cents[origin][endpoint], self.cents[endpoint][origin])
+    /// Zones are those of this view; of another one's that are not here nothing is known.
+    fn between(&self, origin: Zone, endpoint: Cell) -> Option<&Price> {
+        Some(&self.rows.get(origin.index())?[endpoint.index()])
     }
 
-    /// As [`Self::between`], of what is known; `None` where nothing is.
-    pub(super) fn known(&self, origin: Cell, endpoint: Cell) -> Option<(f32, f32)> {
-        let (up, down) = self.between(origin, endpoint);
+    /// For those from the origin to the endpoint, and for those back, of what is known; `None` where
+    /// nothing is.
+    pub(super) fn known(&self, origin: Zone, endpoint: Cell) -> Option<(f32, f32)> {
+        let (up, down) = self.between(origin, endpoint)?.known;
         (up.is_some() || down.is_some()).then(|| (up.unwrap_or(0.0), down.unwrap_or(0.0)))
     }
+}
+
+/// Cents per byte.
+#[expect(clippy::cast_possible_truncation, reason = "at most 1e-4")]
+fn per_byte(cents_per_gigabyte: Option<f64>) -> Option<f32> {
+    cents_per_gigabyte.map(|cents| (cents / GIGABYTE) as f32)
 }
 
 /// Grams that go with a byte at an endpoint, where its region's are known.

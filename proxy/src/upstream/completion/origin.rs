@@ -6,7 +6,10 @@ use std::{cmp::Reverse, collections::HashMap, net::IpAddr, sync::Arc};
 use http::{HeaderMap, HeaderName};
 use towpath_policies::model::{Coordinates, OriginSource, Registered, Service};
 
-use super::places::{Cell, Cells, Settling};
+use super::{
+    places::{Cell, Cells, Said, Settling, Spot},
+    zones::{Origin, Zone, Zones},
+};
 use crate::{geoip::ClientPlaces, upstream::ServiceState};
 
 /// What is asked of a request, one after the other.
@@ -19,8 +22,15 @@ pub(super) struct Origins {
 #[derive(Debug)]
 enum Source {
     Header(HeaderName),
-    Registered { header: HeaderName, register: Arc<Register>, cells: Box<[Option<Cell>]> },
+    Registered { header: HeaderName, register: Arc<Register>, origins: Box<[Option<Origin>]> },
     Client,
+}
+
+/// The places of a view.
+#[derive(Debug)]
+pub(super) struct Map {
+    pub(super) cells: Cells,
+    pub(super) zones: Zones,
 }
 
 /// Where tenants or devices are. There may be thousands, and it is the same for all views of a policy.
@@ -33,7 +43,7 @@ pub(super) struct Register {
 }
 
 impl Origins {
-    /// Registered places take cells, as far as endpoints have left any.
+    /// Registered places take cells, as far as endpoints have left any. For their zones see [`Self::price`].
     pub(super) fn new(
         spec: &Service,
         settling: &mut Settling<'_>,
@@ -57,6 +67,17 @@ impl Origins {
         new
     }
 
+    /// Says by which prices bytes go from registered places.
+    pub(super) fn price(&mut self, zones: &Zones) {
+        for source in &mut self.sources {
+            let Source::Registered { register, origins, .. } = source else { continue };
+            for (origin, at) in origins.iter_mut().zip(&register.places) {
+                let cell = origin.map(|origin| origin.cell);
+                *origin = joined(cell, zones.find(&Said::At(Spot::new(*at))));
+            }
+        }
+    }
+
     /// Asks where clients are, and nobody knows.
     pub(super) fn is_blind(&self) -> bool {
         self.clients.is_none() && self.sources.iter().any(|source| matches!(source, Source::Client))
@@ -69,30 +90,61 @@ impl Origins {
         })
     }
 
-    /// The cell of the first source that says something.
-    fn find(&self, cells: &Cells, headers: Option<&HeaderMap>, client: Option<IpAddr>) -> Cell {
+    /// What the first source says that says something.
+    fn find(&self, map: &Map, headers: Option<&HeaderMap>, client: Option<IpAddr>) -> Origin {
         let said = |source: &Source| match source {
-            Source::Header(name) => cells.named(headers?.get(name)?.as_bytes()),
-            Source::Registered { header, register, cells } => {
-                cells[register.find(headers?.get(header)?.as_bytes())?]
+            Source::Header(name) => map.named(headers?.get(name)?.as_bytes()),
+            Source::Registered { header, register, origins } => {
+                origins[register.find(headers?.get(header)?.as_bytes())?]
             }
-            Source::Client => cells.at(self.clients.as_ref()?.find(client?)?),
+            Source::Client => map.at(self.clients.as_ref()?.find(client?)?),
         };
-        self.sources.iter().find_map(said).unwrap_or(Cell::HERE)
+        self.sources.iter().find_map(said).unwrap_or_else(|| map.here())
     }
 
     /// The registered place of a tenant or device.
-    pub(super) fn registered(&self, name: &str) -> Option<Cell> {
+    pub(super) fn registered(&self, name: &str) -> Option<Origin> {
         self.sources.iter().find_map(|source| match source {
-            Source::Registered { register, cells, .. } => cells[register.find(name.as_bytes())?],
+            Source::Registered { register, origins, .. } => {
+                origins[register.find(name.as_bytes())?]
+            }
             _ => None,
         })
     }
 
     /// Where an address is, whether the policy asks for that or not.
-    pub(super) fn client(&self, cells: &Cells, address: IpAddr) -> Option<Cell> {
-        cells.at(self.clients.as_ref()?.find(address)?)
+    pub(super) fn client(&self, map: &Map, address: IpAddr) -> Option<Origin> {
+        map.at(self.clients.as_ref()?.find(address)?)
     }
+}
+
+impl Map {
+    /// Beside the proxy.
+    pub(super) fn here(&self) -> Origin {
+        Origin { cell: Cell::HERE, zone: self.zones.here() }
+    }
+
+    /// Where a request says: `latitude,longitude` in degrees, or a region.
+    pub(super) fn named(&self, value: &[u8]) -> Option<Origin> {
+        self.find(&Said::read(value)?)
+    }
+
+    /// A point; `None` where nothing has coordinates.
+    fn at(&self, coordinates: Coordinates) -> Option<Origin> {
+        self.find(&Said::At(Spot::new(coordinates)))
+    }
+
+    fn find(&self, said: &Said<'_>) -> Option<Origin> {
+        let zone = self.zones.find(said);
+        let cell = self.cells.find(said).or_else(|| self.cells.nearest(&self.zones.spot(zone?)?));
+        joined(cell, zone)
+    }
+}
+
+/// What is known of either.
+fn joined(cell: Option<Cell>, zone: Option<Zone>) -> Option<Origin> {
+    let known = cell.is_some() || zone.is_some();
+    known.then(|| Origin { cell: cell.unwrap_or_default(), zone: zone.unwrap_or_default() })
 }
 
 impl Source {
@@ -109,7 +161,8 @@ impl Source {
                 let header = header(&spec.header)?;
                 let register = kept.next().unwrap_or_else(|| Arc::new(Register::new(spec)));
                 let cells = register.settle(settling);
-                Self::Registered { header, register, cells }
+                let origins = cells.iter().map(|cell| joined(*cell, None)).collect();
+                Self::Registered { header, register, origins }
             }
             OriginSource::ClientAddress => Self::Client,
         })
@@ -150,14 +203,14 @@ impl Register {
 
 impl ServiceState {
     /// Where the data of a request comes from.
-    pub fn origin(&self, headers: &HeaderMap, client: IpAddr) -> Cell {
-        let Some(completion) = &self.completion else { return Cell::HERE };
-        completion.origins.find(&completion.cells, Some(headers), Some(client))
+    pub fn origin(&self, headers: &HeaderMap, client: IpAddr) -> Origin {
+        let Some(completion) = &self.completion else { return Origin::HERE };
+        completion.origins.find(&completion.map, Some(headers), Some(client))
     }
 
     /// Where the data of a connection comes from whose bytes are opaque.
-    pub(crate) fn connection_origin(&self, client: IpAddr) -> Cell {
-        let Some(completion) = &self.completion else { return Cell::HERE };
-        completion.origins.find(&completion.cells, None, Some(client))
+    pub(crate) fn connection_origin(&self, client: IpAddr) -> Origin {
+        let Some(completion) = &self.completion else { return Origin::HERE };
+        completion.origins.find(&completion.map, None, Some(client))
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const NUMBERS: usize = 32;
 
 /// A part of the world: the endpoints of one region, or where data comes from. What is measured is told apart by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cell(u8);
+pub(crate) struct Cell(u8);
 
 /// The cells of a view of a service.
 #[derive(Clone, Debug, Default)]
@@ -33,11 +33,21 @@ struct Place {
     in_use: Arc<()>,
 }
 
+/// A point on earth.
 #[derive(Clone, Copy, Debug)]
-struct Spot {
+pub(super) struct Spot {
     coordinates: Coordinates,
     /// On the unit sphere, so that the nearest needs no angle.
     direction: [f64; 3],
+}
+
+/// What a request says of where its data comes from.
+#[derive(Debug)]
+pub(super) enum Said<'a> {
+    /// `latitude,longitude` in degrees, on earth.
+    At(Spot),
+    /// What else it is; not empty.
+    Region(&'a str),
 }
 
 /// Which cell has which number. What is measured is kept by it, so one that was given stays, until
@@ -75,7 +85,7 @@ const LEAST_SECONDS: f64 = 0.000_5;
 
 impl Cell {
     /// As an origin beside this proxy, or unknown. As the cell of an endpoint unknown.
-    pub const HERE: Self = Self(0);
+    pub(crate) const HERE: Self = Self(0);
 
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
@@ -158,6 +168,18 @@ impl Settling<'_> {
         self.known_or_new("", Some(at)).or_else(|| self.cells.nearest(&at))
     }
 
+    /// A region that data comes from and no endpoint stands in has a cell of its own, if one is left.
+    pub(crate) fn region(&mut self, name: &str, at: Option<Coordinates>) {
+        self.known_or_new(name, at.map(Spot::new));
+    }
+
+    /// A region of which nothing says where it is, is there.
+    pub(crate) fn locate(&mut self, region: &str, at: Coordinates) {
+        if let Some(place) = self.cells.places.iter_mut().find(|place| place.region == region) {
+            place.at = place.at.or(Some(Spot::new(at)));
+        }
+    }
+
     /// The cells, and which of them have numbers that are new. Those left are for places that views had
     /// before: requests still name a region whose last endpoint is away, and what was measured of it
     /// ages as that of the others. They do not keep a number from a later view: what is under way from
@@ -231,34 +253,46 @@ impl Cells {
         place.map_or("", |place| &place.region)
     }
 
-    /// The cell that a request names: `latitude,longitude` in degrees, or a region. What is neither, or
-    /// not on earth, names none.
-    pub(crate) fn named(&self, value: &[u8]) -> Option<Cell> {
-        let text = std::str::from_utf8(value).ok()?.trim();
-        if let Some(coordinates) = Coordinates::read(text) {
-            return self.at(coordinates);
+    /// The cell of what a request says; `None` where that is no region, and nothing has coordinates.
+    pub(super) fn find(&self, said: &Said<'_>) -> Option<Cell> {
+        match said {
+            Said::At(spot) => self.nearest(spot),
+            Said::Region(name) => self.of_region(name),
         }
-        let named = |place: &&Place| !text.is_empty() && place.region.eq_ignore_ascii_case(text);
+    }
+
+    /// As [`Self::find`], of the value of a header.
+    #[cfg(test)]
+    pub(crate) fn named(&self, value: &[u8]) -> Option<Cell> {
+        self.find(&Said::read(value)?)
+    }
+
+    pub(super) fn of_region(&self, name: &str) -> Option<Cell> {
+        let named = |place: &&Place| place.region.eq_ignore_ascii_case(name);
         self.places.iter().find(named).map(|place| place.cell)
     }
 
-    /// The cell nearest to a point; `None` where nothing has coordinates.
-    pub(crate) fn at(&self, coordinates: Coordinates) -> Option<Cell> {
-        self.nearest(&Spot::new(coordinates))
+    /// Where a cell is, as far as that is known.
+    pub(super) fn spot(&self, of: Cell) -> Option<Spot> {
+        match of {
+            Cell::HERE => self.here,
+            _ => self.places.iter().find(|place| place.cell == of)?.at,
+        }
     }
 
     /// Seconds there and back that the distance lets expect; 0 where it is not known.
     pub(crate) fn round_trip(&self, endpoint: Cell, origin: Cell) -> f32 {
-        let spot = |cell| self.places.iter().find(|place| place.cell == cell)?.at;
-        let origin = if origin == Cell::HERE { self.here } else { spot(origin) };
-        let (Some(endpoint), Some(origin)) = (spot(endpoint), origin) else { return 0.0 };
+        // The proxy is no endpoint's place.
+        let endpoint = Some(endpoint).filter(|endpoint| *endpoint != Cell::HERE);
+        let endpoint = endpoint.and_then(|endpoint| self.spot(endpoint));
+        let (Some(endpoint), Some(origin)) = (endpoint, self.spot(origin)) else { return 0.0 };
         #[expect(clippy::cast_possible_truncation, reason = "a fraction of a second")]
         let seconds = endpoint.meters(&origin).mul_add(SECONDS_PER_METER, LEAST_SECONDS) as f32;
         seconds
     }
 
     /// What is near the proxy is beside it, whatever is nearer.
-    fn nearest(&self, spot: &Spot) -> Option<Cell> {
+    pub(super) fn nearest(&self, spot: &Spot) -> Option<Cell> {
         let place = nearest(self.places.iter(), spot);
         match (place, self.here.map(|here| here.nearness(spot))) {
             (Some((cell, near)), Some(here)) if here < NEAR && near > here => Some(cell),
@@ -283,8 +317,17 @@ impl Place {
     }
 }
 
+impl<'a> Said<'a> {
+    /// The value of a header; `None` where it says nothing.
+    pub(super) fn read(value: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(value).ok()?.trim();
+        let at = Coordinates::read(text).map(|at| Self::At(Spot::new(at)));
+        at.or_else(|| (!text.is_empty()).then_some(Self::Region(text)))
+    }
+}
+
 impl Spot {
-    fn new(coordinates: Coordinates) -> Self {
+    pub(super) fn new(coordinates: Coordinates) -> Self {
         let (latitude, longitude) =
             (coordinates.latitude.to_radians(), coordinates.longitude.to_radians());
         let ((sin, cos), (east, north)) = (latitude.sin_cos(), longitude.sin_cos());
@@ -301,7 +344,7 @@ impl Spot {
     }
 
     /// Cosine of the angle between them.
-    fn nearness(&self, other: &Self) -> f64 {
+    pub(super) fn nearness(&self, other: &Self) -> f64 {
         self.direction.iter().zip(&other.direction).map(|(a, b)| a * b).sum()
     }
 }

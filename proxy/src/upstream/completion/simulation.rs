@@ -228,8 +228,8 @@ impl World {
         let bytes = size();
         let state = &self.proxies[proxy];
         let origin =
-            state.completion.as_ref().and_then(|c| c.cells.named(REGIONS[from].0.as_bytes()));
-        let origin = origin.unwrap_or(Cell::HERE);
+            state.completion.as_ref().and_then(|c| c.map.named(REGIONS[from].0.as_bytes()));
+        let origin = origin.unwrap_or_default();
         let background = self.background > 0.0 && fastrand::f64() < self.background;
         let class = if background { Class::Background } else { Class::Interactive };
         let ask = Ask { bytes, origin, class, ..Ask::default() };
@@ -246,7 +246,8 @@ impl World {
         let (round_trip, rate) = LINKS[from][server % REGIONS.len()];
         self.at(now + round_trip / 2.0 + real(bytes) / rate, Event::Arrives(self.under.len()));
         let since = now;
-        let under = Under { proxy, server, from, class, origin, bytes, ahead, load, since };
+        let under =
+            Under { proxy, server, from, class, origin: origin.cell, bytes, ahead, load, since };
         self.under.push(Some(under));
     }
 

@@ -57,16 +57,15 @@ fn state_from(here: (&str, f64, f64), regions: &[((&str, f64, f64), usize)]) -> 
 
 fn origin(state: &ServiceState, value: &'static str) -> Cell {
     let headers = [(ORIGIN.parse().unwrap(), HeaderValue::from_static(value))];
-    state.origin(&HeaderMap::from_iter(headers), CLIENT)
+    state.origin(&HeaderMap::from_iter(headers), CLIENT).cell
 }
 
 /// How often each endpoint is picked for so many bytes.
 fn shares(state: &ServiceState, origin: Cell, bytes: u64, picks: u32) -> Vec<f64> {
     let mut counts = vec![0; state.endpoints.len()];
+    let ask = Ask { bytes, origin: origin.into(), ..Ask::default() };
     for _ in 0..picks {
-        let picked =
-            pick(state, &Tried::default(), now_ms(), Ask { bytes, origin, ..Ask::default() })
-                .unwrap();
+        let picked = pick(state, &Tried::default(), now_ms(), ask).unwrap();
         let at = state.endpoints.iter().position(|e| Arc::ptr_eq(e, picked)).unwrap();
         counts[at] += 1;
     }
@@ -488,7 +487,7 @@ fn of_many_registered_places_those_known_and_those_of_the_most_names_have_cells(
     let all = reconcile(Some(&first), all, &of(&first), 1).unwrap();
     let cell = |state: &ServiceState, n: u32| {
         let completion = state.completion.as_ref().unwrap();
-        completion.origins.registered(&format!("{n}-0")).unwrap()
+        completion.origins.registered(&format!("{n}-0")).unwrap().cell
     };
     assert_eq!(cell(&all, 0), cell(&first, 0));
     let mut cells: Vec<_> = (28..40).chain([0]).map(|n| cell(&all, n)).collect();

@@ -1,18 +1,19 @@
 use std::sync::Arc;
 
 use towpath_policies::model::{
-    Balancer, Class, Endpoint, EndpointSet, OriginSource, Protocol, Region, Service, Terms,
+    Balancer, Class, Coordinates, Endpoint, EndpointSet, Location, OriginSource, Protocol, Region,
+    Registered, Service, Terms,
 };
 
-use super::super::places::Cell;
+use super::super::zones::Origin;
 use crate::{
     metrics::Sum,
     upstream::{
-        ServiceState,
+        ServiceState, Site,
         admission::{Tally, Ticket},
         now_ms,
         pick::{Ask, Tried, pick},
-        reconcile,
+        reconcile, reconcile_at,
     },
 };
 
@@ -59,12 +60,12 @@ fn state(terms: Terms, regions: &[(&str, usize, Region)]) -> Arc<ServiceState> {
     reconcile(None, Arc::new(service(terms)), &set(regions), 1).unwrap()
 }
 
-fn origin(state: &ServiceState, region: &str) -> Cell {
-    state.completion.as_ref().unwrap().cells.named(region.as_bytes()).unwrap()
+fn origin(state: &ServiceState, said: &str) -> Origin {
+    state.completion.as_ref().unwrap().map.named(said.as_bytes()).unwrap()
 }
 
 /// The share of the endpoints of a region in picks for so many bytes.
-fn share(state: &ServiceState, region: &str, class: Class, origin: Cell, bytes: u64) -> f64 {
+fn share(state: &ServiceState, region: &str, class: Class, origin: Origin, bytes: u64) -> f64 {
     let ask = Ask { bytes, origin, class, ..Ask::default() };
     let there = (0..1000).filter(|_| {
         let picked = pick(state, &Tried::default(), now_ms(), ask).unwrap();
@@ -90,12 +91,12 @@ fn only_what_tolerates_delay_goes_where_electricity_is_clean() {
     // 3,600 J are a thousandth of a kWh: 0.9 g against 0.02.
     for (class, clean) in [(Class::Interactive, 0.0), (Class::Bulk, 1.0), (Class::Background, 1.0)]
     {
-        assert_eq!(share(&state, "hydro", class, Cell::HERE, GB), clean, "{class:?}");
+        assert_eq!(share(&state, "hydro", class, Origin::HERE, GB), clean, "{class:?}");
     }
     // A small job is not worth the wait, and without the term none is.
-    assert_eq!(share(&state, "hydro", Class::Background, Cell::HERE, GB / 100), 0.0);
+    assert_eq!(share(&state, "hydro", Class::Background, Origin::HERE, GB / 100), 0.0);
     let off = dirty_and_clean(Terms::default());
-    assert_eq!(share(&off, "hydro", Class::Background, Cell::HERE, GB), 0.0);
+    assert_eq!(share(&off, "hydro", Class::Background, Origin::HERE, GB), 0.0);
     assert!(off.completion.as_ref().unwrap().footprints(Class::Background).is_none());
 }
 
@@ -116,7 +117,7 @@ fn bytes_cost_what_the_region_asks_that_they_leave() {
     assert_eq!(per_byte(1), Some([30.0, 1.0]));
     assert_eq!(per_byte(2), Some([0.0, 0.0]), "what stays costs nothing");
     assert!(
-        state.per_byte(&state.endpoints[0].live, Cell::HERE).is_none(),
+        state.per_byte(&state.endpoints[0].live, Origin::HERE).is_none(),
         "nobody knows from where"
     );
     // Uploads go where the way there is cheap, before them those that stay.
@@ -136,13 +137,13 @@ fn what_is_not_known_of_a_region_is_taken_for_the_worst() {
         ("far", 1, region(Some(900.0), &[("*", 9.0)])),
     ];
     let state = state(BOTH, &regions);
-    for from in [Cell::HERE, origin(&state, "far")] {
+    for from in [Origin::HERE, origin(&state, "far")] {
         let far = share(&state, "far", Class::Bulk, from, GB);
         let gas = share(&state, "gas", Class::Bulk, from, GB);
         assert_eq!(share(&state, "dark", Class::Bulk, from, GB), 0.0);
-        assert!(far + gas == 1.0 && (from != Cell::HERE || gas == 1.0), "{far} {gas}");
+        assert!(far + gas == 1.0 && (from != Origin::HERE || gas == 1.0), "{far} {gas}");
     }
-    assert!(state.per_byte(&state.endpoints[2].live, Cell::HERE).is_none(), "nor is it counted");
+    assert!(state.per_byte(&state.endpoints[2].live, Origin::HERE).is_none(), "nor is it counted");
 }
 
 #[test]
@@ -181,10 +182,10 @@ fn what_is_left_of_a_response_is_priced_as_what_comes_back() {
 fn what_a_sidecar_measures_counts_instead_of_the_default() {
     let regions = [("a", 1, region(Some(400.0), &[])), ("b", 1, region(Some(500.0), &[]))];
     let state = state(BOTH, &regions);
-    assert_eq!(share(&state, "a", Class::Bulk, Cell::HERE, GB), 1.0);
+    assert_eq!(share(&state, "a", Class::Bulk, Origin::HERE, GB), 1.0);
     state.endpoints[0].live.energy.reported(2e-5, now_ms());
-    assert_eq!(share(&state, "b", Class::Bulk, Cell::HERE, GB), 1.0, "it takes 5 times as much");
-    let grams = |at: usize| state.per_byte(&state.endpoints[at].live, Cell::HERE).unwrap().grams;
+    assert_eq!(share(&state, "b", Class::Bulk, Origin::HERE, GB), 1.0, "it takes 5 times as much");
+    let grams = |at: usize| state.per_byte(&state.endpoints[at].live, Origin::HERE).unwrap().grams;
     assert!((2.2e-9..2.3e-9).contains(&grams(0).unwrap()), "{:?}", grams(0));
     assert!((4.9e-10..5.1e-10).contains(&grams(1).unwrap()), "{:?}", grams(1));
 }
@@ -200,9 +201,9 @@ fn among_many_those_of_clean_regions_are_looked_at() {
     let completion = state.completion.as_ref().unwrap();
     completion.experience.usual_response.add(1e9);
     state.forget(5000);
-    let clean = share(&state, "hydro", Class::Background, Cell::HERE, 0);
+    let clean = share(&state, "hydro", Class::Background, Origin::HERE, 0);
     assert!(clean > 0.85, "{clean}");
-    let even = share(&state, "hydro", Class::Interactive, Cell::HERE, 0);
+    let even = share(&state, "hydro", Class::Interactive, Origin::HERE, 0);
     assert!((0.2..0.6).contains(&even), "{even}");
 }
 
@@ -229,7 +230,7 @@ fn a_try_counts_the_bytes_that_moved() {
     let mut other = (*state.spec).clone();
     other.balancer = Balancer::RoundRobin;
     let state = reconcile(Some(&state), Arc::new(other), &set(&regions), 1).unwrap();
-    let per_byte = state.per_byte(&state.endpoints[0].live, Cell::HERE).unwrap();
+    let per_byte = state.per_byte(&state.endpoints[0].live, Origin::HERE).unwrap();
     assert!(per_byte.grams.is_some() && per_byte.cents.is_none(), "{per_byte:?}");
 }
 
@@ -237,8 +238,182 @@ fn a_try_counts_the_bytes_that_moved() {
 fn other_figures_count_from_the_next_request_on() {
     let before =
         state(BOTH, &[("a", 1, region(Some(400.0), &[])), ("b", 1, region(Some(500.0), &[]))]);
-    assert_eq!(share(&before, "a", Class::Bulk, Cell::HERE, GB), 1.0);
+    assert_eq!(share(&before, "a", Class::Bulk, Origin::HERE, GB), 1.0);
     let now = [("a", 1, region(Some(400.0), &[])), ("b", 1, region(Some(30.0), &[]))];
     let after = reconcile(Some(&before), before.spec.clone(), &set(&now), 1).unwrap();
-    assert_eq!(share(&after, "b", Class::Bulk, Cell::HERE, GB), 1.0);
+    assert_eq!(share(&after, "b", Class::Bulk, Origin::HERE, GB), 1.0);
+}
+
+const FRANKFURT: (f64, f64) = (50.1, 8.7);
+/// 27 km from there.
+const MAINZ: (f64, f64) = (50.0, 8.27);
+/// 304 km.
+const MUNICH: (f64, f64) = (48.1, 11.6);
+const VIRGINIA: (f64, f64) = (39.0, -77.5);
+const FIJI: (f64, f64) = (-17.7, 178.1);
+
+fn at((latitude, longitude): (f64, f64)) -> Location {
+    Location::at(Coordinates { latitude, longitude })
+}
+
+/// A place as a request says it.
+fn said((latitude, longitude): (f64, f64)) -> String {
+    format!("{latitude},{longitude}")
+}
+
+/// Endpoints in `eu`, of which the policy says where it is, and in `us`, whose endpoint says it itself. Data
+/// comes from `lab` in Munich too, which says what bytes to `eu` cost.
+fn atlas() -> EndpointSet {
+    let eu = Region {
+        location: at(FRANKFURT),
+        ..region(None, &[("us", 2.0), ("lab", 4.0), ("*", 9.0)])
+    };
+    let us = region(None, &[("eu", 3.0), ("barn", 6.0), ("*", 8.0)]);
+    let mut set = set(&[("eu", 1, eu), ("us", 1, us)]);
+    set.endpoints[1].coordinates = at(VIRGINIA).coordinates;
+    let lab = Region { location: at(MUNICH), ..region(None, &[("eu", 1.0), ("*", 7.0)]) };
+    set.origins = [("lab".to_owned(), lab), ("yard".to_owned(), Region::default())].into();
+    set
+}
+
+fn atlas_from(here: Option<(f64, f64)>, service: Service) -> Arc<ServiceState> {
+    let here = here.and_then(|place| at(place).coordinates);
+    reconcile_at(&Site { workers: 1, here, clients: None }, None, Arc::new(service), &atlas())
+        .unwrap()
+}
+
+/// Cents per gigabyte to an endpoint, and from it.
+fn cents(state: &ServiceState, endpoint: usize, origin: Origin) -> Option<[f64; 2]> {
+    let cents = state.per_byte(&state.endpoints[endpoint].live, origin)?.cents?;
+    Some([cents.0, cents.1].map(|cents| (f64::from(cents) * 1e10).round() / 10.0))
+}
+
+#[test]
+fn bytes_have_the_prices_of_the_region_that_is_named_or_near() {
+    let state = atlas_from(None, service(BOTH));
+    for (from, eu, us) in [
+        // By name, also where the service has no endpoint and nobody describes it.
+        ("eu", [0.0, 0.0], [2.0, 3.0]),
+        ("lab", [1.0, 4.0], [7.0, 8.0]),
+        ("LAB", [1.0, 4.0], [7.0, 8.0]),
+        ("yard", [0.0, 9.0], [0.0, 8.0]),
+        ("barn", [0.0, 9.0], [0.0, 6.0]),
+        // By its place, which the policy says or an endpoint.
+        (&said(MAINZ), [0.0, 0.0], [2.0, 3.0]),
+        (&said(MUNICH), [1.0, 4.0], [7.0, 8.0]),
+        (&said(VIRGINIA), [3.0, 2.0], [0.0, 0.0]),
+        // Near none of them.
+        (&said(FIJI), [0.0, 9.0], [0.0, 8.0]),
+    ] {
+        let origin = origin(&state, from);
+        assert_eq!(cents(&state, 0, origin), Some(eu), "{from}");
+        assert_eq!(cents(&state, 1, origin), Some(us), "{from}");
+    }
+    // Nearest for what is measured, but not near.
+    assert_eq!(origin(&state, &said(FIJI)).cell, origin(&state, "us").cell);
+    assert!(state.completion.as_ref().unwrap().map.named(b"mars").is_none());
+}
+
+#[test]
+fn requests_that_say_nothing_have_the_prices_of_where_the_proxy_is() {
+    for (here, eu) in [
+        (None, None),
+        (Some(MAINZ), Some([0.0, 0.0])),
+        (Some(MUNICH), Some([1.0, 4.0])),
+        (Some(FIJI), Some([0.0, 9.0])),
+    ] {
+        let state = atlas_from(here, service(BOTH));
+        let nothing = state.origin(&http::HeaderMap::new(), [127, 0, 0, 1].into());
+        assert_eq!(nothing.cell, Origin::HERE.cell);
+        assert_eq!(cents(&state, 0, nothing), eu, "{here:?}");
+        // So has what is said to be beside it.
+        let Some(here) = here else { continue };
+        let beside = origin(&state, &said(here));
+        assert_eq!((beside, cents(&state, 0, beside)), (nothing, eu), "{here:?}");
+    }
+}
+
+#[test]
+fn registered_places_have_the_prices_of_the_regions_near_them() {
+    let mut service = service(BOTH);
+    let places = [("inn", MUNICH), ("main", MAINZ), ("reef", FIJI)];
+    let places = places.into_iter().map(|(name, place)| (name.to_owned(), at(place))).collect();
+    service.prediction.origin =
+        vec![OriginSource::Registered(Registered { header: "x-tenant".to_owned(), places })];
+    let state = atlas_from(None, service);
+    for (name, eu) in [("inn", [1.0, 4.0]), ("main", [0.0, 0.0]), ("reef", [0.0, 9.0])] {
+        let origin = state.completion.as_ref().unwrap().origins.registered(name).unwrap();
+        assert_eq!(cents(&state, 0, origin), Some(eu), "{name}");
+    }
+}
+
+#[test]
+fn a_region_is_as_wide_as_it_says_and_the_nearest_of_several_counts() {
+    let mut set = atlas();
+    set.regions.get_mut("eu").unwrap().radius_kilometers = Some(400);
+    set.origins.get_mut("lab").unwrap().radius_kilometers = Some(20_000);
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let name = |from: &str| {
+        let map = &state.completion.as_ref().unwrap().map;
+        map.zones.name(map.named(from.as_bytes()).unwrap().zone).to_owned()
+    };
+    // Nuremberg, at 188 km from Frankfurt and 151 from Munich; and Kassel, at 140 and 388.
+    assert_eq!([name("49.45,11.08"), name("51.3,9.5"), name(&said(FIJI))], ["lab", "eu", "lab"]);
+    set.origins.clear();
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let map = &state.completion.as_ref().unwrap().map;
+    assert_eq!(map.zones.name(map.named(b"49.45,11.08").unwrap().zone), "eu");
+}
+
+#[test]
+fn where_a_region_may_be_that_does_not_say_it_nothing_is_known() {
+    let mut set = atlas();
+    set.endpoints[1].coordinates = None;
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let fiji = origin(&state, &said(FIJI));
+    assert_eq!((cents(&state, 0, fiji), cents(&state, 1, fiji)), (Some([0.0, 9.0]), None));
+}
+
+#[test]
+fn work_for_a_region_without_endpoints_goes_where_its_bytes_are_cheap() {
+    let state = atlas_from(None, service(Terms { price: 100.0, ..BOTH }));
+    // So much work is there already that it takes longer there than across the ocean.
+    let ahead = 10 * GB;
+    state.endpoints[0].live.bytes_in_flight.store(ahead, std::sync::atomic::Ordering::Relaxed);
+    for (from, class, eu) in [
+        ("lab", Class::Bulk, 1.0),
+        (&*said(MUNICH), Class::Background, 1.0),
+        ("lab", Class::Interactive, 0.0),
+    ] {
+        assert_eq!(share(&state, "eu", class, origin(&state, from), GB), eu, "{from} {class:?}");
+    }
+}
+
+#[test]
+fn without_prices_nobody_is_asked_for_a_region() {
+    let mut set = atlas();
+    set.regions.values_mut().chain(set.origins.values_mut()).for_each(|r| r.egress.clear());
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let map = &state.completion.as_ref().unwrap().map;
+    assert_eq!(map.zones.all().count(), 2, "none has a name");
+    let munich = origin(&state, &said(MUNICH));
+    assert_eq!(munich, munich.cell.into());
+    assert!(state.completion.as_ref().unwrap().footprints(Class::Bulk).is_none());
+}
+
+#[test]
+fn there_may_be_more_regions_than_numbers() {
+    let mut set = atlas();
+    let origin = |n: u32| (format!("o{n:03}"), region(None, &[("eu", f64::from(n))]));
+    set.origins = (0..400).map(origin).collect();
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let map = &state.completion.as_ref().unwrap().map;
+    assert_eq!(map.zones.all().count(), 255);
+    let all: Vec<_> = map.zones.all().filter(|(_, name)| name.starts_with('o')).collect();
+    for (zone, name) in all {
+        let from = map.named(name.as_bytes()).unwrap();
+        assert_eq!(from.zone, zone);
+        let up: f64 = name[1..].parse().unwrap();
+        assert_eq!(cents(&state, 0, from).unwrap()[0], up, "{name}");
+    }
 }
