@@ -101,7 +101,7 @@ impl CarbonApi {
                 pace.answered();
                 Err(CarbonError::Zone(why()))
             }
-            StatusCode::SERVICE_UNAVAILABLE if answer.retry_after.is_some() => {
+            status if status.is_server_error() && answer.retry_after.is_some() => {
                 Err(rest(Trouble::TooMuch(answer.retry_after), why()))
             }
             _ => Err(rest(Trouble::Away, why())),

@@ -65,7 +65,7 @@ impl Intensities {
                 clock,
                 due: BTreeMap::new(),
                 not_before: None,
-                away: false,
+                failing: Failing::default(),
             };
             let task = AbortOnDropHandle::new(tokio::spawn(asker.run(zones)));
             Asking { hub, cache, clock, wanted, _task: task }
@@ -95,15 +95,20 @@ struct Asker {
     due: BTreeMap<String, Instant>,
     /// After a failure, and between calls.
     not_before: Option<Instant>,
-    /// It could not be asked the last time.
-    away: bool,
+    failing: Failing,
 }
+
+/// The zones for which it could not be asked the last time. The log has a line for the first, and one when
+/// there is none any more: a zone that is never to be had among many that are is told of once.
+#[derive(Default)]
+struct Failing(Zones);
 
 impl Asker {
     async fn run(mut self, mut wanted: watch::Receiver<Arc<Zones>>) {
         loop {
             let zones = wanted.borrow_and_update().clone();
             self.due.retain(|zone, _| zones.contains(zone));
+            self.failing.0.retain(|zone| zones.contains(zone));
             self.expire();
             let now = Instant::now();
             let rest = self.not_before.map(|at| at.saturating_duration_since(now));
@@ -140,8 +145,8 @@ impl Asker {
         let now = Instant::now();
         self.not_before = Some(now + CarbonApi::spacing());
         let away = matches!(answer, Err(CarbonError::Unavailable { .. }));
-        if !away && std::mem::take(&mut self.away) {
-            tracing::info!("the carbon API answers again");
+        if !away && self.failing.answered(zone) {
+            tracing::info!("the carbon API answers again, for all zones");
         }
         match answer {
             Ok(grams) => {
@@ -158,8 +163,9 @@ impl Asker {
             Err(CarbonError::Unavailable { wait, why }) => {
                 self.not_before = Some(now + wait);
                 self.due.insert(zone.to_owned(), now + wait);
-                if !std::mem::replace(&mut self.away, true) {
+                if self.failing.failed(zone) {
                     tracing::warn!(
+                        zone,
                         why,
                         "the carbon API is not to be had; what it said before counts on"
                     );
@@ -189,6 +195,20 @@ impl Asker {
         if let Ok(Err(error)) = saved.await {
             tracing::warn!(%error, "carbon intensities cannot be kept on disk");
         }
+    }
+}
+
+impl Failing {
+    /// Whether that is news.
+    fn failed(&mut self, zone: &str) -> bool {
+        let first = self.0.is_empty();
+        self.0.insert(zone.to_owned());
+        first
+    }
+
+    /// Whether it was the last that failed.
+    fn answered(&mut self, zone: &str) -> bool {
+        self.0.remove(zone) && self.0.is_empty()
     }
 }
 

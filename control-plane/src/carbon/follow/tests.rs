@@ -142,15 +142,20 @@ async fn what_was_said_last_counts_for_six_hours_over_restarts_too() {
 async fn an_api_that_asks_for_rest_gets_it() {
     let state = tempfile::tempdir().unwrap();
     let standin = Standin::new(&[("DE", 350.0), ("FR", 30.0)]);
-    standin.instead([Instead::Error(429, Some("600")), Instead::Error(503, Some("300"))]);
+    standin.instead([
+        Instead::Error(429, Some("600")),
+        Instead::Error(503, Some("300")),
+        Instead::Error(500, Some("60")),
+    ]);
     let stage = Stage::new(&standin, TOKEN, state.path());
     stage.publish(mesh("1", [("DE", Some(400.0)), ("FR", None)]));
     pass(MINUTE * 20).await;
     let calls = standin.calls();
-    let at: Vec<_> = calls.iter().take(4).map(|(at, _)| at.as_secs()).collect();
+    let at: Vec<_> = calls.iter().take(5).map(|(at, _)| at.as_secs()).collect();
     assert_eq!(at[0], 0);
     assert!((600..603).contains(&at[1]), "{at:?}");
-    assert!((900..905).contains(&at[2]) && at[3] > at[2], "{at:?}");
+    assert!((900..905).contains(&at[2]), "{at:?}");
+    assert!((960..966).contains(&at[3]) && at[4] > at[3], "{at:?}");
     assert_eq!((stage.grams("a"), stage.grams("b")), (Some(350.0), Some(30.0)));
 }
 
@@ -220,4 +225,17 @@ async fn a_zone_that_always_fails_keeps_no_other_back() {
         pass(MINUTE * 30).await;
         assert_eq!((stage.grams("a"), stage.grams("b")), (Some(90.0), Some(20.0)), "{failure:?}");
     }
+}
+
+#[test]
+fn a_zone_that_always_fails_among_others_is_told_of_once() {
+    let mut failing = Failing::default();
+    assert!(failing.failed("AA"));
+    for _ in 0..3 {
+        assert!(!failing.answered("DE") && !failing.failed("AA"));
+    }
+    assert!(!failing.failed("DE"), "the whole of it is away");
+    assert!(!failing.answered("DE"));
+    assert!(failing.answered("AA") && !failing.answered("AA"));
+    assert!(failing.failed("DE"));
 }
