@@ -18,6 +18,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use towpath_gpu::Reading;
 
 use crate::{gpu::Gpus, metrics::registry, world::View};
 use meter::Meter;
@@ -104,14 +105,14 @@ pub(crate) async fn watch(
             // Endpoints come and go with a configuration, and their counts with them.
             let moved = Arc::ptr_eq(&before.view, &now.view)
                 .then(|| now.bytes.saturating_sub(before.bytes));
-            let watts = watts(&gpus);
-            if watts.is_none() && !std::mem::replace(&mut told, true) {
+            let drawn = Drawn::by(&gpus);
+            if drawn == Drawn::Untold && !std::mem::replace(&mut told, true) {
                 tracing::info!(
                     "not all GPUs tell their power, so nothing is told of joules per byte"
                 );
             }
-            match (joules, watts, moved) {
-                (Some(joules), Some(watts), Some(bytes)) => {
+            match (joules, drawn, moved) {
+                (Some(joules), Drawn::Watts(watts), Some(bytes)) => {
                     meter.add(seconds, joules + watts * seconds, bytes);
                 }
                 // Of this time nothing is known.
@@ -141,19 +142,43 @@ fn bytes(view: &View) -> u64 {
     })
 }
 
-/// What the GPUs draw; `None` where there are some that do not say.
-fn watts(gpus: &Gpus) -> Option<f64> {
-    let Some(seen) = gpus.seen() else { return Some(0.0) };
-    if !seen.has_source {
-        return Some(0.0);
+/// What the GPUs draw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Drawn {
+    /// Nobody has looked yet.
+    Unseen,
+    /// There are some that do not say.
+    Untold,
+    /// All of them.
+    Watts(f64),
+}
+
+impl Drawn {
+    fn by(gpus: &Gpus) -> Self {
+        if !gpus.has_looked() {
+            return Self::Unseen;
+        }
+        let Some(seen) = gpus.seen().filter(|seen| seen.has_source) else {
+            return Self::Watts(0.0);
+        };
+        let told = |cards: &Vec<Reading>| cards.iter().map(|card| card.power_watts).sum();
+        seen.cards.as_ref().and_then(told).map_or(Self::Untold, Self::Watts)
     }
-    let cards = seen.cards.as_ref()?;
-    cards.iter().map(|card| card.power_watts).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::GpuConfig;
+
+    /// It would be taken for what the machine takes at its quietest.
+    #[tokio::test]
+    async fn gpus_that_nobody_has_looked_at_yet_do_not_count_as_none() {
+        let gpus = Arc::new(Gpus::default());
+        assert_eq!(Drawn::by(&gpus), Drawn::Unseen);
+        crate::gpu::watch(GpuConfig::default(), gpus.clone()).await;
+        assert_eq!(Drawn::by(&gpus), Drawn::Watts(0.0), "there are none");
+    }
 
     #[test]
     fn sources_are_read_as_they_are_written() {

@@ -11,7 +11,13 @@ mod show;
 use std::{
     path::PathBuf,
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::{Duration, Instant},
 };
 
@@ -61,6 +67,8 @@ pub struct MetricsUrl {
 #[derive(Debug, Default)]
 pub(crate) struct Gpus {
     seen: ArcSwapOption<Seen>,
+    /// There was a first look, or nobody looks.
+    looked: AtomicBool,
 }
 
 /// One look.
@@ -121,6 +129,11 @@ impl Gpus {
         self.seen.load().as_ref().map(|seen| seen.verdict.factor)
     }
 
+    /// Whether what was seen is all there is, which may be nothing.
+    pub(crate) fn has_looked(&self) -> bool {
+        self.looked.load(Acquire)
+    }
+
     /// The last look.
     pub(crate) fn seen(&self) -> Option<Arc<Seen>> {
         self.seen.load_full()
@@ -136,6 +149,7 @@ pub(crate) async fn watch(config: GpuConfig, gpus: Arc<Gpus>) {
         (None, cards) => Reader::start(cards),
     };
     if reader.is_none() && exporter.is_none() && model_server.is_none() {
+        gpus.looked.store(true, Release);
         return;
     }
     let (mut judge, mut shown) = (Judge::default(), show::Shown::default());
@@ -163,12 +177,14 @@ pub(crate) async fn watch(config: GpuConfig, gpus: Arc<Gpus>) {
         judged |= cards.as_ref().is_some_and(|cards| !cards.is_empty());
         if !judged {
             next_search = Instant::now() + LOOK_FOR_CARDS_EVERY;
+            gpus.looked.store(true, Release);
             continue;
         }
         let verdict = judge.observe(began.elapsed(), cards.as_deref(), server.as_ref());
         let seen = Seen { verdict, has_source, cards, server, faults };
         shown.show(&seen);
         gpus.seen.store(Some(Arc::new(seen)));
+        gpus.looked.store(true, Release);
     }
 }
 

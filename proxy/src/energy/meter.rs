@@ -7,10 +7,22 @@ pub(super) struct Meter {
     /// Those of them beyond what the machine took when it was quietest.
     above: f64,
     bytes: f64,
-    /// The least since the start.
-    quietest_watts: Option<f64>,
+    quietest: Quietest,
 }
 
+/// The least that the machine took of late, by hours.
+///
+/// Not since the start: what else the machine has got to do since would be put down to bytes for ever. Of no
+/// less than a day, since a machine that is busy all night would look clean by the morning, and get busier.
+#[derive(Debug, Default)]
+struct Quietest {
+    watts: [Option<f64>; HOURS],
+    hour: usize,
+    seconds: f64,
+}
+
+const HOURS: usize = 24;
+const HOUR_SECONDS: f64 = 3600.0;
 /// After this a share of 1/e is left.
 const MEMORY_SECONDS: f64 = 60.0;
 /// Of fewer bytes than these within that time nothing is said: the machine was idle, or did something else.
@@ -27,10 +39,10 @@ impl Meter {
         if joules.is_finite() && (0.0..=MOST_WATTS * seconds).contains(&joules) {
             let watts = joules / seconds;
             if watts > 0.0 {
-                self.quietest_watts = Some(self.quietest_watts.map_or(watts, |w| w.min(watts)));
+                self.quietest.took(watts);
             }
             self.joules += joules;
-            self.above += joules - self.quietest_watts.unwrap_or(0.0).min(watts) * seconds;
+            self.above += joules - self.quietest.watts().unwrap_or(0.0).min(watts) * seconds;
             #[expect(clippy::cast_precision_loss, reason = "a measurement")]
             let bytes = bytes as f64;
             self.bytes += bytes;
@@ -39,6 +51,7 @@ impl Meter {
 
     /// Seconds of which nothing is known.
     pub(super) fn passes(&mut self, seconds: f64) {
+        self.quietest.passes(seconds);
         let left = (-seconds.max(0.0) / MEMORY_SECONDS).exp();
         self.joules *= left;
         self.above *= left;
@@ -50,6 +63,31 @@ impl Meter {
     pub(super) fn joules_per_byte(&self) -> Option<f64> {
         let clear = self.joules > 0.0 && self.above >= self.joules * LEAST_ABOVE;
         (self.bytes >= LEAST_BYTES && clear).then(|| self.above / self.bytes)
+    }
+}
+
+impl Quietest {
+    fn passes(&mut self, seconds: f64) {
+        self.seconds += seconds.max(0.0);
+        // After a day of nothing, nothing is left to be forgotten.
+        for _ in 0..HOURS {
+            if self.seconds < HOUR_SECONDS {
+                return;
+            }
+            self.seconds -= HOUR_SECONDS;
+            self.hour = (self.hour + 1) % HOURS;
+            self.watts[self.hour] = None;
+        }
+        self.seconds = 0.0;
+    }
+
+    fn took(&mut self, watts: f64) {
+        let hour = &mut self.watts[self.hour];
+        *hour = Some(hour.map_or(watts, |least| least.min(watts)));
+    }
+
+    fn watts(&self) -> Option<f64> {
+        self.watts.iter().flatten().copied().reduce(f64::min)
     }
 }
 
@@ -91,6 +129,27 @@ mod tests {
             assert!((0.99e-6..1.01e-6).contains(&joules), "{megabytes}: {joules}");
         }
         assert_eq!(at(5), None, "noise");
+    }
+
+    #[test]
+    fn what_a_machine_took_when_it_had_less_to_do_is_forgotten_after_a_day() {
+        let mut meter = Meter::default();
+        meter.add(1.0, 100.0, 0);
+        // Something else has come that takes 100 W; bytes take 50 W more now and then.
+        let hour = |meter: &mut Meter| {
+            (0..59).for_each(|_| meter.add(60.0, 60.0 * 200.0, 0));
+            meter.add(60.0, 60.0 * 250.0, 6_000_000_000);
+            meter.joules_per_byte().unwrap()
+        };
+        let before = hour(&mut meter);
+        assert!(before > 1.4e-6, "the bytes pay for it: {before}");
+        let at_night = (0..21).map(|_| hour(&mut meter)).last().unwrap();
+        assert!(at_night > 1.4e-6, "within a day the quietest hour counts: {at_night}");
+        let after = (0..4).map(|_| hour(&mut meter)).last().unwrap();
+        assert!((0.4e-6..0.6e-6).contains(&after), "{after}");
+        // Nothing is known of what was before a pause of days.
+        meter.passes(1e6);
+        assert_eq!(meter.quietest.watts(), None);
     }
 
     #[test]
