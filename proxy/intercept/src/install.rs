@@ -4,7 +4,7 @@ use std::{fmt, fmt::Display, str::FromStr};
 
 use crate::{
     Error, Fail, Spec,
-    iptables::Family,
+    iptables::{self, Family},
     nft,
     program::Program,
     routes,
@@ -101,7 +101,8 @@ pub fn install_with(spec: &Spec, tool: Tool) -> Result<(), Error> {
 }
 
 fn by_nft(spec: &Spec) -> Result<(), Error> {
-    let nft = Program::find("nft").ok_or(Error::NoTool)?;
+    let missing = Error::Missing { program: "nft", what: "--tool nft", package: "nftables" };
+    let nft = Program::find("nft").ok_or(missing)?;
     nft::apply(&nft, &spec.ruleset())?;
     // Both would do the same work; what iptables has is of an earlier time.
     for family in Family::all() {
@@ -113,7 +114,11 @@ fn by_nft(spec: &Spec) -> Result<(), Error> {
 fn by_iptables(spec: &Spec, chains: &[Chain]) -> Result<(), Error> {
     let families = Family::all();
     if families.first().is_none_or(Family::is_ipv6) {
-        return Err(Error::NoTool);
+        return Err(Error::Missing {
+            program: "iptables-restore",
+            what: "--tool iptables",
+            package: "iptables",
+        });
     }
     if spec.ipv6 && routes::has_ipv6() && !families.iter().any(Family::is_ipv6) {
         return Err(Error::Missing {
@@ -196,68 +201,70 @@ pub fn status() -> Result<Status, Error> {
     }
     let table = nft.as_ref().map(nft::find).transpose()?.flatten();
     let mut chains = Vec::new();
-    for family in &families {
-        chains.push((family, family.find()?));
+    for family in families {
+        let found = family.find()?;
+        chains.push((family, found));
     }
-    let there: Vec<_> = chains.iter().filter(|(_, found)| !found.is_empty()).collect();
-    let mut status = Status { installed: None, remains: routes::find()? };
-    let record = |record: &[String]| -> Result<Option<(String, Spec)>, Error> {
-        let Some((version, options)) = record.split_first() else { return Ok(None) };
-        let version = version.strip_prefix("towpath ").unwrap_or(version).to_owned();
-        Ok(Some((version, Spec::from_options(options.iter().map(String::as_str))?)))
-    };
-    if let Some(table) = &table {
-        match record(&table.record)? {
-            Some((version, spec)) => {
-                let counters = table.counters.clone();
-                status.installed = Some(Installed {
-                    tool: Tool::Nft,
-                    version,
-                    spec,
-                    counters,
-                    missing: Vec::new(),
-                });
-            }
-            None => status.remains.push(NFT_NAME.to_owned()),
-        }
+    let by_nft = table.as_ref().map(of_nft).transpose()?.flatten();
+    let by_iptables = of_iptables(&chains)?;
+    let mut remains = routes::find()?;
+    if table.is_some() && by_nft.is_none() {
+        remains.push(NFT_NAME.to_owned());
     }
-    let of_iptables = there.iter().find_map(|(_, found)| record(&found.record).transpose());
-    match of_iptables.transpose()? {
-        Some((version, spec)) if status.installed.is_none() => {
-            let mut counters = Vec::new();
-            for counter in there.iter().flat_map(|(_, found)| &found.counters) {
-                let Counter { chain, rule, packets, bytes } = counter;
-                Counter::add(&mut counters, chain, rule, *packets, *bytes);
-            }
-            let mut missing = Vec::new();
-            for (family, found) in &chains {
-                let wanted = spec.ipv6 || !family.is_ipv6();
-                if wanted && !found.is_whole(&rules::chains(&spec)) {
-                    missing.push(family.name().to_owned());
-                }
-            }
-            status.installed =
-                Some(Installed { tool: Tool::Iptables, version, spec, counters, missing });
-        }
-        _ => status.remains.extend(there.iter().map(|(family, _)| family.name().to_owned())),
+    if by_nft.is_some() || by_iptables.is_none() {
+        let there = chains.iter().filter(|(_, found)| !found.is_empty());
+        remains.extend(there.map(|(family, _)| family.name().to_owned()));
     }
+    let mut status = Status { installed: by_nft.or(by_iptables), remains };
     settle(&mut status);
     Ok(status)
 }
 
-/// Tells what belongs to an installation from what is left over.
-fn settle(status: &mut Status) {
-    let Some(installed) = &mut status.installed else { return };
-    for chain in rules::chains(&installed.spec) {
+fn of_nft(table: &nft::Found) -> Result<Option<Installed>, Error> {
+    let Some((version, spec)) = read(&table.record)? else { return Ok(None) };
+    let mut missing = Vec::new();
+    for chain in rules::chains(&spec) {
         for rule in &chain.rules {
-            // iptables has no rule of its own for what its TPROXY drops, nor for a family it lacks.
-            let said = installed.tool == Tool::Nft;
             let has = |c: &Counter| c.chain == chain.name && c.rule == rule.name;
-            if said && !installed.counters.iter().any(has) {
-                installed.missing.push(format!("rule {} of chain {}", rule.name, chain.name));
+            if !table.counters.iter().any(has) {
+                missing.push(format!("rule {} of chain {}", rule.name, chain.name));
             }
         }
     }
+    let counters = table.counters.clone();
+    Ok(Some(Installed { tool: Tool::Nft, version, spec, counters, missing }))
+}
+
+fn of_iptables(chains: &[(Family, iptables::Found)]) -> Result<Option<Installed>, Error> {
+    let Some((_, four)) = chains.iter().find(|(family, _)| !family.is_ipv6()) else {
+        return Ok(None);
+    };
+    let Some((version, spec)) = read(&four.record)? else { return Ok(None) };
+    let mut counters = Vec::new();
+    let mut missing = Vec::new();
+    for (family, found) in chains {
+        let wanted = spec.ipv6 || !family.is_ipv6();
+        if wanted && !found.is_whole(&rules::chains(&spec)) {
+            missing.push(family.name().to_owned());
+        }
+        for counter in &found.counters {
+            let Counter { chain, rule, packets, bytes } = counter;
+            Counter::add(&mut counters, chain, rule, *packets, *bytes);
+        }
+    }
+    Ok(Some(Installed { tool: Tool::Iptables, version, spec, counters, missing }))
+}
+
+/// Reads a record; a table or chain may be there without one.
+fn read(record: &[String]) -> Result<Option<(String, Spec)>, Error> {
+    let Some((version, options)) = record.split_first() else { return Ok(None) };
+    let version = version.strip_prefix("towpath ").unwrap_or(version).to_owned();
+    Ok(Some((version, Spec::from_options(options.iter().map(String::as_str))?)))
+}
+
+/// Tells which routes belong to an installation, and which are left over.
+fn settle(status: &mut Status) {
+    let Some(installed) = &mut status.installed else { return };
     let spec = &installed.spec;
     let expected = if spec.tproxy { routes::expected(spec.ipv6) } else { Vec::new() };
     installed.missing.extend(expected.iter().filter(|e| !status.remains.contains(e)).cloned());

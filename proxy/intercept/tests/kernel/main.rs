@@ -9,8 +9,14 @@ use std::{
     thread,
 };
 
+use proptest::{
+    prelude::*,
+    sample::{select, subsequence},
+    strategy::ValueTree as _,
+    test_runner::TestRunner,
+};
 use socket2::{Domain, SockAddr, Socket, Type};
-use space::{Space, Who, answer, pair};
+use space::{PATIENCE, Space, Who, answer, pair};
 use towpath_intercept::{
     Connection, Direction, Error, Fail, Loopback, Network, Protocol, Spec, Tool, Verdict, explain,
     install, install_with, remove, status,
@@ -18,6 +24,7 @@ use towpath_intercept::{
 
 const NOBODY: Who = Who { user: 0, group: 0, mark: 0 };
 const PROXY: Who = Who { user: 1802, group: 0, mark: 0 };
+const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
 fn networks(texts: &[&str]) -> Vec<Network> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -52,6 +59,12 @@ fn specs() -> Vec<Spec> {
             exclude_inbound_networks: networks(&["192.0.2.0/24", "fd77::2"]),
             ..base.clone()
         },
+        Spec {
+            tproxy: true,
+            exclude_inbound_ports: vec![443],
+            exclude_inbound_networks: networks(&["192.0.2.0/24", "fd77::2"]),
+            ..base.clone()
+        },
         // More ports than one rule of iptables holds.
         Spec {
             exclude_outbound_ports: (430..450).collect(),
@@ -62,6 +75,43 @@ fn specs() -> Vec<Spec> {
         },
     ]
 }
+
+/// Such as nobody thought of, the same ones each time.
+fn drawn() -> Vec<Spec> {
+    let ports = || subsequence(vec![53u16, 443, 5432], 0..3);
+    let outside =
+        || subsequence(networks(&["10.77.0.0/16", "192.0.2.9", "fd00::/8", "::/0"]), 0..3);
+    let loopback = select(vec![Loopback::Leave, Loopback::Own, Loopback::All]);
+    let lists = (ports(), ports(), ports(), ports(), outside(), outside());
+    let who = (
+        subsequence(vec![33, 34], 0..=2),
+        subsequence(vec![8], 0..=1),
+        select(vec![None, Some(1802)]),
+        select(vec![0x746f, 0x17]),
+    );
+    let how = (any::<[bool; 3]>(), loopback);
+    let spec = (lists, who, how).prop_map(|(lists, who, ([tproxy, ipv6, dns], loopback))| Spec {
+        exclude_outbound_ports: lists.0,
+        exclude_inbound_ports: lists.1,
+        only_outbound_ports: lists.2,
+        only_inbound_ports: lists.3,
+        exclude_outbound_networks: lists.4,
+        exclude_inbound_networks: lists.5,
+        exclude_users: who.0,
+        exclude_groups: who.1,
+        proxy_user: who.2,
+        mark: who.3,
+        tproxy,
+        ipv6,
+        dns: dns.then_some(15053),
+        loopback,
+        ..Spec::default()
+    });
+    let mut runner = TestRunner::deterministic();
+    (0..DRAWN).map(|_| spec.new_tree(&mut runner).unwrap().current()).collect()
+}
+
+const DRAWN: usize = 24;
 
 /// Who goes where.
 fn outbound() -> Vec<(Who, Protocol, &'static str)> {
@@ -119,12 +169,14 @@ fn what_explain_says_happens(tool: Tool) {
         peer.serve_datagrams("left", &format!("10.9.0.2:{port}"));
         peer.serve_datagrams("left", &format!("[fd09::2]:{port}"));
     }
-    for (name, port) in [("at 15001", 15001), ("at 15006", 15006), ("at 15053", 15053)] {
-        app.serve(name, port);
+    app.serve("at 15001", 15001);
+    app.serve("at 15053", 15053);
+    for any in ANY {
+        answer(transparent(&app, any, 15006), "at 15006");
     }
     app.serve_datagrams("at 15053", "127.0.0.1:15053");
     app.serve_datagrams("at 15053", "[::1]:15053");
-    for spec in specs() {
+    for spec in specs().into_iter().chain(drawn()) {
         setup(&app, &spec, tool);
         for (who, protocol, to) in outbound() {
             let said = match protocol {
@@ -222,7 +274,7 @@ fn carry_as_the_client(app: &Space, listener: &TcpListener) {
     let mut upstream: TcpStream = app.within(|| {
         let socket = transparent_socket(from.ip());
         socket.bind(&SockAddr::from(SocketAddr::new(from.ip(), 0))).unwrap();
-        socket.connect(&to.into()).unwrap();
+        socket.connect_timeout(&to.into(), PATIENCE).unwrap();
         socket.into()
     });
     let mut said = String::new();
@@ -236,8 +288,7 @@ fn tproxy_keeps_the_clients_address_up_to_the_application() {
         let (app, peer) = pair();
         app.serve("app", 5432);
         setup(&app, &Spec { tproxy: true, ..Spec::default() }, tool);
-        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-        let listeners = any.map(|any| transparent(&app, any, 15006));
+        let listeners = ANY.map(|any| transparent(&app, any, 15006));
         for (listener, to, said) in [
             (&listeners[0], "10.9.0.1:5432", "app 10.9.0.2 10.9.0.1:5432"),
             (&listeners[1], "[fd09::1]:5432", "app fd09::2 [fd09::1]:5432"),
@@ -253,6 +304,52 @@ fn tproxy_keeps_the_clients_address_up_to_the_application() {
         let marked = Who { mark: 0x746f, ..NOBODY };
         assert!(app.dial(marked, "10.9.0.2:80").unwrap().starts_with("away 10.9.0.1"), "{tool}");
         assert!(app.dial(PROXY, "[fd09::2]:80").unwrap().starts_with("away fd09::1"), "{tool}");
+    }
+}
+
+/// Such a connection is known to nobody until the packet that completes it, which opens nothing.
+#[test]
+fn tproxy_knows_the_connections_that_come_by_syn_cookies() {
+    for tool in [Tool::Nft, Tool::Iptables] {
+        let (app, peer) = pair();
+        app.shell("echo 2 >/proc/sys/net/ipv4/tcp_syncookies");
+        app.serve("app", 5432);
+        setup(&app, &Spec { tproxy: true, ..Spec::default() }, tool);
+        for any in ANY {
+            answer(transparent(&app, any, 15006), "proxy");
+        }
+        for to in ["10.9.0.1:5432", "[fd09::1]:5432", "10.9.0.1:7", "[fd09::1]:7"] {
+            let said = peer.dial(NOBODY, to).unwrap();
+            assert!(said.starts_with("proxy") && said.ends_with(to), "{to} {tool}: {said}");
+        }
+    }
+}
+
+/// As a process has it that is given a namespace of its own, with its proxy at the loopback there.
+#[test]
+fn where_every_address_is_local_all_connections_reach_the_proxy() {
+    for tool in [Tool::Nft, Tool::Iptables] {
+        let app = Space::new();
+        app.shell("ip route add local 0.0.0.0/0 dev lo && ip -6 route add local ::/0 dev lo");
+        let spec = Spec {
+            inbound: None,
+            dns: Some(15053),
+            loopback: Loopback::All,
+            proxy_user: None,
+            ..Spec::default()
+        };
+        setup(&app, &spec, tool);
+        app.serve("proxy", 15001);
+        app.serve_datagrams("dns", "127.0.0.1:15053");
+        app.serve_datagrams("dns", "[::1]:15053");
+        for to in ["192.0.2.9:80", "127.0.0.1:80", "[2001:db8::7]:443", "[::1]:443"] {
+            let said = app.dial(PROXY, to).unwrap();
+            assert!(said.starts_with("proxy") && said.ends_with(to), "{to} {tool}: {said}");
+        }
+        for resolver in ["192.0.2.9:53", "127.0.0.53:53", "[2001:db8::7]:53"] {
+            assert_eq!(app.ask(NOBODY, resolver).unwrap(), "dns", "{resolver} {tool}");
+        }
+        assert_eq!(app.ask(NOBODY, "192.0.2.9:443").unwrap_err(), ErrorKind::ConnectionRefused);
     }
 }
 

@@ -21,7 +21,7 @@ use rustix::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// Long enough for a busy machine; only what is wrong waits so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A network namespace.
 pub(crate) struct Space {
