@@ -20,7 +20,10 @@ use std::{
 use http::{HeaderValue, Method};
 use serde::{Serialize, Serializer};
 
-use crate::metrics::{Counter, registry};
+use crate::{
+    ledger::Ledger,
+    metrics::{Counter, registry},
+};
 
 /// What is known of one exchange (or one opaque connection) when it is over.
 ///
@@ -108,6 +111,12 @@ pub enum Target {
 /// been given, when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
+    writer: Option<Writer>,
+    ledger: Option<Arc<Ledger>>,
+}
+
+#[derive(Clone, Debug)]
+struct Writer {
     queue: SyncSender<Message>,
     reopen: Arc<AtomicBool>,
     dropped: Counter,
@@ -137,6 +146,49 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn start(target: &Target) -> io::Result<Option<Self>> {
+        Self::start_with(target, None)
+    }
+
+    /// As [`Self::start`], with a ledger that is told of every record, too; `None` when there is
+    /// neither.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(target: &Target, ledger: Option<Arc<Ledger>>) -> io::Result<Option<Self>> {
+        let writer = Writer::start(target)?;
+        Ok((writer.is_some() || ledger.is_some()).then_some(Self { writer, ledger }))
+    }
+
+    /// Hands a record over; never waits.
+    pub fn send(&self, record: Record) {
+        if let Some(ledger) = &self.ledger {
+            ledger.add(&record);
+        }
+        if let Some(writer) = &self.writer
+            && writer.queue.try_send(Message::Write(record)).is_err()
+        {
+            writer.dropped.inc();
+        }
+    }
+
+    /// Waits, no longer than `limit`, until everything handed over before is
+    /// written. Blocks: for the end of the program.
+    pub fn flush(&self, limit: Duration) {
+        if let Some(writer) = &self.writer {
+            writer.flush(limit);
+        }
+    }
+
+    /// Opens the file anew (after a log rotation) before the next line.
+    pub fn reopen(&self) {
+        if let Some(writer) = &self.writer {
+            writer.reopen.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Writer {
+    fn start(target: &Target) -> io::Result<Option<Self>> {
         let sink = match target {
             Target::Off => return Ok(None),
             Target::Stdout => Sink { path: None, out: Box::new(io::stdout()) },
@@ -153,16 +205,7 @@ impl AccessLog {
         Ok(Some(Self { queue, reopen, dropped }))
     }
 
-    /// Hands a record over; never waits.
-    pub fn send(&self, record: Record) {
-        if self.queue.try_send(Message::Write(record)).is_err() {
-            self.dropped.inc();
-        }
-    }
-
-    /// Waits, no longer than `limit`, until everything handed over before is
-    /// written. Blocks: for the end of the program.
-    pub fn flush(&self, limit: Duration) {
+    fn flush(&self, limit: Duration) {
         let (done, written) = sync_channel(1);
         let end = Instant::now() + limit;
         let mut message = Message::Flush(done);
@@ -177,11 +220,6 @@ impl AccessLog {
             std::thread::sleep(FULL_PAUSE);
         }
         let _ = written.recv_timeout(end.saturating_duration_since(Instant::now()));
-    }
-
-    /// Opens the file anew (after a log rotation) before the next line.
-    pub fn reopen(&self) {
-        self.reopen.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,11 @@
 //! The command line, and the configuration it becomes.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use towpath_policies::{
@@ -12,6 +17,7 @@ use crate::{
     access_log::Target,
     energy::Counters,
     gpu::{Cards, GpuConfig, MetricsUrl},
+    ledger::Ledger,
     overload::{self, Ceilings},
     source::SourceConfig,
     spool::DEFAULT_MEMORY,
@@ -24,12 +30,7 @@ use crate::{
     over (--upgrade-socket).")]
 pub struct Args {
     /// Folder of policy files to obey; changes are picked up as they happen
-    #[arg(
-        long,
-        value_name = "DIR",
-        conflicts_with = "control_plane",
-        required_unless_present = "control_plane"
-    )]
+    #[arg(long, value_name = "DIR", conflicts_with = "control_plane")]
     pub policies: Option<PathBuf>,
 
     /// Control plane (any xDS v3 server) to obey, e.g. 127.0.0.1:18000
@@ -173,6 +174,12 @@ pub struct Config {
     pub geoip: Option<PathBuf>,
     /// Where this machine's energy is read.
     pub energy: Counters,
+    /// Whether the listeners of the configuration are opened; their routes count either way.
+    pub opens_listeners: bool,
+    /// A socket for programs that are told of it as their proxy.
+    pub explicit: Option<Arc<TcpListener>>,
+    /// Where what went where is summed up.
+    pub ledger: Option<Arc<Ledger>>,
 }
 
 /// Where readings of what is used come from.
@@ -214,6 +221,9 @@ impl Config {
             place: None,
             geoip: None,
             energy: Counters::Off,
+            opens_listeners: true,
+            explicit: None,
+            ledger: None,
         }
     }
 }
@@ -224,6 +234,17 @@ impl Args {
     /// # Errors
     /// When the flags contradict each other.
     pub fn into_config(self) -> anyhow::Result<Config> {
+        if self.policies.is_none() && self.control_plane.is_none() {
+            bail!("give either --policies DIR or --control-plane ADDR --node NAME");
+        }
+        self.into_config_of_any()
+    }
+
+    /// As [`Self::into_config`]; without a source, whoever embeds the proxy applies what is to be in force.
+    ///
+    /// # Errors
+    /// When the flags contradict each other.
+    pub fn into_config_of_any(self) -> anyhow::Result<Config> {
         let node = Node { id: self.node.unwrap_or_default(), cluster: self.cluster };
         let source = match (self.policies, self.control_plane) {
             (Some(folder), None) => SourceConfig::Folder { folder, node },
@@ -232,7 +253,8 @@ impl Args {
                 node,
                 cache_dir: self.cache_dir,
             },
-            _ => bail!("give either --policies DIR or --control-plane ADDR --node NAME"),
+            (None, None) => SourceConfig::Manual,
+            (Some(_), Some(_)) => bail!("give --policies or --control-plane, not both"),
         };
         let mut ceilings = Ceilings::of_this_machine();
         if let Some(memory) = self.max_memory {
@@ -263,6 +285,9 @@ impl Args {
             place: self.place,
             geoip: self.geoip,
             energy: self.energy,
+            opens_listeners: true,
+            explicit: None,
+            ledger: None,
         })
     }
 }

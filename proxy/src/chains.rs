@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{http::HttpListener, tcp::TcpChain, tls::ServerTls};
+use crate::{explicit::Explicit, http::HttpListener, tcp::TcpChain, tls::ServerTls};
 
 /// The chains of one listener, compiled.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Chain {
 pub(crate) enum ChainKind {
     Http(Arc<HttpListener>),
     Tcp(Arc<TcpChain>),
+    /// Whatever a program asks its proxy for.
+    Explicit(Arc<Explicit>),
 }
 
 /// How a connection begins.

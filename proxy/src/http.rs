@@ -15,6 +15,7 @@ use towpath_policies::model::{ForwardedHeader, HttpOptions};
 
 mod attempt;
 mod base64;
+pub(crate) mod connect;
 mod deadline;
 mod digest;
 mod exchange;
@@ -45,8 +46,8 @@ pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 
 use crate::{
-    access_log::AccessLog, drain, overload::Overload, router::Router, spool::Space,
-    transfers::Transfers, upstream::connect::Wire,
+    access_log::AccessLog, drain, explicit::Directory, overload::Overload, router::Router,
+    spool::Space, transfers::Transfers, upstream::connect::Wire,
 };
 
 /// What an HTTP listener (one chain of it) needs to serve its connections.
@@ -68,6 +69,8 @@ pub struct HttpListener {
     pub overload: Arc<Overload>,
     /// Where load reports are answered with when asked for: before an application on this machine.
     pub(crate) load: Option<orca::Reporter>,
+    /// Where hosts are found that the router does not know: for programs whose proxy this is.
+    pub(crate) directory: Option<Arc<Directory>>,
     via: Option<Via>,
 }
 
@@ -133,6 +136,7 @@ impl HttpListener {
             transfers,
             overload,
             load: None,
+            directory: None,
             via,
         }
     }

@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use crate::{
     chains::{Chain, ChainKind, Chains, Opening},
     drain,
+    explicit::{self, Accepted},
     http::{self, ClientIo, Peer, TlsInfo},
     metrics::{Counter, Gauge, registry},
     overload::Overload,
@@ -328,6 +329,12 @@ async fn clear(
             let client = Client::<TlsStream<Prefixed<TcpStream>>>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
+        ChainKind::Explicit(explicit) => {
+            let local = local_address(&held.listening, &tcp);
+            let drain = held.listening.drain.watch();
+            let accepted = Accepted { peer, local, worker: held.worker, drain };
+            return explicit::serve(tcp, explicit.clone(), accepted).await;
+        }
     };
     let draining = held.listening.drain.watch();
     let http2 = match sniff::is_http2(&seen).filter(|_| !seen.is_empty()) {
@@ -380,6 +387,8 @@ async fn terminated(
             let draining = held.listening.drain.watch();
             http::serve_connection(stream, wire, http.clone(), peer, held.worker, draining).await;
         }
+        // It has no TLS of its own.
+        ChainKind::Explicit(_) => {}
     }
 }
 

@@ -1,22 +1,40 @@
-//! The program's own log: text on standard error, its level changeable while it runs.
+//! The program's own log: text on standard error or in a file, its level changeable while it runs.
 
-use std::{io::IsTerminal, str::FromStr, sync::OnceLock};
+use std::{
+    fs::OpenOptions,
+    io::IsTerminal,
+    path::Path,
+    str::FromStr,
+    sync::{Mutex, OnceLock},
+};
 
 use anyhow::{Context, anyhow};
 use tracing_subscriber::{
-    Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Registry,
+    filter::Targets,
+    fmt::{self, writer::BoxMakeWriter},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
 };
 
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Starts logging; a program that logs already keeps its own way.
+/// Starts logging, to a file if one is named; a program that logs already keeps its own way.
 ///
 /// # Errors
-/// When `level` is none.
-pub(crate) fn start(level: &str) -> anyhow::Result<()> {
+/// When `level` is none, or the file cannot be written.
+pub fn start(level: &str, file: Option<&Path>) -> anyhow::Result<()> {
     let (filter, handle) = reload::Layer::new(parse(level).context("--log-level")?);
-    let lines =
-        fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let (writer, colour) = match file {
+        None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            let file = file.with_context(|| format!("cannot write the log {}", path.display()))?;
+            (BoxMakeWriter::new(Mutex::new(file)), false)
+        }
+    };
+    let lines = fmt::layer().with_writer(writer).with_ansi(colour);
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         // Set once: `try_init` succeeds only once in a process.
         let _ = FILTER.set(handle);

@@ -169,6 +169,15 @@ impl Router {
         }
         let mut lower = [0; 256];
         let lower = lower_case(target.host(), &mut lower)?;
+        self.named(lower).or(self.any)
+    }
+
+    /// Whether routes are for this host (in lower case) by its name, and not only for any.
+    pub(crate) fn names(&self, host: &str) -> bool {
+        self.named(host).is_some()
+    }
+
+    fn named(&self, lower: &str) -> Option<u32> {
         if let Some(index) = self.exact.get(lower) {
             return Some(*index);
         }
@@ -176,7 +185,6 @@ impl Router {
             .iter()
             .find(|(suffix, _)| lower.len() > suffix.len() && lower.ends_with(&**suffix))
             .map(|(_, index)| *index)
-            .or(self.any)
     }
 }
 

@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    logging::start(&args.log_level)?;
+    logging::start(&args.log_level, None)?;
     raise_file_limit();
     let config = args.into_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -183,7 +183,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let spare = (Place { listener: None, asked: config.admin }, listener.try_clone()?);
     let listener = TcpListener::from_std(listener)?;
     let admin = listener.local_addr()?;
-    let access_log = AccessLog::start(&config.access_log)?;
+    let access_log = AccessLog::start_with(&config.access_log, config.ledger.clone())?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
     let overload = Arc::new(Overload::default());
     let load = Arc::<NodeLoad>::default();
@@ -198,12 +198,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         max_connections: config.max_connections,
         inherited: inherited.clone(),
         transfers: Arc::new(Transfers::new(config.workers)),
-        spool: (config.spool_bytes > 0).then(|| {
-            let space = Space::new(config.spool_dir, config.spool_bytes)
-                .with_memory(config.spool_memory_bytes)
-                .encrypted(config.spool_encrypt);
-            Arc::new(space)
-        }),
+        opens_listeners: config.opens_listeners,
+        explicit: config.explicit.clone(),
+        spool: spool(&config),
     };
     let transfers = terms.transfers.clone();
     let control = Control::new(
@@ -236,6 +233,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     }
     let source = source::start(config.source, &control).await?;
     Ok(Running { control, admin, tasks, source, clients, look_now })
+}
+
+/// Where request bodies are kept on disk for another try.
+fn spool(config: &Config) -> Option<Arc<Space>> {
+    (config.spool_bytes > 0).then(|| {
+        let space = Space::new(config.spool_dir.clone(), config.spool_bytes)
+            .with_memory(config.spool_memory_bytes)
+            .encrypted(config.spool_encrypt);
+        Arc::new(space)
+    })
 }
 
 /// The admin endpoint's socket: the one that another process handed over, or a new one.
@@ -373,6 +380,11 @@ impl Running {
         let _ = applied.wait_for(|_| self.version().as_deref() == Some(version)).await;
     }
 
+    /// What is wrong with the newest configuration, or what of it has not come yet.
+    pub fn complaints(&self) -> Vec<String> {
+        self.control.source().errors
+    }
+
     /// Begins the drain: nothing new is accepted, what runs is asked to finish.
     pub fn drain(&self) {
         self.control.begin_drain();
@@ -436,8 +448,8 @@ fn adopted_by_init() -> bool {
     getppid() == Some(Pid::INIT) && getsid(None).ok() != getsid(Some(Pid::INIT)).ok()
 }
 
-/// A proxy holds many sockets: takes as many files as the system lets it.
-fn raise_file_limit() {
+/// A proxy holds many sockets: takes as many files as the system lets it. What is started after that has that limit, too.
+pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {

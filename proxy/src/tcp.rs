@@ -24,7 +24,10 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     access_log::{AccessLog, Record},
-    http::ClientIo,
+    http::{
+        ClientIo,
+        connect::{self, Refusal},
+    },
     metrics::{Counter, registry},
     outlier::{self, Failure, Outcome},
     transfers::{Listed, Transfer, Transfers},
@@ -59,9 +62,11 @@ pub(crate) struct TcpMetrics {
 }
 
 /// A client of an opaque chain: in clear (with what was read of it to find the
-/// server name) or under TLS that ends here.
+/// server name or the host) or under TLS that ends here.
 pub(crate) enum Client<T> {
     Clear(TcpStream, Bytes),
+    /// As that, and told when an endpoint is reached, or why not: it asked by `CONNECT`.
+    Tunnel(TcpStream, Bytes),
     Tls(T),
 }
 
@@ -132,21 +137,30 @@ where
     let drawn = chain.draw();
     let mut meter = Meter::new(chain.clone(), &caller, drawn.as_deref());
     let Some(service) = drawn else {
-        return meter.refuse("no_service", client);
+        return meter.refuse("no_service", client).await;
     };
     let (mut upstream, _guard, ticket) = match connect(&service, &mut meter, caller.address).await {
         Ok(connected) => connected,
-        Err(reason) => return meter.refuse(reason, client),
+        Err(reason) => return meter.refuse(reason, client).await,
+    };
+    let client = match client {
+        Client::Tunnel(mut tcp, prefix) => {
+            if connect::establish(&mut tcp).await.is_err() {
+                return meter.note(|r| r.reason = Some("client_reset"));
+            }
+            Client::Clear(tcp, prefix)
+        }
+        client => client,
     };
     let counters = &ticket.endpoint.live.metrics;
     meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
     meter.touch();
     let idle = chain.idle_timeout;
     let reason = match client {
-        Client::Clear(tcp, prefix) => {
+        Client::Clear(tcp, prefix) | Client::Tunnel(tcp, prefix) => {
             if !prefix.is_empty() {
                 if upstream.write_all(&prefix).await.is_err() {
-                    return meter.refuse("upstream_reset", Client::<T>::Clear(tcp, prefix));
+                    return meter.refuse("upstream_reset", Client::<T>::Clear(tcp, prefix)).await;
                 }
                 meter.moved(Direction::Up, prefix.len());
             }
@@ -280,11 +294,14 @@ impl Meter {
         }
     }
 
-    /// Ends a client that cannot be served: by a reset, so that it does not take it for an end.
-    fn refuse<T>(&mut self, reason: &'static str, client: Client<T>) {
+    /// Ends a client that cannot be served: by a reset, so that it does not take it for an end,
+    /// or by an answer where it waits for one.
+    async fn refuse<T>(&mut self, reason: &'static str, client: Client<T>) {
         self.note(|r| r.reason = Some(reason));
-        if let Client::Clear(tcp, _) = &client {
-            reset(tcp);
+        match client {
+            Client::Clear(tcp, _) => reset(&tcp),
+            Client::Tunnel(mut tcp, _) => Refusal::of(reason).send(&mut tcp).await,
+            Client::Tls(_) => {}
         }
     }
 

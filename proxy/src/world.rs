@@ -25,6 +25,7 @@ use towpath_policies::model::{
 use crate::{
     access_log::AccessLog,
     drain,
+    explicit::Directory,
     geoip::ClientPlaces,
     health::Probes,
     listener::Listening,
@@ -82,6 +83,15 @@ pub(crate) struct World {
     here: Option<Coordinates>,
     /// The listeners that this proxy closed to stop.
     leaving: Vec<drain::Signal>,
+    /// Serves programs that are told of it as their proxy.
+    explicit: Option<Entrance>,
+}
+
+/// A listener that no configuration names.
+#[derive(Debug)]
+struct Entrance {
+    listening: Arc<Listening>,
+    directory: Arc<Directory>,
 }
 
 /// What the command line fixes for all listeners.
@@ -104,6 +114,10 @@ pub(crate) struct Terms {
     pub(crate) overload: Arc<Overload>,
     /// What load reports say of this machine.
     pub(crate) load: Arc<NodeLoad>,
+    /// Whether listeners of the configuration are opened.
+    pub(crate) opens_listeners: bool,
+    /// The socket of programs that are told of it as their proxy.
+    pub(crate) explicit: Option<Arc<TcpListener>>,
 }
 
 /// A route table and its router; connections hold the place, not the router.
@@ -139,6 +153,7 @@ impl World {
             draining: false,
             here: None,
             leaving: Vec::new(),
+            explicit: None,
         }
     }
 
@@ -223,8 +238,9 @@ impl World {
 
     fn leave(&mut self, how: fn(&drain::Signal)) {
         self.draining = true;
-        let closed = std::mem::take(&mut self.listeners).into_values();
-        self.leaving.extend(closed.map(|open| open.listening.drain.clone()));
+        let closed = std::mem::take(&mut self.listeners).into_values().map(|open| open.listening);
+        let closed = closed.chain(self.explicit.take().map(|explicit| explicit.listening));
+        self.leaving.extend(closed.map(|listening| listening.drain.clone()));
         self.leaving.iter().for_each(how);
     }
 
@@ -330,7 +346,8 @@ impl World {
         }
     }
 
-    fn publish(&self, snapshot: Arc<Snapshot>) {
+    fn publish(&mut self, snapshot: Arc<Snapshot>) {
+        self.serve_programs(&snapshot);
         let version = snapshot.version.clone();
         let before = self.view.swap(Arc::new(View {
             snapshot,

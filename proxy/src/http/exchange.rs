@@ -33,6 +33,7 @@ use super::{
     upload_resume::{self, UploadResume},
 };
 use crate::{
+    explicit::Found,
     flow::Pace,
     h2::ErrorCode,
     outlier::{self, Failure, Outcome},
@@ -147,17 +148,15 @@ pub(super) async fn run_owned<D: Downstream + 'static>(
 
 impl<D: Downstream> Exchange<'_, D> {
     async fn serve(&mut self, start: Instant) -> Result<(), Stop> {
-        let route = {
-            let target = Target {
-                authority: &self.head.authority,
-                path: self.head.path(),
-                query: self.head.target.query(),
-                method: &self.head.method,
-                headers: &self.head.headers,
-            };
-            self.client.router().route(&target).cloned()
+        let route = self.client.router().route(&target(&self.head)).cloned();
+        let route = match route {
+            Some(route) => route,
+            // Rare and large, so on the heap.
+            None if self.client.listener.directory.is_some() => {
+                Box::pin(looked_up(self.client, &self.head)).await?
+            }
+            None => return Err(Stop::Reply(Reply::NO_ROUTE)),
         };
-        let route = route.ok_or(Stop::Reply(Reply::NO_ROUTE))?;
         match &route.action {
             Action::Forward(forward) => {
                 let drawn = forward.draw();
@@ -315,7 +314,10 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.keep_from_endpoint()?;
         let head = &mut self.head;
-        self.client.forwarding.apply(&mut head.headers);
+        if self.client.listener.directory.is_none() {
+            // What a program asks for itself comes from nobody else.
+            self.client.forwarding.apply(&mut head.headers);
+        }
         if let Some(via) = self.client.listener.via(head.received) {
             head.headers.append(header::VIA, via.clone());
         }
@@ -598,6 +600,31 @@ impl<D: Downstream> Exchange<'_, D> {
         if let (true, Some(trailers)) = (self.grpc, trailers) {
             self.record.grpc_status = grpc_status(trailers).or(self.record.grpc_status);
         }
+    }
+}
+
+fn target(head: &RequestHead) -> Target<'_> {
+    Target {
+        authority: &head.authority,
+        path: head.path(),
+        query: head.target.query(),
+        method: &head.method,
+        headers: &head.headers,
+    }
+}
+
+/// The route of a program's own request, whose host may be known to nobody else.
+async fn looked_up(client: &Client, head: &RequestHead) -> Result<Arc<CompiledRoute>, Stop> {
+    let Some(directory) = &client.listener.directory else {
+        return Err(Stop::Reply(Reply::NO_ROUTE));
+    };
+    match directory.find(&target(head)) {
+        Found::Route(route) => Ok(route),
+        Found::NoRoute => Err(Stop::Reply(Reply::NO_ROUTE)),
+        Found::Stranger => directory.stranger(&head.authority).await.map_err(|error| {
+            tracing::debug!(host = %head.authority, %error, "cannot pass through");
+            Stop::Reply(Reply::UNKNOWN_HOST)
+        }),
     }
 }
 

@@ -134,6 +134,11 @@ async fn one<I: ClientIo>(
     timer: &mut Timer,
 ) -> bool {
     let start = Instant::now();
+    if client.listener.directory.is_some() && frame.uri.scheme_str() == Some("https") {
+        // What was asked to be secret is not sent on in clear.
+        let reply = Reply::bad_request("what is under https is asked for by CONNECT");
+        return refuse(conn, client, reply).await;
+    }
     let http10 = frame.http10;
     let options = &frame.fields.options;
     let wants = if http10 { options.keep_alive } else { true } && !options.close;

@@ -43,6 +43,7 @@ replies! {
     CONNECT = METHOD_NOT_ALLOWED, "connect", "This is no forward proxy: CONNECT is not served here.";
     MAX_FORWARDS = OK, "max_forwards", "Max-Forwards is used up: this proxy is the last to get the request.";
     NO_ROUTE = NOT_FOUND, "no_route", "No route matches this host, path, method and headers.";
+    UNKNOWN_HOST = BAD_GATEWAY, "unknown_host", "The name of this host has no address.";
     NO_SERVICE = SERVICE_UNAVAILABLE, "no_service", "The service this route names is not configured on this proxy.";
     NO_ENDPOINT = SERVICE_UNAVAILABLE, "no_healthy_endpoint", "No endpoint of the service may be used now.";
     CONNECT_FAILED = SERVICE_UNAVAILABLE, "connect_failure", "No connection to an endpoint of the service could be made.";

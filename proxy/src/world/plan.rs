@@ -9,12 +9,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use towpath_policies::model::{
-    self, Action, Bind, Listener, ResourceKey, ResourceKind, RouteTable, Snapshot, TcpForward,
+    self, Action, Bind, HttpOptions, Listener, ResourceKey, ResourceKind, RouteTable, Snapshot,
+    TcpForward,
 };
 
-use super::{CompiledTable, Open, Rejection, World, same};
+use super::{CompiledTable, Entrance, Open, Rejection, World, same};
 use crate::{
     chains::{Chain, ChainKind, Chains},
+    explicit::{self, Directory, Explicit},
     http::{HttpListener, orca::Reporter},
     listener::{self, Listening},
     metrics::registry,
@@ -72,8 +74,8 @@ impl Plan {
         wrong: &mut Vec<Rejection>,
     ) {
         let sockets = |spec: &Listener| match spec.bind {
-            Bind::Socket(address) => Some(address),
-            Bind::Api => None,
+            Bind::Socket(address) if world.terms.opens_listeners => Some(address),
+            Bind::Socket(_) | Bind::Api => None,
         };
         let wanted =
             |name: &str| snapshot.listeners.get(name).is_some_and(|l| sockets(l).is_some());
@@ -136,6 +138,54 @@ impl Plan {
 }
 
 impl World {
+    /// Accepts from programs that are told of this proxy, and tells them what is in force.
+    pub(super) fn serve_programs(&mut self, snapshot: &Snapshot) {
+        if self.explicit.is_none() && !self.draining {
+            self.explicit = self.terms.explicit.clone().and_then(|socket| self.entrance(&socket));
+        }
+        let Some(explicit) = &self.explicit else { return };
+        let router = |table: &str| self.routers.get(table).map(|compiled| compiled.place.clone());
+        explicit.directory.learn(snapshot, self.services.iter(), &router);
+    }
+
+    fn entrance(&self, socket: &TcpListener) -> Option<Entrance> {
+        let started = socket.local_addr().and_then(|own| {
+            socket.set_nonblocking(true)?;
+            let terms = &self.terms;
+            let directory = Arc::new(Directory::new(explicit::Terms {
+                listener: explicit::NAME.into(),
+                own,
+                access_log: terms.access_log.clone(),
+                transfers: terms.transfers.clone(),
+                site: self.site(),
+            }));
+            let mut http = HttpListener::new(
+                explicit::NAME.into(),
+                HttpOptions::default(),
+                Arc::new(ArcSwap::from_pointee(Router::empty(explicit::NAME))),
+                terms.transfers.clone(),
+                terms.overload.clone(),
+            );
+            http.access_log.clone_from(&terms.access_log);
+            http.spool.clone_from(&terms.spool);
+            http.directory = Some(directory.clone());
+            let explicit = Explicit { http: Arc::new(http), directory: directory.clone() };
+            let kind = ChainKind::Explicit(Arc::new(explicit));
+            let chain = Chain { server_names: Vec::new(), tls: None, kind };
+            let listening = Listening::start(
+                explicit::NAME,
+                own,
+                socket,
+                Arc::new(Chains::new(vec![Arc::new(chain)])),
+                &terms.workers,
+                terms.max_connections,
+                terms.overload.clone(),
+            )?;
+            Ok(Entrance { listening, directory })
+        });
+        started.inspect_err(|error| tracing::error!(%error, "cannot accept from programs")).ok()
+    }
+
     /// Compiles what must be compiled; connections see the new routes at their next request.
     pub(super) fn swap_routers(&mut self, tables: &[TablePlan]) {
         let mut routers = BTreeMap::new();
@@ -326,7 +376,7 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
         world.services.contains_key(service) != snapshot.services.contains_key(service)
     };
     let mut tables = Vec::new();
-    let used = used_tables(snapshot);
+    let used = used_tables(snapshot, world.terms.explicit.is_some());
     for (name, table) in snapshot.routes.iter().filter(|(name, _)| used.contains(name.as_str())) {
         let old = world.routers.get(name);
         let changed = old.is_none_or(|old| !same(&old.table, table));
@@ -341,13 +391,17 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
     tables
 }
 
-/// The tables of listeners with a socket; those of API listeners are for other programs.
-fn used_tables(snapshot: &Snapshot) -> BTreeSet<&str> {
-    let sockets = snapshot.listeners.values().filter(|l| matches!(l.bind, Bind::Socket(_)));
-    let tables = sockets.flat_map(|listener| &listener.chains).filter_map(|chain| {
-        let model::ChainKind::Http { route_table, .. } = &chain.kind else { return None };
-        Some(route_table.as_str())
-    });
+/// The tables of listeners with a socket. Those of API listeners are for other programs, but for
+/// one whose proxy this is.
+fn used_tables(snapshot: &Snapshot, of_program: bool) -> BTreeSet<&str> {
+    let ours = |l: &&Arc<Listener>| of_program || matches!(l.bind, Bind::Socket(_));
+    let tables =
+        snapshot.listeners.values().filter(ours).flat_map(|listener| &listener.chains).filter_map(
+            |chain| {
+                let model::ChainKind::Http { route_table, .. } = &chain.kind else { return None };
+                Some(route_table.as_str())
+            },
+        );
     tables.collect()
 }
 

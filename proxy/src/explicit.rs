@@ -1,0 +1,184 @@
+//! The listener of a program that was told of its proxy (`HTTP_PROXY`): requests that name their
+//! host (RFC 9112 §3.2.2) and tunnels (`CONNECT`, RFC 9110 §9.3.6).
+//!
+//! What the mesh knows takes the routes that policies say. All else passes through to the host
+//! that the program named, unharmed and counted as the service `passthrough`. Knows nothing of
+//! the program.
+
+mod directory;
+mod strangers;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    access_log::Record,
+    drain,
+    http::{self, HttpListener, Peer, connect},
+    sniff::{self, MAX_HELLO_BYTES, Prefixed},
+    tcp::{self, Caller, Client},
+    upstream::connect::Wire,
+};
+pub(crate) use directory::{Directory, Found, Terms};
+
+/// What such a listener does with its connections.
+#[derive(Debug)]
+pub(crate) struct Explicit {
+    pub(crate) http: Arc<HttpListener>,
+    pub(crate) directory: Arc<Directory>,
+}
+
+/// A connection as it was accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+    pub(crate) worker: usize,
+    pub(crate) drain: drain::Watch,
+}
+
+/// What a connection begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Connect,
+    Http(Wire),
+    Tls,
+}
+
+/// Time for a client to speak in a tunnel to what routes know: one that has not by then is taken
+/// to wait for the server.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// The name of such a listener, in logs and metrics.
+pub(crate) const NAME: &str = "explicit";
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(tcp: TcpStream, explicit: Arc<Explicit>, accepted: Accepted) {
+    let mut seen = BytesMut::new();
+    let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first);
+    let first = tokio::select! {
+        read = timeout(explicit.http.options.idle_timeout, reading) => match read {
+            Ok(Ok(Some(first))) => first,
+            // Nothing was asked, so nothing is answered.
+            _ => return,
+        },
+        () = accepted.drain.idle_ends() => return,
+    };
+    match first {
+        First::Connect => tunnel(tcp, seen, &explicit, accepted).await,
+        First::Http(wire) => requests(tcp, seen, wire, &explicit, accepted).await,
+        // A program that takes this for something else is answered as HTTP would.
+        First::Tls => requests(tcp, seen, Wire::Http1, &explicit, accepted).await,
+    }
+}
+
+async fn requests(
+    tcp: TcpStream,
+    seen: BytesMut,
+    wire: Wire,
+    explicit: &Explicit,
+    accepted: Accepted,
+) {
+    let Accepted { peer, local, worker, drain } = accepted;
+    let io = Prefixed::new(seen.freeze(), tcp);
+    let peer = Peer { addr: peer, local, tls: None };
+    http::serve_connection(io, wire, explicit.http.clone(), peer, worker, drain).await;
+}
+
+/// A connection to the host and port that a `CONNECT` names.
+async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, accepted: Accepted) {
+    let options = &explicit.http.options;
+    let heading = connect::read_head(&tcp, &mut seen, options);
+    let authority = match timeout(options.head_timeout, heading).await {
+        Ok(Ok(Some(authority))) => authority,
+        Ok(Ok(None)) | Err(_) => return,
+        Ok(Err(refusal)) => return refusal.send(&mut tcp).await,
+    };
+    let directory = &explicit.directory;
+    let caller = Caller {
+        address: accepted.peer,
+        server_name: Some(authority.to_string()),
+        protocol: "TCP",
+        worker: accepted.worker,
+    };
+    if directory.speaks_http(&authority) {
+        // Which route it takes is known only when it has asked for something.
+        if connect::establish(&mut tcp).await.is_err() {
+            return;
+        }
+        match first_word(&tcp, &mut seen).await {
+            Some(First::Http(wire)) => return requests(tcp, seen, wire, explicit, accepted).await,
+            Some(First::Tls | First::Connect) | None => {}
+        }
+        if let Ok(chain) = directory.opaque(&authority).await {
+            let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
+            tcp::relay(chain, client, caller).await;
+        }
+        return;
+    }
+    match directory.opaque(&authority).await {
+        Ok(chain) => {
+            let client = Client::<TcpStream>::Tunnel(tcp, seen.freeze());
+            tcp::relay(chain, client, caller).await;
+        }
+        Err(error) => {
+            tracing::debug!(host = %authority, %error, "cannot tunnel");
+            if let Some(log) = &explicit.http.access_log {
+                let mut record = Record::new("TCP", NAME.into(), Some(accepted.peer));
+                record.host = Some(authority.as_str().into());
+                record.reason = Some("unknown_host");
+                log.send(record);
+            }
+            connect::Refusal::UNKNOWN_HOST.send(&mut tcp).await;
+        }
+    }
+}
+
+/// What a client begins with inside a tunnel; `None` where it waits for the server, or is gone.
+async fn first_word(tcp: &TcpStream, seen: &mut BytesMut) -> Option<First> {
+    if let Some(known) = first(seen).filter(|_| !seen.is_empty()) {
+        return Some(known);
+    }
+    let reading = sniff::read_until(tcp, seen, MAX_HELLO_BYTES, first);
+    timeout(FIRST_WORD, reading).await.ok()?.ok()?
+}
+
+/// Decides on the bytes so far; `None` while they could be either.
+fn first(bytes: &[u8]) -> Option<First> {
+    const CONNECT: &[u8] = b"CONNECT ";
+    const HANDSHAKE_RECORD: u8 = 22;
+    if bytes.first() == Some(&HANDSHAKE_RECORD) {
+        return Some(First::Tls);
+    }
+    let length = bytes.len().min(CONNECT.len());
+    if bytes[..length] == CONNECT[..length] {
+        return (length == CONNECT.len()).then_some(First::Connect);
+    }
+    let http2 = sniff::is_http2(bytes)?;
+    Some(First::Http(if http2 { Wire::Http2 } else { Wire::Http1 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_decide_as_soon_as_they_can() {
+        for (bytes, expected) in [
+            (&b""[..], None),
+            (b"C", None),
+            (b"CONNECT", None),
+            (b"CONNECT a:1", Some(First::Connect)),
+            (b"CONNECTION", Some(First::Http(Wire::Http1))),
+            (b"GET", Some(First::Http(Wire::Http1))),
+            (b"P", None),
+            (b"PUT http", Some(First::Http(Wire::Http1))),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http(Wire::Http2))),
+            (b"\x16\x03\x01", Some(First::Tls)),
+        ] {
+            assert_eq!(first(bytes), expected, "{bytes:?}");
+        }
+    }
+}

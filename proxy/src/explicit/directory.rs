@@ -1,0 +1,223 @@
+//! Who is meant by a host and a port: a route, a service of the mesh, or a stranger.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use http::uri::Authority;
+use towpath_policies::model::{Bind, ChainKind, Discovery, Snapshot};
+
+use super::strangers::Strangers;
+use crate::{
+    access_log::AccessLog,
+    router::{CompiledRoute, Router, Target},
+    tcp::{TcpChain, TcpMetrics},
+    transfers::Transfers,
+    upstream::{ServiceLive, ServiceState, Site},
+};
+
+/// What the mesh knows now, and the strangers that were asked for of late.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    terms: Terms,
+    known: ArcSwap<Known>,
+    strangers: Strangers,
+}
+
+/// What every chain of the listener has in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) listener: Arc<str>,
+    /// Where the listener is reached: nobody is sent there.
+    pub(crate) own: SocketAddr,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) transfers: Arc<Transfers>,
+    pub(crate) site: Site,
+}
+
+/// Routers in force, by the name of their table; their place outlives a change.
+type Routers<'a> = &'a dyn Fn(&str) -> Option<Arc<ArcSwap<Router>>>;
+
+/// What a request takes.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Route(Arc<CompiledRoute>),
+    /// Its host is known, but no route of it matches.
+    NoRoute,
+    /// It is for a host that only the program knows.
+    Stranger,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Of gateways: they count for the hosts that their routes name.
+    gateways: Vec<Arc<ArcSwap<Router>>>,
+    /// Services by their names.
+    names: HashMap<Box<str>, Arc<Service>, ahash::RandomState>,
+    /// Services by a host and port at which they are reached without a mesh.
+    places: HashMap<(Box<str>, u16), Arc<Service>, ahash::RandomState>,
+}
+
+#[derive(Debug)]
+struct Service {
+    router: Option<Arc<ArcSwap<Router>>>,
+    opaque: Arc<TcpChain>,
+}
+
+/// What a URI without a port means.
+const HTTP_PORT: u16 = 80;
+
+impl Directory {
+    pub(crate) fn new(terms: Terms) -> Self {
+        let strangers = Strangers::new(terms.clone());
+        Self { terms, known: ArcSwap::default(), strangers }
+    }
+
+    /// Takes in what is in force now.
+    pub(crate) fn learn<'a>(
+        &self,
+        snapshot: &Snapshot,
+        services: impl Iterator<Item = (&'a String, &'a Arc<ServiceState>)>,
+        router: Routers<'_>,
+    ) {
+        let mut known = Known::default();
+        let mut meshes = HashMap::new();
+        for listener in snapshot.listeners.values() {
+            for chain in &listener.chains {
+                let ChainKind::Http { route_table, .. } = &chain.kind else { continue };
+                let Some(router) = router(route_table) else { continue };
+                match listener.bind {
+                    Bind::Socket(_) => known.gateways.push(router),
+                    Bind::Api => drop(meshes.insert(listener.name.as_str(), router)),
+                }
+            }
+        }
+        for (name, state) in services {
+            let service = Arc::new(Service {
+                router: meshes.remove(name.as_str()),
+                opaque: self.terms.chain(state.live.clone()),
+            });
+            for endpoint in &state.endpoints {
+                let place =
+                    (endpoint.spec.address.ip().to_string().into(), endpoint.spec.address.port());
+                known.places.insert(place, service.clone());
+            }
+            if let Discovery::Dns { host, port, .. } = &state.spec.discovery {
+                known.places.insert((host.to_ascii_lowercase().into(), *port), service.clone());
+            }
+            for alias in aliases(name) {
+                known.names.insert(alias.into(), service.clone());
+            }
+        }
+        self.known.store(Arc::new(known));
+    }
+
+    /// What a request takes of what the mesh knows.
+    pub(crate) fn find(&self, target: &Target<'_>) -> Found {
+        let known = self.known.load();
+        let route = |router: &ArcSwap<Router>| match router.load().route(target) {
+            Some(route) => Found::Route(route.clone()),
+            None => Found::NoRoute,
+        };
+        let host = host_of(target.authority);
+        if let Some(gateway) = known.gateways.iter().find(|g| g.load().names(&host)) {
+            return route(gateway);
+        }
+        let port = target.authority.port_u16().unwrap_or(HTTP_PORT);
+        match known.service(&host, port).and_then(|service| service.router.as_ref()) {
+            Some(router) => route(router),
+            None => Found::Stranger,
+        }
+    }
+
+    /// The route of a request for a host that only the program knows.
+    ///
+    /// # Errors
+    /// When its name has no address.
+    pub(crate) async fn stranger(&self, authority: &Authority) -> io::Result<Arc<CompiledRoute>> {
+        let port = authority.port_u16().unwrap_or(HTTP_PORT);
+        Ok(self.strangers.find(&host_of(authority), port).await?.route.clone())
+    }
+
+    /// Whether routes may have a say in what goes to this host, once it is known what that is.
+    pub(super) fn speaks_http(&self, authority: &Authority) -> bool {
+        let known = self.known.load();
+        let host = host_of(authority);
+        let port = authority.port_u16().unwrap_or(HTTP_PORT);
+        known.gateways.iter().any(|gateway| gateway.load().names(&host))
+            || known.service(&host, port).is_some_and(|service| service.router.is_some())
+    }
+
+    /// Where opaque bytes for this host go.
+    ///
+    /// # Errors
+    /// When it is a stranger whose name has no address.
+    pub(super) async fn opaque(&self, authority: &Authority) -> io::Result<Arc<TcpChain>> {
+        let (host, port) = (host_of(authority), authority.port_u16().unwrap_or(HTTP_PORT));
+        let known = self.known.load().service(&host, port).map(|service| service.opaque.clone());
+        match known {
+            Some(chain) => Ok(chain),
+            None => Ok(self.strangers.find(&host, port).await?.opaque.clone()),
+        }
+    }
+}
+
+impl Known {
+    fn service(&self, host: &str, port: u16) -> Option<&Arc<Service>> {
+        // Without a copy there is no looking up a pair by reference; it is once per connection.
+        self.places.get(&(host.into(), port)).or_else(|| self.names.get(host))
+    }
+}
+
+impl Terms {
+    /// A chain that takes all bytes to one service.
+    pub(super) fn chain(&self, service: Arc<ServiceLive>) -> Arc<TcpChain> {
+        Arc::new(TcpChain {
+            listener: self.listener.clone(),
+            backends: vec![(service, 1)],
+            idle_timeout: None,
+            access_log: self.access_log.clone(),
+            transfers: self.transfers.clone(),
+            metrics: TcpMetrics::new(&self.listener),
+        })
+    }
+}
+
+/// Lower case, without brackets and final dot.
+fn host_of(authority: &Authority) -> String {
+    let host = authority.host();
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    host.to_ascii_lowercase()
+}
+
+/// The names under which a cluster's programs know a service.
+fn aliases(id: &str) -> Vec<String> {
+    let (namespace, name) = id.split_once('/').unwrap_or(("default", id));
+    let full = format!("{name}.{namespace}");
+    let mut aliases = vec![format!("{full}.svc.cluster.local"), format!("{full}.svc"), full];
+    if namespace == "default" {
+        aliases.push(name.to_owned());
+    }
+    aliases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_the_names_that_a_cluster_gives_it() {
+        assert!(aliases("etl").contains(&"etl".to_owned()));
+        assert!(aliases("etl").contains(&"etl.default.svc.cluster.local".to_owned()));
+        assert_eq!(aliases("lake/etl"), ["etl.lake.svc.cluster.local", "etl.lake.svc", "etl.lake"]);
+    }
+
+    #[test]
+    fn hosts_are_compared_without_case_brackets_and_final_dot() {
+        for (authority, expected) in
+            [("ETL.Test.:80", "etl.test"), ("[::1]:80", "::1"), ("10.0.0.1", "10.0.0.1")]
+        {
+            assert_eq!(host_of(&authority.parse().unwrap()), expected);
+        }
+    }
+}
