@@ -13,6 +13,7 @@ mod explain;
 mod inject;
 mod intercept;
 mod place;
+mod run;
 mod schema;
 mod status;
 
@@ -45,6 +46,8 @@ enum Command {
     Schema(schema::Args),
     /// Run a sidecar or gateway proxy
     Proxy(towpath_proxy::Args),
+    /// Run any command with a sidecar for as long as it lives
+    Run(Box<run::Args>),
     /// Run the control plane: policy files in Git become xDS
     ControlPlane(towpath_control_plane::Args),
     /// Ask a control plane which proxies hold which version
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => diff::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Proxy(args) => towpath_proxy::run(args),
+        Command::Run(args) => Ok(run::run(*args)),
         Command::ControlPlane(args) => towpath_control_plane::run(args),
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(&args),

@@ -1,0 +1,162 @@
+//! `towpath run -- COMMAND`: any command with a sidecar for as long as it lives.
+//!
+//! The command is a child in this process's own group, so that the terminal, its signals and job
+//! control reach it as if nothing stood between. The sidecar runs on threads of this process; when
+//! the command ends, this process ends within a second, with the command's status. Knows of the
+//! proxy only its library's front door.
+
+mod command;
+mod environment;
+mod sidecar;
+mod signals;
+mod summary;
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use towpath_proxy::Ledger;
+
+use command::Running;
+use sidecar::Sidecar;
+use summary::{Account, Summary};
+
+/// Options.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(
+    mut_arg("admin", |arg| arg.default_value("127.0.0.1:0")),
+    mut_arg("log_level", |arg| arg.default_value("error")),
+    mut_arg("drain_timeout", |arg| arg.default_value("400ms")),
+    mut_arg("workers", |arg| arg.help("Worker threads [default: one per core, at most 4]")),
+    mut_arg("upgrade_socket", |arg| arg.hide(true)),
+    after_help = "Examples:
+  towpath run -- ./job.sh                                         counted, and nothing else
+  towpath run --policies mesh -- curl -T part.parquet http://etl/ingest/part
+  towpath run --control-plane mesh:18000 --node nightly -- python3 load.py
+  towpath run --summary report.json -- dbt run
+
+The command finds the sidecar by proxy variables (HTTP_PROXY, HTTPS_PROXY and their kin).
+Exit status: the command's; 128+n when signal n ended it; 126 not executable, 127 not found;
+125 when the sidecar could not be had, in which case the command was not started."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    proxy: towpath_proxy::Args,
+
+    /// Where what the command transferred is written when it ends: table (to standard error), json (likewise), off,
+    /// or a file that gets the JSON
+    #[arg(long, value_name = "WHERE", default_value = "table")]
+    summary: Summary,
+
+    /// How long the sidecar may take to be ready; the command starts only then
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    ready_timeout: Duration,
+
+    /// Start the command without a sidecar when there is none to be had
+    #[arg(long)]
+    or_without: bool,
+
+    /// Take the place of proxy variables that are set already; else they are a reason not to start
+    #[arg(long)]
+    replace_proxy: bool,
+
+    /// Also open the listeners that policies give this node, as `towpath proxy` does
+    #[arg(long)]
+    listeners: bool,
+
+    /// Where the sidecar's own log goes [default: standard error, and only errors]
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// The sidecar could not be had; as `env`, `nohup` and `timeout` say it of themselves.
+const EXIT_NO_SIDECAR: u8 = 125;
+/// Connections of the command at a time.
+const MAX_CONNECTIONS: u32 = 16 * 1024;
+/// Worker threads where nobody says: a job needs its cores itself.
+const MOST_WORKERS: usize = 4;
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> ExitCode {
+    let (summary, command) = (args.summary.clone(), args.command.clone());
+    let or_without = args.or_without;
+    let ledger = Arc::new(Ledger::default());
+    let prepared = match prepare(args, ledger.clone()) {
+        Ok(prepared) => Some(prepared),
+        Err(error) => {
+            eprintln!("towpath: no sidecar: {error:#}");
+            if !or_without {
+                return ExitCode::from(EXIT_NO_SIDECAR);
+            }
+            None
+        }
+    };
+    let (sidecar, variables) = prepared.unzip();
+    let began = Instant::now();
+    let running = match Running::start(&command, &variables.unwrap_or_default()) {
+        Ok(running) => running,
+        Err(error) => {
+            eprintln!("towpath: {}: {}", command[0].display(), error.source);
+            return ExitCode::from(error.status);
+        }
+    };
+    // Not before: the command has the limits that it would have without a sidecar.
+    towpath_proxy::raise_file_limit();
+    let status = running.wait();
+    let took = began.elapsed();
+    if let Some(sidecar) = sidecar {
+        if let Err(error) = sidecar.end() {
+            eprintln!("towpath: the sidecar failed: {error:#}");
+        }
+        Account::of(&ledger, took, status).write(&summary);
+    }
+    ExitCode::from(status)
+}
+
+/// A sidecar that is ready, and what the command must know of it.
+fn prepare(
+    args: Args,
+    ledger: Arc<Ledger>,
+) -> anyhow::Result<(Sidecar, Vec<(&'static str, OsString)>)> {
+    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if !args.replace_proxy
+        && let Some(name) = environment::taken(&given)
+    {
+        bail!(
+            "{name} is set already, and the sidecar would go around that proxy: unset it, or give \
+             --replace-proxy"
+        );
+    }
+    towpath_proxy::start_log(&args.proxy.log_level, args.log_file.as_deref())?;
+    let socket =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
+    let address = socket.local_addr()?;
+    let mut proxy = args.proxy;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = u16::try_from(cores.min(MOST_WORKERS)).unwrap_or(1);
+    proxy.workers.get_or_insert(workers);
+    proxy.max_connections.get_or_insert(MAX_CONNECTIONS);
+    let mut config = proxy.into_config_of_any()?;
+    config.opens_listeners = args.listeners;
+    config.explicit = Some(Arc::new(socket));
+    config.ledger = Some(ledger);
+    let sidecar = Sidecar::start(config, args.ready_timeout)?;
+    Ok((sidecar, environment::variables(address, &given)))
+}
+
+/// A time as policies write it.
+fn time(text: &str) -> Result<Duration, String> {
+    towpath_policies::parse_time(text)
+        .ok_or_else(|| format!("`{text}` is no time: write 30s, 1h30m or 250ms"))
+}

@@ -1,0 +1,84 @@
+//! The command: started, passed its signals, and waited for.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::process::CommandExt as _,
+    process::{Child, Command},
+};
+
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+
+use super::signals::{self, Passing};
+
+/// A command that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pid: Pid,
+    passing: Passing,
+}
+
+/// Why a command did not start.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    pub(super) source: io::Error,
+    /// As a shell would say it.
+    pub(super) status: u8,
+}
+
+/// A shell's statuses for what is not there, and what cannot be executed.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+/// What a shell adds to the number of a signal.
+const BY_SIGNAL: i32 = 128;
+
+impl Running {
+    /// Starts the command with these variables besides those of this process. Everything else
+    /// is what it would be without a sidecar: standard streams, group, limits, signals.
+    pub(super) fn start(
+        command: &[OsString],
+        variables: &[(&'static str, OsString)],
+    ) -> Result<Self, NotStarted> {
+        let not_started = |source: io::Error| {
+            let missing = source.kind() == io::ErrorKind::NotFound;
+            NotStarted { source, status: if missing { NOT_FOUND } else { NOT_EXECUTABLE } }
+        };
+        let passing = Passing::begin().map_err(not_started)?;
+        let (program, arguments) =
+            command.split_first().ok_or_else(|| not_started(io::ErrorKind::InvalidInput.into()))?;
+        let child = Command::new(program)
+            .arg0(program)
+            .args(arguments)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .spawn()
+            .map_err(not_started)?;
+        let pid = pid(&child).ok_or_else(|| not_started(io::ErrorKind::NotFound.into()))?;
+        let passing = passing.to(pid).map_err(not_started)?;
+        Ok(Self { pid, passing })
+    }
+
+    /// Waits for the command's end; its status, as a shell would say it. Reaps others, too: the
+    /// first process of a container inherits all orphans.
+    pub(super) fn wait(self) -> u8 {
+        let status = loop {
+            match wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) if pid == self.pid => break as_shell(status),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // It cannot be waited for, and there is nothing to tell of it.
+                Err(_) => break signals::LOST,
+            }
+        };
+        drop(self.passing);
+        status
+    }
+}
+
+fn pid(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()).ok()?)
+}
+
+fn as_shell(status: WaitStatus) -> u8 {
+    let by_signal = status.terminating_signal().map(|signal| BY_SIGNAL + signal);
+    let status = status.exit_status().or(by_signal).unwrap_or(signals::LOST.into());
+    u8::try_from(status).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,326 @@
+//! A command under `towpath run` behaves as it does by itself, and what it transfers is told.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// `towpath run ARGUMENTS -- sh -c SCRIPT`, with the proxy variables of nobody else.
+fn run(arguments: &[&str], script: &str) -> Command {
+    let mut command = program(arguments);
+    command.args(["sh", "-c", script]);
+    command
+}
+
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+    for name in ["http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.arg("run").args(arguments).arg("--");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// What was told on standard output.
+fn told(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{error}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// A request as an origin was sent it.
+struct Asked {
+    head: String,
+    body: Vec<u8>,
+}
+
+/// Answers every request of HTTP/1.1 with `answer`, and tells of it. Not on 127.0.0.1, which goes
+/// around proxies.
+fn origin(answer: &'static str) -> (SocketAddr, Receiver<Asked>) {
+    let listener = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, asked) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let tell = tell.clone();
+            thread::spawn(move || answer_all(stream.unwrap(), answer, &tell));
+        }
+    });
+    (address, asked)
+}
+
+fn answer_all(stream: TcpStream, answer: &str, tell: &Sender<Asked>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut stream = stream;
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let lower = head.to_ascii_lowercase();
+        let length = lower.lines().find_map(|line| line.strip_prefix("content-length:"));
+        let length = length.map_or(0, |length| length.trim().parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let length = answer.len();
+        let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{answer}");
+        if stream.write_all(response.as_bytes()).is_err() {
+            return;
+        }
+        // The test may have ended.
+        let _ = tell.send(Asked { head, body });
+    }
+}
+
+fn summary(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn the_status_is_the_commands() {
+    for (script, expected) in [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("kill -TERM $$", 128 + 15),
+        ("kill -KILL $$", 128 + 9),
+        ("kill -SEGV $$", 128 + 11),
+    ] {
+        let status = run(&["--summary", "off"], script).status().unwrap();
+        assert_eq!(status.code(), Some(expected), "{script}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    fs::write(&plain, "no program").unwrap();
+    for (command, expected) in [(plain.to_str().unwrap(), 126), ("no-such-command-here", 127)] {
+        let output = program(&["--summary", "off"]).arg(command).output().unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{command}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(command));
+    }
+}
+
+#[test]
+fn what_goes_in_and_out_is_byte_for_byte_the_same() {
+    let input: Vec<u8> =
+        (0..1 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let script = "cat; echo to the other >&2; ulimit -n; exit 3";
+    let mut outputs = Vec::new();
+    let mut plain = Command::new("sh");
+    plain.args(["-c", script]);
+    for mut command in [plain, run(&["--summary", "off"], script)] {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        let given = input.clone();
+        let giving = thread::spawn(move || pipe.write_all(&given).unwrap());
+        outputs.push(child.wait_with_output().unwrap());
+        giving.join().unwrap();
+    }
+    assert!(outputs[0] == outputs[1], "{:?}", String::from_utf8_lossy(&outputs[1].stderr));
+    assert!(outputs[0].stdout.starts_with(&input));
+}
+
+#[test]
+fn requests_pass_to_hosts_that_no_policy_knows_and_are_counted() {
+    let (origin, asked) = origin("hello");
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let script = format!(
+        "curl -sS http://{origin}/a?b=c && curl -sS -T /etc/passwd http://{origin}/up && \
+         curl -sS -p http://{origin}/tunnel; exit 3"
+    );
+    let output = run(&["--summary", report.to_str().unwrap()], &script).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hellohellohello");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+
+    let first = asked.recv().unwrap();
+    assert!(first.head.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{}", first.head);
+    assert!(first.head.to_ascii_lowercase().contains(&format!("\r\nhost: {origin}\r\n")));
+    for added in ["via:", "forwarded", "proxy-connection"] {
+        assert!(!first.head.to_ascii_lowercase().contains(added), "{}", first.head);
+    }
+    drop(first.body);
+
+    let report = summary(&report);
+    assert_eq!(report["status"], 3);
+    let total = &report["total"];
+    assert_eq!((&total["requests"], &total["failed"]), (&3.into(), &0.into()), "{report}");
+    let passwd = fs::metadata("/etc/passwd").unwrap().len();
+    // What is in a tunnel is counted with its heads.
+    assert!(total["bytes_out"].as_u64().unwrap() > passwd, "{report}");
+    assert!(total["bytes_in"].as_u64().unwrap() > 15, "{report}");
+    let destination = &report["destinations"][0];
+    assert_eq!(destination["destination"], origin.to_string());
+    assert_eq!(destination["service"], "passthrough");
+}
+
+const POLICIES: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: towpath
+  listeners: [{name: http, port: 1, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: ingest}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [ingest.test]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /in}}]
+    backendRefs: [{name: etl}]
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {name: etl}
+spec:
+  protocol: HTTP
+  endpoints: [{name: first, address: ADDRESS}]
+";
+
+#[test]
+fn what_the_mesh_knows_takes_its_routes() {
+    let (origin, asked) = origin("hello");
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies");
+    fs::create_dir(&policies).unwrap();
+    fs::write(policies.join("mesh.yaml"), POLICIES.replace("ADDRESS", &origin.to_string()))
+        .unwrap();
+    let report = folder.path().join("report.json");
+    // By a route's host, a service's name, an endpoint's address, and in a tunnel. Names resolve nowhere.
+    let script = format!(
+        "for url in http://ingest.test/in/1 http://etl/2 http://etl.default.svc/3 http://{origin}/4; do \
+           curl -sS $url || exit; curl -sS -p $url || exit; \
+         done; \
+         curl -sS -o /dev/null -w '%{{http_code}}' http://ingest.test/other"
+    );
+    let arguments =
+        ["--policies", policies.to_str().unwrap(), "--summary", report.to_str().unwrap()];
+    let output = run(&arguments, &script).output().unwrap();
+    assert_eq!(told(&output), format!("{}404", "hello".repeat(8)));
+    for path in ["/in/1", "/in/1", "/2", "/2", "/3", "/3", "/4", "/4"] {
+        let asked = asked.recv().unwrap();
+        assert!(asked.head.starts_with(&format!("GET {path} ")), "{}", asked.head);
+    }
+    let report = summary(&report);
+    let destinations = report["destinations"].as_array().unwrap();
+    let etl = destinations.iter().find(|line| line["service"] == "etl").unwrap();
+    assert_eq!((&etl["destination"], &etl["requests"]), (&"first".into(), &8.into()), "{report}");
+}
+
+#[test]
+fn signals_reach_the_command_and_only_the_command_decides() {
+    let script = "trap 'echo got USR1' USR1; trap 'echo got INT' INT; trap '' TERM; echo ready; \
+                  while ! read line; do :; done; exit 5";
+    let mut child = run(&["--summary", "off"], script).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), "ready");
+    signal(&child, Signal::TERM);
+    signal(&child, Signal::USR1);
+    assert_eq!(next(), "got USR1");
+    signal(&child, Signal::INT);
+    assert_eq!(next(), "got INT");
+    assert!(child.try_wait().unwrap().is_none(), "it ignores SIGTERM");
+    child.stdin.take().unwrap().write_all(b"line\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+
+    let mut child = run(&["--summary", "off"], "echo ready; exec sleep 1000").spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    signal(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
+fn what_was_ignored_stays_ignored() {
+    let mut outer = run(&["--summary", "off"], "kill -HUP $$; echo alive");
+    let program = outer.get_program().to_owned();
+    let arguments: Vec<_> = outer.get_args().map(ToOwned::to_owned).collect();
+    let output = Command::new("nohup").arg(program).args(arguments).output().unwrap();
+    assert_eq!(told(&output), "alive\n");
+    assert_eq!(outer.status().unwrap().code(), Some(128 + 1));
+}
+
+#[test]
+fn nobody_that_is_left_behind_holds_the_sidecar() {
+    // An origin that never answers: what is left behind has a request under way.
+    let silent = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+    let address = silent.local_addr().unwrap();
+    let script = format!("curl -sS http://{address}/ >/dev/null 2>&1 & echo $!; read line");
+    let mut child = run(&["--summary", "off"], &script).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let left: i32 = lines.next().unwrap().unwrap().parse().unwrap();
+    let (request, _) = silent.accept().unwrap();
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let ends = Instant::now();
+    assert!(child.wait().unwrap().success());
+    let took = ends.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    // What was left behind lost its sidecar, and was not killed for that.
+    drop(request);
+    let left = Path::new("/proc").join(left.to_string());
+    while left.exists()
+        && !fs::read_to_string(left.join("stat")).unwrap_or_default().contains(") Z ")
+    {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_command_starts_only_with_a_sidecar_unless_told() {
+    let gone = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().to_string();
+    let control_plane =
+        ["--control-plane", &gone, "--node", "job", "--ready-timeout", "300ms", "--summary", "off"];
+    let output = run(&control_plane, "echo ran").output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(output.stdout.is_empty());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains(&gone) && error.contains("`job`"), "{error}");
+
+    let without = [&control_plane[..], &["--or-without"]].concat();
+    assert_eq!(told(&run(&without, "echo ran $http_proxy").output().unwrap()), "ran\n");
+
+    let mut other = run(&["--summary", "off"], "echo $http_proxy");
+    other.env("https_proxy", "http://proxy.test:3128");
+    let output = other.output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("https_proxy is set already"));
+}
+
+#[test]
+fn a_host_that_cannot_be_had_is_told_apart_from_a_sidecar_that_fails() {
+    let dead = TcpListener::bind(("127.0.0.2", 0)).unwrap().local_addr().unwrap();
+    let ask = "curl -sS -o /dev/null -w '%{http_code} ' ";
+    let script = format!(
+        "{ask} http://no-such-host.invalid/; {ask} http://{dead}/; {ask} $http_proxy; \
+         curl -sS -p http://{dead}/ 2>&1"
+    );
+    let output = run(&["--summary", "json"], &script).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("502 503 502 "), "{text}");
+    assert!(text.contains("502"), "{text}");
+    let report: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(report["total"]["failed"], report["total"]["requests"], "{report}");
+}
