@@ -12,7 +12,7 @@
 //! Beside them stand load reports: [`orca`], by which endpoints tell of themselves, and [`load`], what
 //! clients tell the server of the load they make (LRS), on a stream of its own beside ADS.
 //!
-//! This is the only crate that knows protobuf. It does not know where a
+//! This is the only crate that knows Envoy's protobuf. It does not know where a
 //! snapshot comes from, nor what is done with one.
 
 pub mod client;

@@ -105,6 +105,20 @@ impl Mesh {
         view
     }
 
+    /// All of it, for whoever serves every client the same.
+    pub fn whole(&self) -> Snapshot {
+        let listener =
+            |(name, scoped): (&String, &ScopedListener)| (name.clone(), scoped.listener.clone());
+        Snapshot {
+            version: self.version.clone(),
+            listeners: self.listeners.iter().map(listener).collect(),
+            routes: self.routes.clone(),
+            services: self.services.clone(),
+            endpoints: self.endpoints.clone(),
+            sources: self.sources.clone(),
+        }
+    }
+
     fn reach<'a>(
         &'a self,
         chain: &'a Chain,
