@@ -31,6 +31,8 @@ pub(crate) struct Admin {
     pub(crate) requests: mpsc::Sender<follow::Request>,
     /// Where it listens.
     pub(crate) address: IpAddr,
+    /// The server for Linkerd's proxies, where there is one.
+    pub(crate) linkerd: Option<towpath_linkerd::Server>,
 }
 
 const INDEX: &str = "towpath control plane
@@ -69,7 +71,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let text = admin.shared.look(metrics::text);
+    let linkerd = admin.linkerd.map(|server| server.streams());
+    let text = admin.shared.look(|tracker| metrics::text(tracker, linkerd));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

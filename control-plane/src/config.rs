@@ -51,6 +51,11 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value_t = DEFAULT_XDS)]
     pub xds: SocketAddr,
 
+    /// Where Linkerd's proxies connect (destination and outbound policies over gRPC, cleartext);
+    /// without it they are not served
+    #[arg(long, value_name = "ADDR")]
+    pub linkerd: Option<SocketAddr>,
+
     /// How often proxies and other clients report the load they make (LRS), 1s to 1h
     #[arg(
         long,
@@ -137,6 +142,8 @@ pub struct Config {
     pub poll: Duration,
     /// Address of the xDS server.
     pub xds: SocketAddr,
+    /// Address of the server for Linkerd's proxies; `None` = they are not served.
+    pub linkerd: Option<SocketAddr>,
     /// Address of the admin endpoint.
     pub admin: SocketAddr,
     /// How often clients report the load they make; 100 ms to 1 h.
@@ -185,6 +192,7 @@ impl Config {
             source,
             poll: Duration::from_secs(5),
             xds: any,
+            linkerd: None,
             admin: any,
             load_report_interval: Duration::from_secs(10),
             state: StateDir::Temporary,
@@ -202,7 +210,7 @@ impl TryFrom<&Args> for Config {
         let source =
             SourceSpec::parse(&args.policies, args.branch.as_deref(), args.path.as_deref())?;
         let state = args.state_dir.clone().map_or(StateDir::User, StateDir::At);
-        let (poll, xds, admin) = (args.poll, args.xds, args.admin);
+        let (poll, xds, linkerd, admin) = (args.poll, args.xds, args.linkerd, args.admin);
         let limits =
             Limits { per_second: args.apple_maps_per_second, per_day: args.apple_maps_per_day };
         let maps = args
@@ -214,6 +222,7 @@ impl TryFrom<&Args> for Config {
         Ok(Self {
             poll,
             xds,
+            linkerd,
             admin,
             load_report_interval,
             state,

@@ -46,6 +46,8 @@ struct State {
     written: BTreeMap<String, Option<f64>>,
     /// Nodes that are connected, or were a moment ago.
     nodes: HashMap<Node, watch::Sender<Arc<Snapshot>>>,
+    /// The whole mesh, once somebody asked for it.
+    whole: Option<watch::Sender<Arc<Snapshot>>>,
 }
 
 impl Hub {
@@ -69,6 +71,13 @@ impl Hub {
         nodes.entry(node.clone()).or_insert_with(view).subscribe()
     }
 
+    /// The whole mesh, now and from now on.
+    pub(crate) fn watch_whole(&self) -> watch::Receiver<Arc<Snapshot>> {
+        let mut state = self.state();
+        let State { mesh, whole, .. } = &mut *state;
+        whole.get_or_insert_with(|| watch::Sender::new(Arc::new(mesh.whole()))).subscribe()
+    }
+
     /// The last stream of a node ended, or is about to.
     pub(crate) fn left(&self, node: &Node) {
         let mut state = self.state();
@@ -84,8 +93,17 @@ impl Hub {
     /// on; those for which nothing changed find that by comparing pointers.
     pub(crate) fn publish(&self, mut mesh: Mesh) -> HashSet<Node> {
         let mut state = self.state();
-        let State { mesh: held, resolved, places, declared, shares, intensities, written, nodes } =
-            &mut *state;
+        let State {
+            mesh: held,
+            resolved,
+            places,
+            declared,
+            shares,
+            intensities,
+            written,
+            nodes,
+            whole,
+        } = &mut *state;
         resolved.retain(|name, (asked, _)| {
             mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
@@ -130,6 +148,9 @@ impl Hub {
             }
             view.send_replace(next);
         }
+        if let Some(whole) = whole {
+            whole.send_replace(Arc::new(held.whole()));
+        }
         changed
     }
 
@@ -167,11 +188,11 @@ impl Hub {
         for set in moved {
             state.serve(set);
         }
-        let State { mesh, nodes, .. } = &mut *state;
+        let State { mesh, nodes, whole, .. } = &mut *state;
         let services = locate_all(mesh.services.values_mut(), &this);
         let listeners = mesh.listeners.values_mut().map(|scoped| &mut scoped.listener);
         let listeners = locate_all(listeners, &this);
-        for view in nodes.values() {
+        for view in nodes.values().chain(&*whole) {
             view.send_if_modified(|current| {
                 let services = services.iter().filter(|s| current.services.contains_key(&s.name));
                 let services: Vec<_> = services.cloned().collect();
@@ -276,7 +297,7 @@ impl State {
                 set = Arc::new(weighed);
             }
         }
-        put(&mut self.mesh, &self.nodes, &set);
+        put(&mut self.mesh, self.nodes.values().chain(&self.whole), &set);
     }
 }
 
@@ -284,17 +305,17 @@ fn follows_load(mesh: &Mesh, service: &str) -> bool {
     mesh.services.get(service).is_some_and(|service| service.weights == Weights::FromLoad)
 }
 
-/// Serves another endpoint set of a service to the nodes that use it.
-fn put(
+/// Serves another endpoint set of a service in the views that have it.
+fn put<'a>(
     mesh: &mut Mesh,
-    nodes: &HashMap<Node, watch::Sender<Arc<Snapshot>>>,
+    views: impl Iterator<Item = &'a watch::Sender<Arc<Snapshot>>>,
     set: &Arc<EndpointSet>,
 ) {
     let name = &set.service;
     mesh.endpoints.insert(name.clone(), set.clone());
     let key = ResourceKey { kind: ResourceKind::EndpointSet, name: name.clone() };
     let source = mesh.sources.get(&key);
-    for view in nodes.values() {
+    for view in views {
         view.send_if_modified(|current| {
             let serves = current.services.contains_key(name);
             if serves {
@@ -595,6 +616,21 @@ pub(crate) mod tests {
         hub.publish(follows("4", Weights::FromLoad));
         assert_eq!(served(), [(100, 100), (100, 100)]);
         assert!(hub.declared()[0].1.is_empty());
+    }
+
+    #[test]
+    fn the_whole_mesh_follows_commits_and_answers() {
+        let hub = Hub::default();
+        let mut whole = hub.watch_whole();
+        hub.publish(mesh("1"));
+        // What is for different nodes, each of which sees the other's not.
+        assert_eq!(whole.borrow_and_update().listeners.len(), 2);
+        assert_eq!(hub.watch(&node("a")).borrow().listeners.len(), 1);
+        hub.set_resolved(&asks("b"), addresses("b", 1));
+        assert_eq!(*whole.borrow_and_update().endpoints["b"], addresses("b", 1));
+        hub.publish(tcp_mesh("2", &["b"]));
+        assert_eq!((whole.borrow().version.as_str(), whole.borrow().services.len()), ("2", 1));
+        assert_eq!(*hub.watch_whole().borrow().endpoints["b"], addresses("b", 1));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Runs a control plane until SIGTERM or SIGINT. Prints one line,
-/// `ready admin=ADDR xds=ADDR`, when its sockets stand.
+/// `ready admin=ADDR xds=ADDR`, when its sockets stand; ` linkerd=ADDR` follows where that is served.
 ///
 /// # Errors
 /// When it cannot start, or a server ended by itself.
@@ -58,7 +58,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if !running.status().ready {
         tracing::warn!("no valid policies yet: proxies may connect, and wait");
     }
-    println!("ready admin={} xds={}", running.admin_addr, running.xds_addr);
+    let linkerd = running.linkerd_addr.map(|addr| format!(" linkerd={addr}")).unwrap_or_default();
+    println!("ready admin={} xds={}{linkerd}", running.admin_addr, running.xds_addr);
     std::io::stdout().flush().context("the ready line cannot be written")?;
     tokio::select! {
         () = signals.obey(&running) => {}

@@ -1,6 +1,13 @@
 //! Puts the parts together, and takes them apart again.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, IntoFuture as _},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::TcpListener,
@@ -35,6 +42,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Running {
     /// Where proxies connect.
     pub xds_addr: SocketAddr,
+    /// Where Linkerd's proxies connect, if they are served.
+    pub linkerd_addr: Option<SocketAddr>,
     /// Where the admin endpoint listens.
     pub admin_addr: SocketAddr,
     shared: Arc<Shared>,
@@ -56,7 +65,7 @@ pub enum StartError {
         "cannot listen on {address} for {what}: {cause}\n  next: choose another address with --{what}; port 0 takes a free one"
     )]
     Bind {
-        /// `xds` or `admin`.
+        /// `xds`, `linkerd` or `admin`.
         what: &'static str,
         /// Where.
         address: SocketAddr,
@@ -81,11 +90,12 @@ pub enum StartError {
 /// source cannot be there (a missing folder, no `git`) and nothing is left of
 /// an earlier run.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let Config { source, poll, xds, admin, load_report_interval, state, resolver, maps, carbon } =
-        config;
-    let (listener, xds_addr) = bind("xds", xds).await?;
-    let (admin, admin_addr) = bind("admin", admin).await?;
-    let store = Store::open(&state, &source.identity())?;
+    let Config { source, poll, .. } = config;
+    let (listener, xds_addr) = bind("xds", config.xds).await?;
+    let linkerd = bind_if("linkerd", config.linkerd).await?;
+    let linkerd_addr = linkerd.as_ref().map(|(_, address)| *address);
+    let (admin, admin_addr) = bind("admin", config.admin).await?;
+    let store = Store::open(&config.state, &source.identity())?;
     let (hub, changed) = (Arc::new(Hub::default()), Arc::new(Notify::new()));
     let tracker = Tracker::new(source_status(&source, poll), Moment::now());
     let shared = Arc::new(Shared::new(tracker));
@@ -95,9 +105,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let follower = Follower::new(source, store.folder());
     let released = store.released();
-    let names = Names::new(resolver, hub.clone(), shared.clone());
-    let places = Places::new(maps, hub.clone(), shared.clone(), store.place());
-    let intensities = Intensities::new(carbon, hub.clone(), store.place());
+    let names = Names::new(config.resolver, hub.clone(), shared.clone());
+    let places = Places::new(config.maps, hub.clone(), shared.clone(), store.place());
+    let intensities = Intensities::new(config.carbon, hub.clone(), store.place());
     let follow = Follow {
         follower,
         store,
@@ -109,32 +119,33 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         poll,
     };
     let follow = AbortOnDropHandle::new(tokio::spawn(follow.run(changed.clone(), asked, first)));
-    if let Ok(Ok(first)) = tokio::time::timeout(FIRST_LOOK, looked.wait_for(Option::is_some)).await
-        && let Some(First { hopeless: Some(error) }) = &*first
-        && !shared.look(Tracker::is_ready)
-    {
-        return Err(StartError::Source(error.clone()));
-    }
+    first_look(&mut looked, &shared).await?;
 
     let views = Served { hub: hub.clone(), shared: shared.clone() };
-    let loads = Loads::new(hub.clone(), load_report_interval);
+    let loads = Loads::new(hub.clone(), config.load_report_interval);
     let xds = AdsServer::new(Arc::new(views)).with_loads(loads.clone());
     let xds = xds.serve(listener, told(stopped.clone()));
     let loads = AbortOnDropHandle::new(tokio::spawn(loads.watch(shared.clone())));
+    let linkerd =
+        linkerd.map(|(listener, _)| (towpath_linkerd::Server::new(hub.watch_whole()), listener));
     let page = admin::router(Admin {
         hub,
+        linkerd: linkerd.as_ref().map(|(server, _)| server.clone()),
         shared: shared.clone(),
         requests: requests.clone(),
         address: admin_addr.ip(),
     });
+    let linkerd = linkerd.map(|(server, listener)| server.serve(listener, told(stopped.clone())));
     let page = axum::serve(admin, page).with_graceful_shutdown(told(stopped));
     let failed = Arc::new(watch::Sender::new(false));
-    let servers = vec![
-        server("xds", failed.clone(), async move { xds.await.map_err(|e| e.to_string()) }),
-        server("admin", failed.clone(), async move { page.await.map_err(|e| e.to_string()) }),
+    let mut servers = vec![
+        server("xds", failed.clone(), xds),
+        server("admin", failed.clone(), page.into_future()),
     ];
+    servers.extend(linkerd.map(|linkerd| server("linkerd", failed.clone(), linkerd)));
     Ok(Running {
         xds_addr,
+        linkerd_addr,
         admin_addr,
         shared,
         requests,
@@ -207,10 +218,34 @@ async fn bind(
     Ok((listener, bound))
 }
 
+async fn bind_if(
+    what: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    match address {
+        Some(address) => bind(what, address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Waits for the first look at the source, unless it is slow.
+async fn first_look(
+    looked: &mut watch::Receiver<Option<First>>,
+    shared: &Shared,
+) -> Result<(), StartError> {
+    if let Ok(Ok(first)) = tokio::time::timeout(FIRST_LOOK, looked.wait_for(Option::is_some)).await
+        && let Some(First { hopeless: Some(error) }) = &*first
+        && !shared.look(Tracker::is_ready)
+    {
+        return Err(StartError::Source(error.clone()));
+    }
+    Ok(())
+}
+
 fn server(
     name: &'static str,
     failed: Arc<watch::Sender<bool>>,
-    serve: impl Future<Output = Result<(), String>> + Send + 'static,
+    serve: impl Future<Output = Result<(), impl fmt::Display>> + Send + 'static,
 ) -> AbortOnDropHandle<()> {
     let task: JoinHandle<()> = tokio::spawn(async move {
         if let Err(error) = serve.await {

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::status::{APPLY_BOUNDS, EndpointFigures, ServiceFigures, Tracker};
 
-/// All metrics.
-pub(super) fn text(tracker: &Tracker) -> String {
+/// All metrics; `linkerd` is the number of streams of Linkerd's proxies, where they are served.
+pub(super) fn text(tracker: &Tracker, linkerd: Option<usize>) -> String {
     let status = tracker.status();
     let counters = &status.counters;
     let mut page = Page(String::with_capacity(4096));
@@ -13,6 +13,9 @@ pub(super) fn text(tracker: &Tracker) -> String {
     let refusing = status.proxies.iter().filter(|proxy| proxy.nack.is_some()).count();
     page.gauge("ready", "Whether policies are served", u8::from(status.ready));
     page.gauge("proxies_connected", "Streams of proxies", status.proxies.len());
+    if let Some(streams) = linkerd {
+        page.gauge("linkerd_streams", "Destinations that Linkerd's proxies follow", streams);
+    }
     page.gauge("proxies_in_sync", "Of these: hold all of the newest version", in_sync);
     page.gauge("proxies_refusing", "Of these: refused something that still stands", refusing);
     let rejected = u8::from(status.rejected.is_some());

@@ -4,6 +4,7 @@
 
 mod folder;
 mod git;
+mod linkerd;
 mod places;
 mod remote;
 mod restart;

@@ -166,7 +166,7 @@ async fn names_become_endpoints() {
 }
 
 /// One request; status code and body.
-async fn http(admin: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String) {
+pub(crate) async fn http(admin: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(admin).await.unwrap();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
