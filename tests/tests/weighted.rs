@@ -9,7 +9,7 @@ use towpath_tests::{
 use towpath_xds::orca::LoadReport;
 
 mod common;
-use common::{control_plane, proxy_by_xds};
+use common::{control_plane, proxy_by_xds, proxy_called};
 
 const WEIGHTED: &str = "---
 apiVersion: towpath.dev/v1alpha1
@@ -81,6 +81,72 @@ async fn our_proxy_takes_turns_by_the_reports_when_go_control_plane_says_so() {
         ));
     };
     follows(&origins, ask, round_through(port).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_takes_turns_by_what_our_sidecars_stream() {
+    let port = listener_port();
+    let sidecars = Sidecars::start(port).await;
+    let _envoy = Peer::envoy(sidecars.plane.xds_addr, "DELTA_GRPC");
+    sidecars.are_followed(round_through(port).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_client_takes_turns_by_what_our_sidecars_stream() {
+    let sidecars = Sidecars::start(listener_port()).await;
+    let mut client = Peer::grpc_client(sidecars.plane.xds_addr, "origin", ROUND);
+    client.served().await;
+    let round = async || {
+        client.say("again").await;
+        client.served().await;
+    };
+    sidecars.are_followed(round).await;
+}
+
+/// Two endpoints behind sidecars of ours, of which one has eight times the slots of the other.
+struct Sidecars {
+    origins: [Origin; 2],
+    plane: towpath_control_plane::Running,
+    _repository: Repository,
+    _sidecars: [towpath_proxy::Running; 2],
+}
+
+impl Sidecars {
+    async fn start(port: u16) -> Self {
+        let origins = [Origin::start("small").await, Origin::start("large").await];
+        let mut text = policies(port, "HTTP2", &[]);
+        for (origin, (node, slots)) in origins.iter().zip([("small", 1), ("large", 8)]) {
+            let (at, app) = (listener_port(), origin.address);
+            let sidecar = format!("sidecar: {{node: {node}, app: \"{app}\"}}");
+            let place = format!("address: \"127.0.0.1:{at}\", slots: {slots}");
+            text += &format!("  - {{name: {node}, {place}, {sidecar}}}\n");
+        }
+        let repository = Repository::new();
+        repository.commit("mesh.yaml", &format!("{text}{WEIGHTED}{OUT_OF_BAND}"));
+        let plane = control_plane(&repository).await;
+        let address = plane.xds_addr.to_string();
+        let sidecars =
+            [proxy_called("small", &address).await, proxy_called("large", &address).await];
+        for sidecar in &sidecars {
+            sidecar.ready().await;
+        }
+        Self { origins, plane, _repository: repository, _sidecars: sidecars }
+    }
+
+    /// Requests take about the same time at both, so that the large one can do about eight times as many.
+    async fn are_followed(&self, mut round: impl AsyncFnMut()) {
+        let mut share = 0.0;
+        for _ in 0..PATIENCE {
+            let before = self.origins.each_ref().map(Origin::served);
+            round().await;
+            let [small, large] = [0, 1].map(|n: usize| self.origins[n].served() - before[n]);
+            share = large as f64 / (small + large) as f64;
+            if share > 0.75 {
+                return;
+            }
+        }
+        panic!("the large one gets {share:.3} after {PATIENCE} rounds");
+    }
 }
 
 async fn envoy_follows(balancer: &str, tell: Tell) {
