@@ -7,7 +7,7 @@
 mod probe;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
@@ -74,11 +74,15 @@ impl Drop for Running {
 impl Probes {
     /// Starts and stops probes so that they are those the services ask for.
     pub(crate) fn reconcile(&mut self, services: &BTreeMap<String, Arc<ServiceState>>) {
-        self.running.retain(|(name, address), running| {
-            services.get(name).is_some_and(|service| {
-                service.spec.health_check.as_ref() == Some(&running.terms)
-                    && service.endpoints.iter().any(|e| e.spec.address == *address)
+        let probed = services.iter().filter(|(_, service)| service.spec.health_check.is_some());
+        let known: HashSet<(&str, SocketAddr)> = probed
+            .flat_map(|(name, service)| {
+                service.endpoints.iter().map(|e| (name.as_str(), e.spec.address))
             })
+            .collect();
+        self.running.retain(|(name, address), running| {
+            let terms = services.get(name).and_then(|service| service.spec.health_check.as_ref());
+            terms == Some(&running.terms) && known.contains(&(name, *address))
         });
         for (name, service) in services {
             for endpoint in &service.endpoints {
