@@ -55,3 +55,19 @@ fn very_many_mistakes_are_counted() {
     assert_eq!(report.left_out, 2000);
     assert!(!report.is_ok());
 }
+
+#[test]
+fn of_very_many_regions_the_first_beyond_the_bound_is_told() {
+    let region = |n: usize| {
+        format!(
+            "apiVersion: towpath.dev/v1alpha1\nkind: Region\nmetadata: {{name: r{n}}}\nspec: {{place: Munich}}\n---\n"
+        )
+    };
+    for (count, told) in [(200, None), (203, Some("a.yaml:1003:18: error: more than 200"))] {
+        let text: String = (0..count).map(region).collect();
+        let report = check([("a.yaml".into(), text)], "v".to_owned()).report;
+        assert_eq!(report.is_ok(), told.is_none());
+        assert!(report.to_string().contains(told.unwrap_or_default()), "{report}");
+        assert!(report.to_string().lines().count() <= 1, "{report}");
+    }
+}

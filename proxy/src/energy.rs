@@ -1,8 +1,8 @@
 //! How much energy goes with the bytes through this machine, for the load reports of sidecars.
 //!
 //! What its processors took by the kernel's counters (RAPL) and what its GPUs draw, over the bytes that
-//! went through the proxy meanwhile. All of it is put down to them, also what the machine takes when idle:
-//! where few bytes went, nothing is said.
+//! went through the proxy meanwhile. What is above the quietest of the last day is put down to them: where that
+//! is little, or few bytes went, nothing is said.
 
 mod meter;
 mod rapl;

@@ -311,6 +311,7 @@ fn bytes_have_the_prices_of_the_region_that_is_named_or_near() {
     }
     // Nearest for what is measured, but not near.
     assert_eq!(origin(&state, &said(FIJI)).cell, origin(&state, "us").cell);
+    assert_ne!(origin(&state, "lab").cell, origin(&state, "eu").cell, "it is told apart");
     assert!(state.completion.as_ref().unwrap().map.named(b"mars").is_none());
 }
 
