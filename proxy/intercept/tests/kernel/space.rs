@@ -3,10 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -108,11 +108,18 @@ impl Space {
         })
     }
 
-    /// What a server of datagrams says to whom asks from here.
+    /// What a server of datagrams says to whom asks from here, each time from another port: the
+    /// kernel remembers for a while where those of one port went.
     pub(crate) fn ask(&self, who: Who, to: &str) -> Result<String, io::ErrorKind> {
+        static NEXT: AtomicU16 = AtomicU16::new(20_000);
         let to: SocketAddr = to.parse().unwrap();
+        let any: IpAddr =
+            if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let from = SocketAddr::new(any, NEXT.fetch_add(1, Ordering::Relaxed));
         self.within(|| {
-            let socket = UdpSocket::from(who.socket(to, Type::DGRAM));
+            let socket = who.socket(to, Type::DGRAM);
+            socket.bind(&from.into()).unwrap();
+            let socket = UdpSocket::from(socket);
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.connect(to).map_err(|error| error.kind())?;
             socket.send(b"?").map_err(|error| error.kind())?;
