@@ -49,3 +49,38 @@ fn what_cannot_be_is_refused_in_words_and_nothing_is_installed() {
     assert!(said.starts_with("1\n"), "{said}");
     assert!(said.contains("REDIRECT does not know whether anybody listens"), "{said}");
 }
+
+/// A program in front of the real one, that fails with these words.
+fn failing(program: &str, words: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(program);
+    std::fs::write(&path, format!("#!/bin/sh\necho '{words}' >&2\nexit 1\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+#[test]
+fn where_one_family_of_iptables_fails_nothing_is_left_of_the_other() {
+    let folder = failing("ip6tables-restore", "iptables-restore: line 3 failed");
+    let output = shell(&format!(
+        "ip link set lo up; PATH={}:$PATH
+         towpath intercept install --tool iptables --tproxy; echo $?
+         iptables-save | grep TOWPATH; ip rule | grep 29809; towpath intercept status",
+        folder.path().display()
+    ));
+    let said = said(&output);
+    assert!(said.starts_with("1\nnothing is installed here\n"), "{said}");
+    assert!(said.contains("ip6tables-restore failed: iptables-restore: line 3 failed"), "{said}");
+}
+
+#[test]
+fn what_the_kernel_lacks_is_said() {
+    let words = "/dev/stdin:3:1-5: Error: Could not process rule: Operation not supported";
+    let folder = failing("nft", words);
+    let output =
+        shell(&format!("PATH={}:$PATH; towpath intercept install", folder.path().display()));
+    let said = said(&output);
+    assert!(!output.status.success() && said.contains("this kernel cannot do"), "{said}");
+    assert!(said.contains("nf_tables with nat for inet (Linux 5.2 and newer)"), "{said}");
+}
