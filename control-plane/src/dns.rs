@@ -207,7 +207,7 @@ async fn follow(
 
 fn questions(mesh: &Mesh) -> Vec<Question> {
     let ask = |service: &Arc<towpath_policies::model::Service>| match &service.discovery {
-        Discovery::Listed => None,
+        Discovery::Listed | Discovery::OriginalDestination => None,
         Discovery::Dns { host, port, refresh } => Some(Question {
             service: service.name.clone(),
             host: host.clone(),

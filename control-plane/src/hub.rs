@@ -2,7 +2,7 @@
 //! resolved to, cut to each connected node.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -108,7 +108,7 @@ impl Hub {
             mesh.services.get(name).is_some_and(|service| service.discovery == *asked)
         });
         for (name, service) in &mesh.services {
-            if service.discovery == Discovery::Listed {
+            if !matches!(service.discovery, Discovery::Dns { .. }) {
                 continue;
             }
             // Neither an answer nor the verdict that there is none yet: proxies wait a moment.
@@ -120,6 +120,7 @@ impl Hub {
         locate_all(mesh.endpoints.values_mut(), places);
         locate_all(mesh.services.values_mut(), places);
         locate_all(mesh.listeners.values_mut().map(|scoped| &mut scoped.listener), places);
+        locate_all(mesh.listeners.values_mut().flat_map(|scoped| scoped.own.values_mut()), places);
         let regions = mesh.endpoints.values().flat_map(|set| &set.regions);
         *written = regions.map(|(name, region)| (name.clone(), region.carbon_intensity)).collect();
         for set in mesh.endpoints.values_mut() {
@@ -190,15 +191,23 @@ impl Hub {
         }
         let State { mesh, nodes, whole, .. } = &mut *state;
         let services = locate_all(mesh.services.values_mut(), &this);
-        let listeners = mesh.listeners.values_mut().map(|scoped| &mut scoped.listener);
-        let listeners = locate_all(listeners, &this);
-        for view in nodes.values().chain(&*whole) {
+        let listeners = mesh.listeners.values_mut().flat_map(|scoped| {
+            std::iter::once(&mut scoped.listener).chain(scoped.own.values_mut())
+        });
+        let moved: BTreeSet<String> =
+            locate_all(listeners, &this).iter().map(|l| l.name.clone()).collect();
+        let views = nodes.iter().map(|(node, view)| (Some(node), view));
+        for (node, view) in views.chain(whole.iter().map(|view| (None, view))) {
             view.send_if_modified(|current| {
                 let services = services.iter().filter(|s| current.services.contains_key(&s.name));
                 let services: Vec<_> = services.cloned().collect();
-                let listeners =
-                    listeners.iter().filter(|l| current.listeners.contains_key(&l.name));
-                let listeners: Vec<_> = listeners.cloned().collect();
+                let listeners = moved.iter().filter(|name| current.listeners.contains_key(*name));
+                let listeners = listeners.filter_map(|name| mesh.listeners.get(name));
+                let own = |scoped: &ScopedListener| match node {
+                    Some(node) => scoped.of(node).clone(),
+                    None => scoped.listener.clone(),
+                };
+                let listeners: Vec<_> = listeners.map(own).collect();
                 let news = !services.is_empty() || !listeners.is_empty();
                 if news {
                     let current = Arc::make_mut(current);
@@ -390,8 +399,10 @@ fn share(next: &mut Mesh, held: &Mesh) {
     reuse(&mut next.routes, &held.routes);
     reuse(&mut next.services, &held.services);
     reuse(&mut next.endpoints, &held.endpoints);
-    for (name, ScopedListener { listener, .. }) in &mut next.listeners {
-        if let Some(old) = held.listeners.get(name).filter(|old| old.listener == *listener) {
+    for (name, ScopedListener { listener, own, .. }) in &mut next.listeners {
+        let Some(old) = held.listeners.get(name) else { continue };
+        reuse(own, &old.own);
+        if old.listener == *listener {
             *listener = old.listener.clone();
         }
     }
@@ -431,11 +442,12 @@ pub(crate) mod tests {
         let listener = Listener {
             name: name.to_owned(),
             bind: Bind::Socket(([127, 0, 0, 1], 1).into()),
-            chains: vec![Chain { server_names: vec![], tls: None, kind }],
+            chains: vec![Chain::new(vec![], None, kind)],
             location: Location::default(),
         };
         let nodes = NodeSelector::Matching(vec![pattern.to_owned()]);
-        let scoped = ScopedListener { nodes, listener: Arc::new(listener) };
+        let own = BTreeMap::new();
+        let scoped = ScopedListener { nodes, listener: Arc::new(listener), own };
         mesh.listeners.insert(name.to_owned(), scoped);
         let mut service = Service::new(name, Protocol::Tcp);
         service.discovery = asks(name);

@@ -2,6 +2,7 @@
 //! policies merged, routes sorted.
 
 mod adaptive;
+mod addresses;
 mod balancer;
 mod filters;
 mod gateways;
@@ -29,6 +30,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 pub(crate) use self::origin::{Notes, Origin};
 use self::{
+    addresses::Addresses,
     index::Index,
     origin::{Origins, RouteNote},
     place::Places,
@@ -40,7 +42,7 @@ use crate::{
     diagnostic::Rule,
     document::Documents,
     model::{
-        EndpointSet, Listener, Mesh, NodeSelector, ResourceKey, ResourceKind, RouteTable,
+        Chain, EndpointSet, Listener, Mesh, NodeSelector, ResourceKey, ResourceKind, RouteTable,
         ScopedListener, Service,
     },
     problem::{Problems, Span, source},
@@ -54,6 +56,7 @@ pub(crate) fn compile(
     problems: &mut Problems,
 ) -> (Mesh, Notes) {
     let resolved = subset::resolve(documents, problems);
+    let written = documents;
     let documents = resolved.as_ref().unwrap_or(documents);
     let index = Index::new(documents, problems);
     let policies = Policies::new(documents, &index, problems);
@@ -62,12 +65,21 @@ pub(crate) fn compile(
     services::compile(documents, &index, &policies, &mut sockets, &mut output, problems);
     let routes = routes::prepare(documents, &index, problems);
     let streams = streams::prepare(documents, &index, problems);
-    let all = gateways::Routes { http: &routes, streams: &streams };
+    let addresses = Addresses::new(written, documents, &index, problems);
+    let all = gateways::Routes { http: &routes, streams: &streams, addresses: &addresses };
     gateways::compile(documents, &index, &all, &policies, &mut sockets, &mut output, problems);
     routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
     queue::check_routes(&output.mesh, &policies, problems);
     region::check_classes(&output.mesh, &policies, documents, problems);
     (output.mesh, output.notes)
+}
+
+/// An endpoint that stands behind a proxy without a socket of its own.
+pub(crate) struct Intercepted {
+    /// Id of the proxy.
+    node: String,
+    chains: Vec<Chain>,
+    span: Span,
 }
 
 /// The mesh in the making.
@@ -76,6 +88,8 @@ pub(crate) struct Output<'f> {
     mesh: Mesh,
     notes: Notes,
     places: Places,
+    /// Endpoints whose connections a listener for redirected ones takes.
+    intercepted: Vec<Intercepted>,
     /// Where each resource was first claimed.
     claimed: BTreeMap<ResourceKey, Span>,
 }
@@ -84,7 +98,8 @@ impl<'f> Output<'f> {
     fn new(files: &'f [(PathBuf, String)], version: String) -> Self {
         let mesh = Mesh { version, ..Mesh::default() };
         let (notes, places) = (Notes::default(), Places::default());
-        Self { files, mesh, notes, places, claimed: BTreeMap::new() }
+        let intercepted = Vec::new();
+        Self { files, mesh, notes, places, intercepted, claimed: BTreeMap::new() }
     }
 
     /// Takes a name for a resource; false when it is taken.
@@ -126,10 +141,22 @@ impl<'f> Output<'f> {
         span: Span,
         problems: &mut Problems,
     ) {
+        self.listener_with(nodes, listener, BTreeMap::new(), span, problems);
+    }
+
+    /// A listener, and what the proxies with these ids get instead.
+    fn listener_with(
+        &mut self,
+        nodes: NodeSelector,
+        listener: Listener,
+        own: BTreeMap<String, Arc<Listener>>,
+        span: Span,
+        problems: &mut Problems,
+    ) {
         let name = listener.name.clone();
         if self.claim(ResourceKind::Listener, &name, span, problems) {
-            let scoped = ScopedListener { nodes, listener: Arc::new(listener) };
-            self.mesh.listeners.insert(name, scoped);
+            let listener = Arc::new(listener);
+            self.mesh.listeners.insert(name, ScopedListener { nodes, listener, own });
         }
     }
 

@@ -137,11 +137,13 @@ pub(crate) fn qualified(namespace: &str, name: &str) -> String {
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Annotations that a Gateway may carry.
-pub(crate) const GATEWAY_ANNOTATIONS: [&str; 5] = [
+pub(crate) const GATEWAY_ANNOTATIONS: [&str; 7] = [
     "towpath.dev/nodes",
     "towpath.dev/bind",
     "towpath.dev/via",
     "towpath.dev/forwarded",
+    "towpath.dev/opaque-ports",
+    "towpath.dev/tproxy",
     "towpath.dev/place",
 ];
 

@@ -82,13 +82,22 @@ impl Page<'_> {
             let location = words::location(&listener.location);
             self.line(1, &format!("for {}{location}", words::nodes(&scoped.nodes)));
         }
+        for (node, own) in &scoped.own {
+            self.line(1, &format!("before that for {node}"));
+            for chain in own.chains.iter().filter(|chain| !listener.chains.contains(chain)) {
+                self.chain(chain, false);
+            }
+        }
+        if !scoped.own.is_empty() {
+            self.line(1, "for all of them");
+        }
         for chain in &listener.chains {
             self.chain(chain, listener.bind == Bind::Api);
         }
     }
 
     fn chain(&mut self, chain: &Chain, api: bool) {
-        let mut text = String::new();
+        let mut text = words::only(&chain.only);
         if !chain.server_names.is_empty() {
             let _ = write!(text, "server name {}: ", chain.server_names.join(", "));
         }
@@ -223,6 +232,9 @@ impl Page<'_> {
                 1,
                 &format!("endpoints: all addresses of {host}:{port}, looked up every {every}"),
             );
+        }
+        if service.discovery == crate::model::Discovery::OriginalDestination {
+            self.line(1, "endpoints: whatever a connection was made to before it was redirected");
         }
         if let Some(set) = self.mesh.endpoints.get(&service.name) {
             let set = set.clone();

@@ -27,7 +27,8 @@ pub use endpoint::{
     Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, LocalityWeight, Location, Spread,
 };
 pub use listener::{
-    Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, TcpForward, TlsServer,
+    Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, Only, Redirected, Speaks,
+    TcpForward, TlsServer,
 };
 pub(crate) use mesh::overlap;
 pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};

@@ -2,12 +2,14 @@
 
 use std::{fmt::Write as _, time::Duration};
 
+use ipnetwork::IpNetwork;
+
 use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
-    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, OriginSource,
-    Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits, Recovery,
-    Region, RetryCondition, RouteMatch, Service, Stall, StreamAge, TenantKey, Thresholds,
-    ValueMatch, Weighing, WeightedBackend, Weights,
+    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, Only,
+    OriginSource, Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits,
+    Recovery, Region, RetryCondition, RouteMatch, Service, Speaks, Stall, StreamAge, TenantKey,
+    Thresholds, ValueMatch, Weighing, WeightedBackend, Weights,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -476,9 +478,39 @@ pub(crate) fn nodes(nodes: &NodeSelector) -> String {
     }
 }
 
+/// Which connections a chain takes; empty for all of them.
+pub(crate) fn only(only: &Only) -> String {
+    let mut parts = Vec::new();
+    parts.extend(only.speaks.map(|speaks| match speaks {
+        Speaks::Http => "HTTP".to_owned(),
+        Speaks::Tls => "TLS".to_owned(),
+    }));
+    // A whole address is written without its length.
+    let written = |network: &IpNetwork| match network.prefix() {
+        32 if network.is_ipv4() => network.ip().to_string(),
+        128 => network.ip().to_string(),
+        _ => network.to_string(),
+    };
+    let networks: Vec<_> = only.networks.iter().map(written).collect();
+    if !networks.is_empty() {
+        parts.push(format!("to {}", networks.join(", ")));
+    }
+    parts.extend(only.port.map(|port| format!("at port {port}")));
+    if parts.is_empty() { String::new() } else { parts.join(" ") + ": " }
+}
+
 pub(crate) fn bind(bind: &Bind) -> String {
     match bind {
         Bind::Socket(address) => address.to_string(),
+        Bind::Redirected(redirected) => {
+            let how = if redirected.transparent { "by TPROXY" } else { "redirected" };
+            let mut text = format!("{}, for connections that come {how}", redirected.address);
+            if !redirected.opaque_ports.is_empty() {
+                let ports: Vec<_> = redirected.opaque_ports.iter().map(u16::to_string).collect();
+                text += &format!("; to ports {} nothing is read first", ports.join(", "));
+            }
+            text
+        }
         Bind::Api => "xds:///".to_owned(),
     }
 }

@@ -103,7 +103,8 @@ fn assert_obeyable(mesh: &Mesh) {
     for (name, scoped) in &mesh.listeners {
         assert_eq!(name, &scoped.listener.name);
         assert!(!scoped.listener.chains.is_empty(), "{name} has no chain");
-        for chain in &scoped.listener.chains {
+        let own = scoped.own.values().flat_map(|listener| &listener.chains);
+        for chain in scoped.listener.chains.iter().chain(own) {
             match &chain.kind {
                 ChainKind::Http { route_table, .. } => {
                     assert!(mesh.routes.contains_key(route_table), "no table {route_table}")

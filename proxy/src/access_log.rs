@@ -91,6 +91,9 @@ pub struct Record {
     /// `X-Request-Id`, when the client sent one.
     #[serde(serialize_with = "header", skip_serializing_if = "Option::is_none")]
     pub request_id: Option<HeaderValue>,
+    /// Where the connection was made to, if it was redirected here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<SocketAddr>,
     /// The peer's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<SocketAddr>,
@@ -249,6 +252,7 @@ impl Record {
             response_bytes: 0,
             user_agent: None,
             request_id: None,
+            destination: None,
             client,
         }
     }

@@ -83,7 +83,7 @@ async fn requests(
 ) {
     let Accepted { peer, local, worker, drain } = accepted;
     let io = Prefixed::new(seen.freeze(), tcp);
-    let peer = Peer { addr: peer, local, tls: None };
+    let peer = Peer { addr: peer, local, tls: None, destination: None };
     http::serve_connection(io, wire, explicit.http.clone(), peer, worker, drain).await;
 }
 
@@ -102,6 +102,7 @@ async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, acc
         server_name: Some(authority.to_string()),
         protocol: "TCP",
         worker: accepted.worker,
+        destination: None,
     };
     if directory.speaks_http(&authority) {
         // Which route it takes is known only when it has asked for something.

@@ -46,8 +46,14 @@ pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
 
 use crate::{
-    access_log::AccessLog, drain, explicit::Directory, overload::Overload, router::Router,
-    spool::Space, transfers::Transfers, upstream::connect::Wire,
+    access_log::AccessLog,
+    drain,
+    explicit::Directory,
+    overload::Overload,
+    router::Router,
+    spool::Space,
+    transfers::Transfers,
+    upstream::{connect::Wire, destination::Destination},
 };
 
 /// What an HTTP listener (one chain of it) needs to serve its connections.
@@ -89,6 +95,8 @@ pub struct Peer {
     pub local: SocketAddr,
     /// What TLS told, when it was terminated here.
     pub tls: Option<TlsInfo>,
+    /// Where the connection was made to, if it was redirected here.
+    pub destination: Option<Destination>,
 }
 
 /// What a TLS handshake told.

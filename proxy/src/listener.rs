@@ -3,12 +3,14 @@
 //! A [`Listening`] keeps its socket for as long as its name and address stay in
 //! the configuration; what it does with a connection is swapped as a whole.
 
+mod redirected;
+
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream as StdStream},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -33,7 +35,7 @@ use crate::{
     overload::Overload,
     sniff::{self, Hello, MAX_HELLO_BYTES, Prefixed},
     tcp::{self, Caller, Client},
-    upstream::connect::Wire,
+    upstream::{connect::Wire, destination::Destination},
     worker::{Load, Workers},
 };
 
@@ -52,6 +54,8 @@ pub(crate) struct Listening {
     slots: Arc<Semaphore>,
     overload: Arc<Overload>,
     open: AtomicU32,
+    /// When it was last told that a connection was not redirected, in [`now_ms`](crate::upstream::now_ms).
+    told_astray_ms: AtomicU64,
     metrics: ListenerMetrics,
 }
 
@@ -61,12 +65,15 @@ struct ListenerMetrics {
     accepted: Counter,
     accept_errors: Counter,
     handshake_errors: Counter,
+    not_redirected: Counter,
 }
 
 /// Held by a connection to its end.
 struct Held {
     listening: Arc<Listening>,
     worker: usize,
+    /// Where it was made to, if it was redirected.
+    destination: Option<Destination>,
     _slot: OwnedSemaphorePermit,
     _load: Load,
 }
@@ -120,11 +127,13 @@ impl Listening {
             slots: Arc::new(Semaphore::new(max_connections as usize)),
             overload,
             open: AtomicU32::new(0),
+            told_astray_ms: AtomicU64::new(0),
             metrics: ListenerMetrics {
                 open: registry().gauge("towpath_connections", &of),
                 accepted: registry().counter("towpath_connections_total", &of),
                 accept_errors: registry().counter("towpath_accept_errors_total", &of),
                 handshake_errors: registry().counter("towpath_tls_handshake_errors_total", &of),
+                not_redirected: registry().counter("towpath_not_redirected_total", &of),
             },
         });
         // Names spread the listeners over the workers; connections spread by load anyway.
@@ -207,7 +216,8 @@ fn hand_over(
     here: usize,
 ) {
     let (worker, load) = workers.least_loaded(here);
-    let held = Held { listening: listening.clone(), worker, _slot: slot, _load: load };
+    let listening = listening.clone();
+    let held = Held { listening, worker, destination: None, _slot: slot, _load: load };
     if worker == here {
         tokio::spawn(serve(tcp, peer, held));
     } else if let Ok(tcp) = tcp.into_std() {
@@ -251,6 +261,9 @@ async fn adopt(tcp: StdStream, peer: SocketAddr, held: Held) {
 async fn serve(tcp: TcpStream, peer: SocketAddr, held: Held) {
     let _open = Counted::new(held.listening.clone());
     let chains = held.listening.chains.load_full();
+    if chains.redirected.is_some() {
+        return redirected::serve(tcp, chains, peer, held).await;
+    }
     match chains.opening() {
         Opening::Clear(chain) => clear(tcp, BytesMut::new(), chain, peer, None, held).await,
         Opening::Hello => hello(tcp, chains, peer, held).await,
@@ -284,10 +297,7 @@ async fn hello(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, held: Held
         decided => Some(decided),
     };
     let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, decide);
-    let handshake_failed = |reason: &str| {
-        held.listening.metrics.handshake_errors.inc();
-        tracing::debug!(listener = %held.listening.name, client = %peer, reason, "TLS refused");
-    };
+    let handshake_failed = |reason: &str| held.handshake_failed(peer, reason);
     let hello = match timeout(HANDSHAKE_TIMEOUT, reading).await {
         Ok(Ok(Some(hello))) => hello,
         Ok(Ok(None)) => return handshake_failed("no complete ClientHello"),
@@ -301,14 +311,54 @@ async fn hello(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, held: Held
     let Some(chain) = chain else {
         return handshake_failed("no chain for this server name");
     };
+    enter(tcp, seen, &chain, peer, name, held).await;
+}
+
+/// Serves a connection by its chain.
+async fn enter(
+    tcp: TcpStream,
+    seen: BytesMut,
+    chain: &Chain,
+    peer: SocketAddr,
+    name: Option<String>,
+    held: Held,
+) {
     let Some(tls) = &chain.tls else {
-        return clear(tcp, seen, &chain, peer, name, held).await;
+        return clear(tcp, seen, chain, peer, name, held).await;
     };
     let stream = Prefixed::new(seen.freeze(), tcp);
     match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => terminated(stream, &chain, peer, name, held).await,
-        Ok(Err(error)) => handshake_failed(&error.to_string()),
-        Err(_) => handshake_failed("handshake not done in time"),
+        Ok(Ok(stream)) => terminated(stream, chain, peer, name, held).await,
+        Ok(Err(error)) => held.handshake_failed(peer, &error.to_string()),
+        Err(_) => held.handshake_failed(peer, "handshake not done in time"),
+    }
+}
+
+impl Held {
+    fn handshake_failed(&self, client: SocketAddr, reason: &str) {
+        self.listening.metrics.handshake_errors.inc();
+        tracing::debug!(listener = %self.listening.name, %client, reason, "TLS refused");
+    }
+
+    /// Where the client believes to have connected to.
+    fn local_address(&self, tcp: &TcpStream) -> SocketAddr {
+        let listening = self.listening.address;
+        match &self.destination {
+            Some(destination) => destination.address(),
+            None if listening.ip().is_unspecified() => tcp.local_addr().unwrap_or(listening),
+            None => listening,
+        }
+    }
+
+    /// Who has connected.
+    fn caller(
+        &self,
+        address: SocketAddr,
+        server_name: Option<String>,
+        protocol: &'static str,
+    ) -> Caller {
+        let destination = self.destination.clone();
+        Caller { address, server_name, protocol, worker: self.worker, destination }
     }
 }
 
@@ -325,12 +375,12 @@ async fn clear(
         ChainKind::Http(http) => http.clone(),
         ChainKind::Tcp(forward) => {
             let protocol = if name.is_some() { "TLS" } else { "TCP" };
-            let caller = Caller { address: peer, server_name: name, protocol, worker: held.worker };
-            let client = Client::<TlsStream<Prefixed<TcpStream>>>::Clear(tcp, seen.freeze());
+            let caller = held.caller(peer, name, protocol);
+            let client = Client::<NoTls>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
         ChainKind::Explicit(explicit) => {
-            let local = local_address(&held.listening, &tcp);
+            let local = held.local_address(&tcp);
             let drain = held.listening.drain.watch();
             let accepted = Accepted { peer, local, worker: held.worker, drain };
             return explicit::serve(tcp, explicit.clone(), accepted).await;
@@ -357,10 +407,10 @@ async fn clear(
             }
         }
     };
-    let local = local_address(&held.listening, &tcp);
+    let local = held.local_address(&tcp);
     let io = Prefixed::new(seen.freeze(), tcp);
     let wire = if http2 { Wire::Http2 } else { Wire::Http1 };
-    let peer = Peer { addr: peer, local, tls: None };
+    let peer = Peer { addr: peer, local, tls: None, destination: held.destination.clone() };
     http::serve_connection(io, wire, http, peer, held.worker, draining).await;
 }
 
@@ -374,16 +424,16 @@ async fn terminated(
 ) {
     match &chain.kind {
         ChainKind::Tcp(forward) => {
-            let caller =
-                Caller { address: peer, server_name: name, protocol: "TLS", worker: held.worker };
+            let caller = held.caller(peer, name, "TLS");
             tcp::relay(forward.clone(), Client::Tls(stream), caller).await;
         }
         ChainKind::Http(http) => {
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let wire = if http2 { Wire::Http2 } else { Wire::Http1 };
-            let local = local_address(&held.listening, stream.get_ref().0.get_ref());
+            let local = held.local_address(stream.get_ref().0.get_ref());
             let tls = Some(TlsInfo { server_name: name.map(Into::into) });
-            let peer = Peer { addr: peer, local, tls };
+            let destination = held.destination.clone();
+            let peer = Peer { addr: peer, local, tls, destination };
             let draining = held.listening.drain.watch();
             http::serve_connection(stream, wire, http.clone(), peer, held.worker, draining).await;
         }
@@ -392,6 +442,9 @@ async fn terminated(
     }
 }
 
+/// A client in clear, where one under TLS could be.
+type NoTls = TlsStream<Prefixed<TcpStream>>;
+
 impl ClientIo for Prefixed<TcpStream> {
     fn reset_on_close(&self) {
         self.get_ref().reset_on_close();
@@ -399,10 +452,3 @@ impl ClientIo for Prefixed<TcpStream> {
 }
 
 impl ClientIo for TlsStream<Prefixed<TcpStream>> {}
-
-fn local_address(listening: &Listening, tcp: &TcpStream) -> SocketAddr {
-    if listening.address.ip().is_unspecified() {
-        return tcp.local_addr().unwrap_or(listening.address);
-    }
-    listening.address
-}

@@ -365,7 +365,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 57] = [
+const HELP: [(&str, &str); 58] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -426,6 +426,10 @@ const HELP: [(&str, &str); 57] = [
     (
         "towpath_out_of_band_reports_total",
         "Load reports of an endpoint that came on a stream of their own.",
+    ),
+    (
+        "towpath_not_redirected_total",
+        "Connections to a listener for redirected ones that were made to itself, and closed.",
     ),
     ("towpath_overflow_total", "Requests refused by a circuit breaker."),
     ("towpath_overload_level", "Shed now: 0 nothing, 1 background, 2 bulk too, 3 everything."),

@@ -150,7 +150,7 @@ impl Router {
 
     /// The first route of the most specific host that matches.
     pub(crate) fn route(&self, target: &Target<'_>) -> Option<&Arc<CompiledRoute>> {
-        let routes = &self.hosts[self.host(target)? as usize];
+        let routes = &self.hosts[self.host(target.host())? as usize];
         let path = target.path;
         routes.iter().find(|route| route.matches.hold(target, path))
     }
@@ -163,12 +163,18 @@ impl Router {
         })
     }
 
-    fn host(&self, target: &Target<'_>) -> Option<u32> {
+    /// Whether all that is known of a host is that its requests go on to where they were made to.
+    pub(crate) fn passes_through(&self, host: &str) -> bool {
+        let routes = self.host(host).map(|index| &self.hosts[index as usize]);
+        routes.is_some_and(|routes| routes.iter().all(|route| route.action.passes_through()))
+    }
+
+    fn host(&self, host: &str) -> Option<u32> {
         if self.exact.is_empty() && self.suffixes.is_empty() {
             return self.any;
         }
         let mut lower = [0; 256];
-        let lower = lower_case(target.host(), &mut lower)?;
+        let lower = lower_case(host, &mut lower)?;
         self.named(lower).or(self.any)
     }
 

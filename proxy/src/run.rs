@@ -480,7 +480,7 @@ mod tests {
     fn opaque(listen: SocketAddr, origin: SocketAddr) -> Snapshot {
         let backend = WeightedBackend::new("s");
         let kind = ChainKind::Tcp(TcpForward { backends: vec![backend], idle_timeout: None });
-        let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+        let chains = vec![Chain::new(vec![], None, kind)];
         let listener = Listener {
             name: "in".into(),
             bind: Bind::Socket(listen),

@@ -34,6 +34,90 @@ pub(crate) enum Hello {
     Client(Option<String>),
 }
 
+/// How a client begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// With a request of HTTP/1, for this host (without port).
+    Http1 {
+        /// As it came; `None` when it names none.
+        host: Option<String>,
+    },
+    /// With the preface of HTTP/2.
+    Http2,
+    /// With a ClientHello, and this server name in it.
+    Tls(Option<String>),
+    /// With something else, or not at all.
+    Opaque,
+}
+
+/// How the first bytes of a client begin; `None` while that cannot be told.
+pub(crate) fn first(bytes: &[u8]) -> Option<First> {
+    match client_hello(bytes) {
+        Hello::Incomplete => return None,
+        Hello::Client(name) => return Some(First::Tls(name)),
+        Hello::NotTls => {}
+    }
+    match is_http2(bytes) {
+        Some(true) => return Some(First::Http2),
+        None => return None,
+        Some(false) => {}
+    }
+    http1(bytes)
+}
+
+/// The host of a request of HTTP/1, as soon as its line has come. Whether the rest of the head is as it must be
+/// is for others to say.
+fn http1(bytes: &[u8]) -> Option<First> {
+    const LONGEST_METHOD: usize = 32;
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    let method = bytes.iter().take(LONGEST_METHOD + 1).take_while(|b| is_token(b)).count();
+    match bytes.get(method) {
+        None if method <= LONGEST_METHOD => return None,
+        Some(b' ') if (1..=LONGEST_METHOD).contains(&method) => {}
+        _ => return Some(First::Opaque),
+    }
+    let mut lines = bytes.split_inclusive(|b| *b == b'\n');
+    let Some(line) = lines.next().and_then(whole_line) else {
+        // What a request line cannot have in it is seen before it ends.
+        return bytes.iter().any(|b| b.is_ascii_control() && *b != b'\r').then_some(First::Opaque);
+    };
+    let rest = line.split_once(' ').and_then(|(_, rest)| rest.rsplit_once(' '));
+    let Some((target, version)) = rest else { return Some(First::Opaque) };
+    // CONNECT asks a proxy, and what follows is not HTTP.
+    if !version.starts_with("HTTP/1.") || line.starts_with("CONNECT ") {
+        return Some(First::Opaque);
+    }
+    if let Some((_, rest)) = target.split_once("://") {
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        return Some(First::Http1 { host: host_of(&rest[..end]) });
+    }
+    for line in lines {
+        let line = match line {
+            b"\r\n" | b"\n" => return Some(First::Http1 { host: None }),
+            line => whole_line(line)?,
+        };
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("host")
+        {
+            return Some(First::Http1 { host: host_of(value.trim()) });
+        }
+    }
+    None
+}
+
+/// A line that has ended, without its end; empty when it is no text.
+fn whole_line(line: &[u8]) -> Option<&str> {
+    let line = line.strip_suffix(b"\n")?;
+    Some(std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line)).unwrap_or_default())
+}
+
+/// The host of an authority, without port and final dot.
+fn host_of(authority: &str) -> Option<String> {
+    let authority: http::uri::Authority = authority.parse().ok()?;
+    let host = authority.host();
+    Some(host.strip_suffix('.').unwrap_or(host).to_owned())
+}
+
 /// Whether bytes begin an HTTP/2 connection; `None` while they could be either.
 pub(crate) fn is_http2(bytes: &[u8]) -> Option<bool> {
     let length = bytes.len().min(H2_PREFACE.len());
@@ -254,6 +338,44 @@ mod tests {
         ] {
             assert_eq!(is_http2(bytes), expected, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn who_speaks_http_or_tls_is_told_from_who_does_not() {
+        let http = |host: &str| Some(First::Http1 { host: Some(host.into()) });
+        let opaque = Some(First::Opaque);
+        for (bytes, expected) in [
+            (&b"G"[..], None),
+            (b"GET / HTTP/1.1\r\n", None),
+            (b"GET / HTTP/1.1\r\nHost: a.tes", None),
+            (b"GET / HTTP/1.1\r\nHost: A.test:80\r\n", http("A.test")),
+            (b"GET / HTTP/1.1\nx: \xff\nhost:a.test.\n", http("a.test")),
+            (b"PUT / HTTP/1.0\r\nx: y\r\n\r\n", Some(First::Http1 { host: None })),
+            (b"GET http://b.test:81/x HTTP/1.1\r\nHost: a.test\r\n", http("b.test")),
+            (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n", http("[::1]")),
+            (b"GET / HTTP/1.1\r\nHost: a b\r\n", Some(First::Http1 { host: None })),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http2)),
+            (b"PRI * HTTP/2.0\r\n\r\nS", None),
+            (b"CONNECT a.test:443 HTTP/1.1\r\n", opaque.clone()),
+            // PostgreSQL, Redis, SSH, SMTP, memcached, MQTT, nothing.
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", opaque.clone()),
+            (b"*1\r\n$4\r\nPING\r\n", opaque.clone()),
+            (b"SSH-2.0-OpenSSH_9.2 Debian\r\n", opaque.clone()),
+            (b"EHLO a.test\r\n", opaque.clone()),
+            (b"get key\r\n", opaque.clone()),
+            (b"\x10\x0c\0\x04MQTT", opaque.clone()),
+            (b"\n", opaque.clone()),
+            (b"\x16\x02", opaque.clone()),
+            (b"AMQP\0\0\x09\x01", opaque.clone()),
+            (b"0123456789012345678901234567890123456789", opaque.clone()),
+            (b"GET \x01", opaque.clone()),
+            (b"", None),
+        ] {
+            assert_eq!(first(bytes), expected, "{:?}", bytes.escape_ascii().to_string());
+        }
+        let whole = hello("Db.Example.com");
+        assert_eq!(first(&whole), Some(First::Tls(Some("db.example.com".into()))));
+        assert_eq!(first(&whole[..20]), None);
     }
 
     /// A ClientHello as rustls writes it.

@@ -35,6 +35,7 @@ use crate::{
         ServiceLive, ServiceState,
         admission::{ConnectionGuard, Limit, Ticket},
         connect::{ConnectError, Connector},
+        destination::Destination,
         io::UpstreamIo,
         now_ms,
         pick::{self, Ask, NoPick, Tried},
@@ -78,11 +79,29 @@ pub(crate) struct Caller {
     pub(crate) protocol: &'static str,
     /// The worker it is on.
     pub(crate) worker: usize,
+    /// Where it was connecting to, if it was redirected.
+    pub(crate) destination: Option<Destination>,
+}
+
+/// A connection to an endpoint, for a client of which nothing was passed on yet. Dropped, it never was.
+pub(crate) struct Opened {
+    upstream: UpstreamIo,
+    _guard: ConnectionGuard,
+    ticket: Ticket,
+    meter: Meter,
+}
+
+/// None could be had.
+pub(crate) struct Refused {
+    reason: &'static str,
+    meter: Meter,
 }
 
 /// Counts one relay while it runs, and writes its record when it ends.
 pub(crate) struct Meter {
     chain: Arc<TcpChain>,
+    /// It is for a client, and counts.
+    begun: bool,
     record: Option<Record>,
     /// Bytes moved, each way.
     listed: Listed,
@@ -133,61 +152,115 @@ pub(crate) async fn relay<T>(chain: Arc<TcpChain>, client: Client<T>, caller: Ca
 where
     T: ClientIo,
 {
-    chain.metrics.connections.inc();
     let drawn = chain.draw();
-    let mut meter = Meter::new(chain.clone(), &caller, drawn.as_deref());
-    let Some(service) = drawn else {
-        return meter.refuse("no_service", client).await;
-    };
-    let (mut upstream, _guard, ticket) = match connect(&service, &mut meter, caller.address).await {
-        Ok(connected) => connected,
-        Err(reason) => return meter.refuse(reason, client).await,
-    };
-    let client = match client {
-        Client::Tunnel(mut tcp, prefix) => {
-            if connect::establish(&mut tcp).await.is_err() {
-                return meter.note(|r| r.reason = Some("client_reset"));
-            }
-            Client::Clear(tcp, prefix)
-        }
-        client => client,
-    };
-    let counters = &ticket.endpoint.live.metrics;
-    meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
-    meter.touch();
-    let idle = chain.idle_timeout;
-    let reason = match client {
-        Client::Clear(tcp, prefix) | Client::Tunnel(tcp, prefix) => {
-            if !prefix.is_empty() {
-                if upstream.write_all(&prefix).await.is_err() {
-                    return meter.refuse("upstream_reset", Client::<T>::Clear(tcp, prefix)).await;
-                }
-                meter.moved(Direction::Up, prefix.len());
-            }
-            match upstream {
-                UpstreamIo::Tcp(upstream) => splice::relay(&tcp, &upstream, &meter, idle).await,
-                upstream @ UpstreamIo::Tls(_) => copy::relay(tcp, upstream, &meter, idle).await,
-            }
-        }
-        Client::Tls(tls) => copy::relay(tls, upstream, &meter, idle).await,
-    };
-    meter.note(|r| r.reason = reason);
+    let mut meter = Meter::new(chain, &caller, drawn.as_deref());
+    meter.begin();
+    match connect_for(drawn, meter, &caller).await {
+        Ok(opened) => opened.run(client).await,
+        Err(refused) => refused.tell(client).await,
+    }
 }
 
-/// Connects to an endpoint of the service; a failed one is followed by others.
+/// Connects to an endpoint of the chain. Until it is used it is neither counted nor logged.
+pub(crate) async fn open(chain: &Arc<TcpChain>, caller: Caller) -> Result<Opened, Refused> {
+    let drawn = chain.draw();
+    let meter = Meter::new(chain.clone(), &caller, drawn.as_deref());
+    connect_for(drawn, meter, &caller).await
+}
+
+async fn connect_for(
+    drawn: Option<Arc<ServiceState>>,
+    mut meter: Meter,
+    caller: &Caller,
+) -> Result<Opened, Refused> {
+    let connected = match &drawn {
+        Some(service) => connect(service, &mut meter, caller).await,
+        None => Err("no_service"),
+    };
+    match connected {
+        Ok((upstream, _guard, ticket)) => Ok(Opened { upstream, _guard, ticket, meter }),
+        Err(reason) => Err(Refused { reason, meter }),
+    }
+}
+
+impl Refused {
+    /// Ends a client that cannot be served.
+    pub(crate) async fn tell<T>(mut self, client: Client<T>) {
+        self.meter.begin();
+        self.meter.refuse(self.reason, client).await;
+    }
+}
+
+impl Opened {
+    /// Returns when the endpoint has sent something, or ended.
+    pub(crate) async fn server_speaks(&self) {
+        // An error is found again by who reads.
+        let _ = self.upstream.tcp().readable().await;
+    }
+
+    /// Returns when nobody has said anything for too long.
+    pub(crate) async fn idle(&self) {
+        self.meter.idle(self.meter.chain.idle_timeout).await;
+    }
+
+    /// Relays until both ends are done.
+    pub(crate) async fn run<T: ClientIo>(self, client: Client<T>) {
+        let Self { mut upstream, _guard, ticket, mut meter } = self;
+        meter.begin();
+        let client = match client {
+            Client::Tunnel(mut tcp, prefix) => {
+                if connect::establish(&mut tcp).await.is_err() {
+                    return meter.note(|r| r.reason = Some("client_reset"));
+                }
+                Client::Clear(tcp, prefix)
+            }
+            client => client,
+        };
+        let counters = &ticket.endpoint.live.metrics;
+        meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
+        meter.touch();
+        let idle = meter.chain.idle_timeout;
+        let reason = match client {
+            Client::Clear(tcp, prefix) | Client::Tunnel(tcp, prefix) => {
+                if !prefix.is_empty() {
+                    if upstream.write_all(&prefix).await.is_err() {
+                        let client = Client::<T>::Clear(tcp, prefix);
+                        return meter.refuse("upstream_reset", client).await;
+                    }
+                    meter.moved(Direction::Up, prefix.len());
+                }
+                match upstream {
+                    UpstreamIo::Tcp(upstream) => splice::relay(&tcp, &upstream, &meter, idle).await,
+                    upstream @ UpstreamIo::Tls(_) => copy::relay(tcp, upstream, &meter, idle).await,
+                }
+            }
+            Client::Tls(tls) => copy::relay(tls, upstream, &meter, idle).await,
+        };
+        meter.note(|r| r.reason = reason);
+    }
+}
+
+/// Connects to an endpoint of the service; a failed one is followed by others, unless the client meant
+/// this very one.
 async fn connect(
     service: &Arc<ServiceState>,
     meter: &mut Meter,
-    client: SocketAddr,
+    caller: &Caller,
 ) -> Result<(UpstreamIo, ConnectionGuard, Ticket), &'static str> {
+    let client = caller.address;
+    let original = caller.destination.as_ref().and_then(|d| d.endpoint(service));
+    let destination = caller.destination.as_ref().map(Destination::address);
+    let shown = caller.destination.as_ref().and_then(Destination::client);
+    let meant = original.is_some() || destination.is_some_and(|d| service.at(d).is_some());
     let mut tried = Tried::default();
     let overflow = |_: Limit| "overflow";
     service.has_room(0).map_err(overflow)?;
     let (key, origin) =
         (service.connection_key(client.ip()), service.connection_origin(client.ip()));
-    let ask = Ask { origin, key, ..Ask::default() };
+    let ask = Ask { origin, key, destination, ..Ask::default() };
     for attempt in 1..=CONNECT_ATTEMPTS {
-        let endpoint = match pick::pick(service, &tried, now_ms(), ask) {
+        let picked = original.map_or_else(|| pick::pick(service, &tried, now_ms(), ask), Ok);
+        let endpoint = match picked {
             Ok(endpoint) => endpoint.clone(),
             Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),
             Err(NoPick::Full(_)) => return Err("overflow"),
@@ -201,7 +274,7 @@ async fn connect(
         ticket.comes_from(origin.cell);
         // There is none in opaque bytes.
         ticket.has_head();
-        match Connector::connect(service, &endpoint, None).await {
+        match Connector::connect_as(shown, service, &endpoint).await {
             Ok((io, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);
                 return Ok((io, guard, ticket));
@@ -221,7 +294,7 @@ async fn connect(
                     "cannot connect"
                 );
                 tried.add(&endpoint);
-                if tried_all(service, attempt) {
+                if meant || tried_all(service, attempt) {
                     break;
                 }
             }
@@ -267,17 +340,20 @@ impl Meter {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
         };
-        let record = chain.access_log.is_some().then(|| {
+        let record = || {
             let mut record =
                 Record::new(caller.protocol, chain.listener.clone(), Some(caller.address));
             record.host = caller.server_name.as_deref().map(Into::into);
             record.start = SystemTime::now();
             record.service = service;
+            record.destination = caller.destination.as_ref().map(Destination::address);
             // What it stays when this future is dropped before the end.
             record.reason = Some("cut");
             record
-        });
+        };
+        let record = chain.access_log.is_some().then(record);
         Self {
+            begun: false,
             listed: chain.transfers.list(caller.worker, transfer.into()),
             chain,
             record,
@@ -285,6 +361,13 @@ impl Meter {
             last_ms: AtomicU64::new(0),
             endpoint_bytes: None,
             write_failed: Default::default(),
+        }
+    }
+
+    /// There is a client for it.
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.chain.metrics.connections.inc();
         }
     }
 
@@ -367,7 +450,8 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let (Some(mut record), Some(log)) = (self.record.take(), &self.chain.access_log) else {
+        let record = self.record.take().filter(|_| self.begun);
+        let (Some(mut record), Some(log)) = (record, &self.chain.access_log) else {
             return;
         };
         record.duration = self.started.elapsed();

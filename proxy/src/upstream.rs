@@ -28,6 +28,7 @@ pub(crate) mod age;
 pub(crate) mod completion;
 pub(crate) mod concurrency;
 pub mod connect;
+pub mod destination;
 pub(crate) mod h2_pool;
 mod hash;
 pub mod io;
@@ -81,6 +82,7 @@ pub struct ServiceState {
     pub(crate) weights: Option<Box<Weights>>,
     /// What levels have of the requests, where that is not all for the first that is usable.
     pub(crate) spread: Option<Box<Spread>>,
+    pub(crate) by_address: destination::ByAddress,
 }
 
 /// What a proxy is to the services it sends to.
@@ -363,6 +365,7 @@ pub fn reconcile_at(
         homes,
         weights,
         spread,
+        by_address: destination::ByAddress::new(),
     });
     state.count_silent();
     state.share_out(now_ms());

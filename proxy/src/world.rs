@@ -292,7 +292,7 @@ impl World {
                 Some(old)
                     if same(&old.spec, spec)
                         && !(moved && old.completion.is_some())
-                        && set.as_ref().is_some_and(|set| {
+                        && set.as_ref().map_or(old.endpoints.is_empty(), |set| {
                             old_snapshot.endpoints.get(name).is_some_and(|o| same(o, set))
                                 || self.resolved.get(name).is_some_and(|o| Arc::ptr_eq(o, set))
                         }) =>
@@ -383,7 +383,7 @@ impl Drop for World {
 fn place(service: &Service) -> Option<(&str, u16)> {
     match &service.discovery {
         Discovery::Dns { host, port, .. } => Some((host, *port)),
-        Discovery::Listed => None,
+        Discovery::Listed | Discovery::OriginalDestination => None,
     }
 }
 

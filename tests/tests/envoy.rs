@@ -69,3 +69,68 @@ async fn serves_the_quickstart(api_type: &str) {
     let (code, _) = get(envoy, "/ingest/a", "any").await.expect("Envoy goes on without us");
     assert_eq!(code, 200);
 }
+
+/// What has no socket of its own, and what goes on to where it was going: in Envoy's own words.
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_takes_listeners_to_which_connections_are_redirected() {
+    let repository = Repository::new();
+    let commit = repository.commit("mesh.yaml", &redirected(free_port(), free_port()));
+    let plane = control_plane(&repository).await;
+    let _envoy = Peer::envoy(plane.xds_addr, "DELTA_GRPC");
+    let nacks = eventually("Envoy's verdict", || async {
+        let status = plane.status();
+        let proxy = status.proxies.iter().find(|p| p.node == "envoy-1")?;
+        (proxy.in_sync || proxy.nacks > 0).then_some(proxy.nacks)
+    })
+    .await;
+    let status = plane.status();
+    assert_eq!(nacks, 0, "{:#?}", status.proxies);
+    assert_eq!(status.current.map(|c| c.version), Some(commit));
+}
+
+fn redirected(outbound: u16, inbound: u16) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: sidecars
+  annotations: {{towpath.dev/nodes: envoy-1, towpath.dev/bind: 127.0.0.1, towpath.dev/tproxy: \"true\"}}
+spec:
+  gatewayClassName: towpath
+  listeners:
+  - {{name: outbound, port: {outbound}, protocol: towpath.dev/Outbound}}
+  - {{name: inbound, port: {inbound}, protocol: towpath.dev/Inbound}}
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {{name: db}}
+spec:
+  protocol: TCP
+  addresses: [10.96.0.5, \"[fd00::5]:5432\"]
+  endpoints: [{{address: \"10.1.0.5:5432\", sidecar: {{node: envoy-1}}}}]
+---
+apiVersion: towpath.dev/v1alpha1
+kind: Service
+metadata: {{name: lake}}
+spec:
+  addresses: [10.97.0.0/16]
+  endpoints: [{{address: \"10.1.0.6:9000\", sidecar: {{node: envoy-1}}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: lake}}
+spec:
+  parentRefs: [{{name: sidecars}}]
+  hostnames: [lake.test]
+  rules: [{{backendRefs: [{{name: lake}}]}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {{name: lake}}
+spec:
+  parentRefs: [{{name: sidecars}}]
+  hostnames: [lake.test]
+  rules: [{{backendRefs: [{{name: lake}}]}}]
+"
+    )
+}

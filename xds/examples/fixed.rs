@@ -128,7 +128,7 @@ fn http(port: u16) -> Listener {
         ..HttpOptions::default()
     };
     let kind = ChainKind::Http { route_table: "gateway/edge".to_owned(), options };
-    let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+    let chains = vec![Chain::new(vec![], None, kind)];
     Listener {
         name: "gateway/edge".to_owned(),
         bind: socket(port),
@@ -142,7 +142,7 @@ fn tcp_forward() -> ChainKind {
 }
 
 fn tcp(port: u16) -> Listener {
-    let chains = vec![Chain { server_names: vec![], tls: None, kind: tcp_forward() }];
+    let chains = vec![Chain::new(vec![], None, tcp_forward())];
     Listener {
         name: "gateway/tcp".to_owned(),
         bind: socket(port),
@@ -152,8 +152,7 @@ fn tcp(port: u16) -> Listener {
 }
 
 fn sni(port: u16) -> Listener {
-    let chain =
-        |name: &str| Chain { server_names: vec![name.to_owned()], tls: None, kind: tcp_forward() };
+    let chain = |name: &str| Chain::new(vec![name.to_owned()], None, tcp_forward());
     let chains = vec![chain("db.example"), chain("*.db.example")];
     Listener {
         name: "gateway/sni".to_owned(),
@@ -166,7 +165,7 @@ fn sni(port: u16) -> Listener {
 fn api(service: &str) -> Listener {
     let kind =
         ChainKind::Http { route_table: format!("mesh/{service}"), options: HttpOptions::default() };
-    let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+    let chains = vec![Chain::new(vec![], None, kind)];
     Listener { name: service.to_owned(), bind: Bind::Api, chains, location: Location::default() }
 }
 

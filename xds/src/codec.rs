@@ -22,6 +22,7 @@ mod listener;
 pub(crate) mod loads;
 mod matching;
 mod outlier;
+mod redirected;
 mod retry;
 mod route;
 mod service;
@@ -74,7 +75,7 @@ pub enum EndpointSource {
     Delivered(String),
     /// They were written inside the cluster.
     Inline(Arc<EndpointSet>),
-    /// The proxy looks them up itself, as [`Service::discovery`] says.
+    /// The proxy finds them itself, as [`Service::discovery`] says.
     Resolved,
 }
 

@@ -97,7 +97,7 @@ fn world(version: &str) -> Arc<Snapshot> {
     let listener = Listener {
         name: version.to_owned(),
         bind: Bind::Socket(([127, 0, 0, 1], 80).into()),
-        chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        chains: vec![Chain::new(vec![], None, kind)],
         location: Location::default(),
     };
     world.listeners.insert(version.to_owned(), Arc::new(listener));

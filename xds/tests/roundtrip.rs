@@ -4,7 +4,7 @@
 mod strategies;
 
 use proptest::prelude::*;
-use towpath_policies::model::ResourceKind;
+use towpath_policies::model::{Discovery, ResourceKind};
 use towpath_xds::codec::{self, Decoded, EndpointSource};
 
 proptest! {
@@ -38,7 +38,11 @@ proptest! {
         let Ok(Decoded::Service(decoded)) = decoded else { panic!("{decoded:?}") };
         prop_assert_eq!(&*decoded.service, &service);
         // Also what is to be looked up is looked up by the control plane.
-        prop_assert_eq!(decoded.endpoints, EndpointSource::Delivered(service.name.clone()));
+        let expected = match service.discovery {
+            Discovery::OriginalDestination => EndpointSource::Resolved,
+            _ => EndpointSource::Delivered(service.name.clone()),
+        };
+        prop_assert_eq!(decoded.endpoints, expected);
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn world(version: u32, port: u16) -> Arc<Snapshot> {
     let listener = Listener {
         name: "l".to_owned(),
         bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80))),
-        chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        chains: vec![Chain::new(vec![], None, kind)],
         location: Location::default(),
     };
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];

@@ -616,14 +616,9 @@ impl Generator {
 
     fn put_listener(&mut self, name: &str, rng: &mut fastrand::Rng, bad: bool) {
         let port = if bad { BAD_PORT } else { self.tick() };
-        let chain = Chain {
-            server_names: vec![],
-            tls: None,
-            kind: ChainKind::Http {
-                route_table: format!("r{}", rng.u32(0..4)),
-                options: HttpOptions::default(),
-            },
-        };
+        let route_table = format!("r{}", rng.u32(0..4));
+        let kind = ChainKind::Http { route_table, options: HttpOptions::default() };
+        let chain = Chain::new(vec![], None, kind);
         let listener = Listener {
             name: name.to_owned(),
             bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], port))),
@@ -637,7 +632,8 @@ impl Generator {
     fn snapshot(&self) -> Snapshot {
         let listeners = self.listeners.iter().map(|(name, listener)| {
             let nodes = NodeSelector::Unclaimed;
-            (name.clone(), ScopedListener { nodes, listener: listener.clone() })
+            let own = BTreeMap::new();
+            (name.clone(), ScopedListener { nodes, listener: listener.clone(), own })
         });
         let mesh = Mesh {
             version: self.version.to_string(),

@@ -1,9 +1,13 @@
 //! Gateways: which routes attach to which listeners, and the sockets that come of it.
 
 mod attach;
+mod redirected;
 mod settings;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use crate::{
     diagnostic::Rule,
@@ -19,6 +23,7 @@ use crate::{
 use self::{attach::Plan, settings::Settings};
 use super::{
     Output,
+    addresses::Addresses,
     index::Index,
     policies::Policies,
     routes::PreparedRoute,
@@ -31,6 +36,7 @@ use super::{
 pub(crate) struct Routes<'a, 'd> {
     pub(crate) http: &'a [PreparedRoute<'d>],
     pub(crate) streams: &'a [PreparedStream<'d>],
+    pub(crate) addresses: &'a Addresses,
 }
 
 pub(crate) fn compile(
@@ -58,13 +64,27 @@ pub(crate) fn compile(
         let plans = attach::plan(gateway, routes, problems);
         for (port, group) in by_port(&plans) {
             let span = group[0].written.port.span;
-            let address = SocketAddr::new(settings.bind, port);
-            claim_socket(sockets, &settings.nodes, address, span, problems);
+            let name = format!("gateway/{}/{port}", gateway.id());
+            let redirected = redirected::is(group[0].written);
+            let addresses = match (settings.bind, redirected) {
+                (None, true) => redirected::default_addresses(group[0].written, port),
+                (bind, _) => {
+                    let bind = bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                    vec![SocketAddr::new(bind, port)]
+                }
+            };
+            for address in &addresses {
+                claim_socket(sockets, &settings.nodes, *address, span, problems);
+            }
             if !fits_together(&group, problems) {
                 continue;
             }
-            let name = format!("gateway/{}/{port}", gateway.id());
             let mut port = Port { gateway, name, settings: &settings, policies, output };
+            if redirected {
+                port.redirected(group[0], &addresses, routes.addresses, problems);
+                continue;
+            }
+            let address = addresses[0];
             let chains = port.chains(&group, problems);
             let Port { name, .. } = port;
             if chains.is_empty() {
@@ -75,6 +95,7 @@ pub(crate) fn compile(
             output.listener(settings.nodes.clone(), listener, span, problems);
         }
     }
+    redirected::check(documents, output, problems);
 }
 
 fn by_port<'p, 'd>(plans: &'p [Plan<'d>]) -> BTreeMap<u16, Vec<&'p Plan<'d>>> {
@@ -117,12 +138,16 @@ fn fits_together(group: &[&Plan<'_>], problems: &mut Problems) -> bool {
             ListenerProtocol::Http => 0,
             ListenerProtocol::Https | ListenerProtocol::Tls => 1,
             ListenerProtocol::Tcp => 2,
+            ListenerProtocol::Outbound => 3,
+            ListenerProtocol::Inbound => 4,
         };
+        let alone =
+            plan.written.protocol.value == ListenerProtocol::Tcp || redirected::is(plan.written);
         let clash = group[..index].iter().find_map(|earlier| {
             if family(earlier) != family(plan) {
                 Some((earlier, "the port is used with another protocol already"))
-            } else if plan.written.protocol.value == ListenerProtocol::Tcp {
-                Some((earlier, "the port is taken: TCP has no host names to share it by"))
+            } else if alone {
+                Some((earlier, "the port is taken: the protocol has no host names to share it by"))
             } else if earlier.host == plan.host {
                 Some((earlier, "the port has a listener for this host already"))
             } else {
@@ -201,7 +226,7 @@ impl Port<'_, '_, '_> {
     fn http_chain(&self, table: &str, server_names: Vec<String>, tls: Option<TlsServer>) -> Chain {
         let options = self.settings.http.clone();
         let kind = ChainKind::Http { route_table: table.to_owned(), options };
-        Chain { server_names, tls, kind }
+        Chain::new(server_names, tls, kind)
     }
 
     fn stream_chains(&self, plan: &Plan<'_>) -> Vec<Chain> {
@@ -217,7 +242,7 @@ impl Port<'_, '_, '_> {
             let any = tcp || attached.hosts.iter().any(|host| host == "*");
             let server_names = if any { Vec::new() } else { attached.hosts.clone() };
             let kind = ChainKind::Tcp(TcpForward { backends, idle_timeout });
-            Chain { server_names, tls: tls.clone(), kind }
+            Chain::new(server_names, tls.clone(), kind)
         };
         plan.streams.iter().map(chain).collect()
     }

@@ -251,11 +251,8 @@ pub(crate) fn compile_mesh(
         let section = Section { host: "*".to_owned(), rules: hosted };
         let table = table::build(&name, vec![section], problems);
         output.route_table(table, span, problems);
-        let chain = Chain {
-            server_names: Vec::new(),
-            tls: None,
-            kind: ChainKind::Http { route_table: name, options: HttpOptions::default() },
-        };
+        let kind = ChainKind::Http { route_table: name, options: HttpOptions::default() };
+        let chain = Chain::new(Vec::new(), None, kind);
         let listener = Listener {
             name: id,
             bind: Bind::Api,

@@ -15,14 +15,15 @@ use crate::{
     },
     model::{
         Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet, Gpu,
-        HealthCheck, HealthProbe, HttpOptions, Listener, Locality, Location, NodeSelector,
-        Protocol, RateLimits, Service, TcpForward, Thresholds, UpstreamTls, WeightedBackend,
+        HealthCheck, HealthProbe, HttpOptions, Listener, Locality, Location, NodeSelector, Only,
+        Protocol, RateLimits, Service, Speaks, TcpForward, Thresholds, UpstreamTls,
+        WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
 
 use super::{
-    Output, adaptive, balancer,
+    Intercepted, Output, adaptive, balancer,
     index::Index,
     limits,
     origin::{Origin, Origins},
@@ -351,26 +352,71 @@ impl Inbound<'_> {
             ..Service::new(name.clone(), self.service.protocol)
         };
         output.service(service, span, problems);
+        let (app, app_span) = match &self.sidecar.app {
+            Some(app) => (app.value, app.span),
+            None => (self.endpoint.address.value, span),
+        };
         let app = Endpoint {
             name: self.name.clone(),
             slots: self.endpoint.slots.as_ref().map(|slots| ***slots),
-            ..Endpoint::new(self.sidecar.app.value)
+            ..Endpoint::new(app)
         };
         let set = EndpointSet::new(name.clone(), vec![app]);
-        output.endpoints(set, self.sidecar.app.span, problems);
+        output.endpoints(set, app_span, problems);
+        if self.sidecar.app.is_none() {
+            let chains = self.intercepted(&name, policies, output, problems);
+            let node = self.sidecar.node.to_string();
+            output.intercepted.push(Intercepted { node, chains, span });
+            return;
+        }
         let kind = if self.service.protocol == Protocol::Tcp {
-            let idle_timeout = policies.tcp_idle(&[&self.service.name], None);
-            ChainKind::Tcp(TcpForward { backends: vec![WeightedBackend::new(&name)], idle_timeout })
+            self.opaque(&name, policies)
         } else {
-            self.route_table(&name, policies, output, problems);
-            let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
-            ChainKind::Http { route_table: name.clone(), options }
+            self.http(&name, policies, output, problems)
         };
-        let chain = Chain { server_names: Vec::new(), tls: None, kind };
+        let chain = Chain::new(Vec::new(), None, kind);
         let bind = Bind::Socket(self.endpoint.address.value);
         let location = self.location.clone();
         let listener = Listener { name, bind, chains: vec![chain], location };
         output.listener(self.nodes(), listener, span, problems);
+    }
+
+    /// The chains that take what is redirected.
+    fn intercepted(
+        &self,
+        name: &str,
+        policies: &Policies<'_>,
+        output: &mut Output<'_>,
+        problems: &mut Problems,
+    ) -> Vec<Chain> {
+        let address = self.endpoint.address.value;
+        let chain = |speaks, kind| Chain {
+            only: Only { port: Some(address.port()), networks: vec![address.ip().into()], speaks },
+            ..Chain::new(Vec::new(), None, kind)
+        };
+        let mut chains = vec![chain(None, self.opaque(name, policies))];
+        if self.service.protocol != Protocol::Tcp {
+            let http = self.http(name, policies, output, problems);
+            chains.insert(0, chain(Some(Speaks::Http), http));
+        }
+        chains
+    }
+
+    fn opaque(&self, name: &str, policies: &Policies<'_>) -> ChainKind {
+        let idle_timeout = policies.tcp_idle(&[&self.service.name], None);
+        ChainKind::Tcp(TcpForward { backends: vec![WeightedBackend::new(name)], idle_timeout })
+    }
+
+    fn http(
+        &self,
+        name: &str,
+        policies: &Policies<'_>,
+        output: &mut Output<'_>,
+        problems: &mut Problems,
+    ) -> ChainKind {
+        self.route_table(name, policies, output, problems);
+        let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
+        ChainKind::Http { route_table: name.to_owned(), options }
     }
 
     fn nodes(&self) -> NodeSelector {
@@ -412,15 +458,11 @@ impl Inbound<'_> {
     ) -> bool {
         let before = problems.errors();
         let address = self.endpoint.address.value;
-        if self.sidecar.app.value == address {
+        if let Some(app) = self.sidecar.app.as_ref().filter(|app| app.value == address) {
             problems
-                .error(
-                    Rule::Conflict,
-                    self.sidecar.app.span,
-                    "the app has the sidecar's own address",
-                )
+                .error(Rule::Conflict, app.span, "the app has the sidecar's own address")
                 .related(self.endpoint.address.span, "the sidecar listens here")
-                .help("let the app listen elsewhere, e.g. on 127.0.0.1");
+                .help("let the app listen elsewhere, e.g. on 127.0.0.1, or leave `app` out where connections are redirected");
         }
         if let Some(tls) = &object.spec.tls {
             problems
@@ -429,6 +471,9 @@ impl Inbound<'_> {
                 .help("remove `tls` or `sidecar`");
         }
         let span = self.endpoint.address.span;
+        if self.sidecar.app.is_none() {
+            return problems.errors() == before;
+        }
         if let Some(taken) = sockets.claim(Opener::Sidecar, &self.nodes(), address, span) {
             let message =
                 format!("the node {} listens on this address already", ticked(&self.sidecar.node));

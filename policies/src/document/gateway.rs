@@ -53,6 +53,12 @@ choice! {
         "TLS" => Tls,
         /// Opaque bytes.
         "TCP" => Tcp,
+        /// Connections that programs beside the proxy make, redirected to it: HTTP and TLS by routes attached here,
+        /// others by the `addresses` of Services, and what nothing is known of as it is.
+        "towpath.dev/Outbound" => Outbound,
+        /// Connections made to programs beside the proxy, redirected to it: to endpoints whose `sidecar` is the
+        /// proxy as their Services say, and to others as they are.
+        "towpath.dev/Inbound" => Inbound,
     }
     unsupported {
         "UDP" => "towpath carries TCP only: HTTP, HTTPS, TLS or TCP",

@@ -6,7 +6,7 @@ use super::{
     read::{AtLeastOne, Texts, choice, object},
     value::{
         Bytes, Count, Degrees, FilePath, HeaderName, Name, Percent, PlaceName, Port, Positive,
-        PositiveTime, PreciseHostname, Time, UrlPath, Whole,
+        PositiveTime, PreciseHostname, ServiceAddress, Time, UrlPath, Whole,
     },
 };
 use crate::{model::Coordinates, problem::At};
@@ -28,6 +28,9 @@ object! {
         "endpoints" => endpoints: Option<At<Vec<EndpointSpec>>>,
         /// Endpoints from all addresses of a DNS name.
         "dns" => dns: Option<DnsSpec>,
+        /// Where clients that know nothing of the mesh reach it: IP addresses, with a port or without, and
+        /// networks. Those of listed endpoints are known.
+        "addresses" => addresses: Vec<At<ServiceAddress>>,
         /// Those endpoints of another Service that have some labels. What is left out above is as there.
         "subset" => subset: Option<SubsetSpec>,
     }
@@ -208,12 +211,13 @@ choice! {
 }
 
 object! {
-    /// A proxy beside an endpoint: it listens on the endpoint's address and forwards to the app.
+    /// A proxy beside an endpoint that takes its connections and forwards them to the app.
     struct SidecarSpec {
         /// Name of the proxy (`--node`).
         "node" => node: At<NodeName>,
-        /// IP address and port of the app behind it.
-        "app" => app: At<SocketAddr>,
+        /// IP address and port of the app behind it. Left out, the app has the endpoint's own address, and the
+        /// proxy takes connections that are redirected to it (`towpath.dev/Inbound`).
+        "app" => app: Option<At<SocketAddr>>,
     }
 }
 

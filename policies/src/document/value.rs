@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use serde_json::{Value as Json, json};
 
 use super::read::{Definitions, Read, invalid, ticked, wrong_type};
@@ -560,6 +561,63 @@ fn check_path(text: &str) -> Result<(), &'static str> {
 }
 
 /// An IP address and a port above 0 that can be connected to.
+/// Where a service is reached: an address with a port or without, or a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ServiceAddress {
+    pub(crate) port: Option<u16>,
+    pub(crate) network: IpNetwork,
+}
+
+impl ServiceAddress {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let (port, network) = if let Ok(address) = text.parse::<SocketAddr>() {
+            (Some(address.port()), IpNetwork::from(address.ip()))
+        } else {
+            (None, text.parse::<IpNetwork>().map_err(|_| "is neither an address nor a network")?)
+        };
+        if port == Some(0) {
+            return Err("has port 0");
+        }
+        if network.prefix() == 0 || network.ip().is_unspecified() {
+            return Err("is every address");
+        }
+        if network.ip() != network.network() {
+            return Err("has bits set beyond its prefix");
+        }
+        if network.ip().is_multicast() {
+            return Err("is a multicast address");
+        }
+        Ok(Self { port, network })
+    }
+}
+
+impl Read for ServiceAddress {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        const HELP: &str = "an IP address (10.0.0.7), one with a port (10.0.0.7:5432, [fd00::7]:5432) or a network (10.1.0.0/16)";
+        let Some(text) = node.text() else {
+            wrong_type(node, "an address", problems).help(HELP);
+            return None;
+        };
+        match Self::parse(text) {
+            Ok(address) => Some(address),
+            Err(why) => {
+                invalid(node.span, format!("{} {why}", ticked(text)), HELP, problems);
+                None
+            }
+        }
+    }
+
+    fn schema(definitions: &mut Definitions) -> Json {
+        definitions.refer("ServiceAddress", |_| {
+            json!({
+                "type": "string",
+                "description": "An IP address with a port or without, or a network.",
+                "pattern": "^([0-9.]+(:[0-9]{1,5})?|[0-9.]+/[0-9]{1,2}|[0-9a-fA-F:.]+(/[0-9]{1,3})?|\\[[0-9a-fA-F:.]+\\]:[0-9]{1,5})$",
+            })
+        })
+    }
+}
+
 impl Read for SocketAddr {
     fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
         const HELP: &str = "an IP address and a port, e.g. 10.0.0.7:8080 or [fd00::7]:8080";

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::{Location, WeightedBackend};
@@ -13,7 +14,8 @@ pub struct Listener {
     pub name: String,
     /// Where it binds.
     pub bind: Bind,
-    /// Chosen by SNI; exactly one when no TLS is involved. Never empty.
+    /// Chosen by SNI, and by destination where connections are redirected; else exactly one when no TLS is
+    /// involved. Never empty.
     pub chains: Vec<Chain>,
     /// Where the proxy stands that serves it.
     #[serde(default)]
@@ -25,11 +27,53 @@ pub struct Listener {
 pub enum Bind {
     /// A TCP socket.
     Socket(SocketAddr),
+    /// A TCP socket to which the kernel hands connections that were made to other addresses.
+    Redirected(Redirected),
     /// No socket: a proxyless gRPC client (`xds:///name`) reads its routes (Envoy `api_listener`).
     Api,
 }
 
-/// What happens to connections whose SNI matches.
+/// How connections that were made to other addresses come to a socket, and what is known of them beforehand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Redirected {
+    /// Where it binds.
+    pub address: SocketAddr,
+    /// They come by TPROXY, and applications see their clients' addresses; else by REDIRECT.
+    #[serde(default)]
+    pub transparent: bool,
+    /// Destination ports, at most [`Self::MOST_PORTS`], of which nothing is read to find out what is spoken:
+    /// there servers speak first.
+    #[serde(default)]
+    pub opaque_ports: Vec<u16>,
+}
+
+/// Which of the connections that come redirected a chain takes; the default takes them all.
+///
+/// Looked at in this order, and each time only those that are most specific are left: the port, the longest
+/// of the networks, the server name, what is spoken. When none is left, the chain that takes all has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Only {
+    /// Destination port; `None` = any.
+    pub port: Option<u16>,
+    /// Networks of the destination; empty = any.
+    pub networks: Vec<IpNetwork>,
+    /// What the client begins with; `None` = anything, also when it says nothing.
+    pub speaks: Option<Speaks>,
+}
+
+/// What a client begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Speaks {
+    /// A request of HTTP/1, or the preface of HTTP/2.
+    Http,
+    /// A TLS ClientHello.
+    Tls,
+}
+
+/// What happens to connections that it is chosen for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Chain {
     /// SNI names: exact (`a.example`) or one leading wildcard label
@@ -39,6 +83,9 @@ pub struct Chain {
     pub tls: Option<TlsServer>,
     /// HTTP or opaque bytes.
     pub kind: ChainKind,
+    /// Where connections are redirected: which of them.
+    #[serde(default)]
+    pub only: Only,
 }
 
 /// The protocol a chain speaks after TLS, if any.
@@ -73,6 +120,40 @@ pub struct TlsServer {
     pub private_key_file: PathBuf,
     /// ALPN protocols in order of preference, e.g. `h2`, `http/1.1`. Empty for opaque TCP.
     pub alpn: Vec<String>,
+}
+
+impl Bind {
+    /// The socket, if there is one.
+    pub const fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) | Self::Redirected(Redirected { address, .. }) => Some(*address),
+            Self::Api => None,
+        }
+    }
+}
+
+impl Redirected {
+    /// Mark (`SO_MARK`) of what must not be redirected again, and of what is sent under a client's address.
+    pub const MARK: u32 = 0x746f;
+    /// The most [`Self::opaque_ports`].
+    pub const MOST_PORTS: usize = 64;
+    /// Ports of well-known protocols in which the server speaks first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP,
+    /// submission, rsync, MySQL, VNC.
+    pub const SERVER_FIRST: [u16; 11] = [21, 22, 23, 25, 110, 119, 143, 587, 873, 3306, 5900];
+}
+
+impl Only {
+    /// Whether it takes everything.
+    pub fn takes_all(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Chain {
+    /// For connections with these server names, or any if there are none.
+    pub fn new(server_names: Vec<String>, tls: Option<TlsServer>, kind: ChainKind) -> Self {
+        Self { server_names, tls, kind, only: Only::default() }
+    }
 }
 
 /// Limits and header behaviour of an HTTP listener. All limits are finite by default.

@@ -34,6 +34,8 @@ pub struct ScopedListener {
     pub nodes: NodeSelector,
     /// What they get.
     pub listener: Arc<Listener>,
+    /// What the proxies with these ids get instead.
+    pub own: BTreeMap<String, Arc<Listener>>,
 }
 
 /// Chooses proxies by the names they give themselves.
@@ -68,6 +70,13 @@ impl NodeSelector {
     }
 }
 
+impl ScopedListener {
+    /// As a proxy gets it.
+    pub fn of(&self, node: &Node) -> &Arc<Listener> {
+        self.own.get(&node.id).unwrap_or(&self.listener)
+    }
+}
+
 impl Mesh {
     /// Cuts the mesh to what `node` needs: its listeners, the API listeners,
     /// and every route table, service and endpoint set they reach.
@@ -81,11 +90,12 @@ impl Mesh {
                 NodeSelector::Any => scoped.listener.bind == Bind::Api,
             };
             if serves {
-                view.listeners.insert(name.clone(), scoped.listener.clone());
+                view.listeners.insert(name.clone(), scoped.of(node).clone());
             }
         }
         let mut services = BTreeSet::new();
-        for chain in view.listeners.values().flat_map(|l| &l.chains) {
+        let listeners: Vec<_> = view.listeners.values().cloned().collect();
+        for chain in listeners.iter().flat_map(|l| &l.chains) {
             self.reach(chain, &mut view.routes, &mut services);
         }
         for name in services {

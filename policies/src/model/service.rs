@@ -87,6 +87,8 @@ pub enum Discovery {
         /// Time between look-ups. Default 30 s, at least 1 s.
         refresh: Duration,
     },
+    /// There are none: each connection goes on to where it was made to, before it was redirected.
+    OriginalDestination,
 }
 
 /// Client-side TLS.

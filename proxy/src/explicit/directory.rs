@@ -86,7 +86,7 @@ impl Directory {
                 let ChainKind::Http { route_table, .. } = &chain.kind else { continue };
                 let Some(router) = router(route_table) else { continue };
                 match listener.bind {
-                    Bind::Socket(_) => known.gateways.push(router),
+                    Bind::Socket(_) | Bind::Redirected(_) => known.gateways.push(router),
                     Bind::Api => drop(meshes.insert(listener.name.as_str(), router)),
                 }
             }

@@ -38,6 +38,7 @@ use crate::{
         self, EndpointState, ServiceState,
         admission::{Tally, Ticket},
         connect::{ConnectError, Connector, Wire},
+        destination::Destination,
         h2_pool,
         pick::{self, Ask, NoPick, Tried},
         pool,
@@ -231,9 +232,10 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// What a try of so many bytes asks for.
     fn ask(&mut self, service: &ServiceState, bytes: u64) -> Ask {
-        let ask = self.head.ask(service, bytes, self.class, self.client.peer.addr.ip());
+        let peer = &self.client.peer;
+        let ask = self.head.ask(service, bytes, self.class, peer.addr.ip());
         self.origin = ask.origin;
-        ask
+        Ask { destination: peer.destination.as_ref().map(Destination::address), ..ask }
     }
 
     /// Has what a try emits and costs counted by its route, where that is known.
@@ -253,6 +255,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let declared = self.head.length.declared();
         service.has_room(declared).map_err(|limit| Stop::Reply(Reply::overflow(limit)))?;
         let ask = self.ask(service, declared);
+        let original = self.client.peer.destination.as_ref().and_then(|d| d.endpoint(service));
+        if let Some(endpoint) = original {
+            return Ok(endpoint.clone());
+        }
         pick::pick(service, tried, upstream::now_ms(), ask).cloned().map_err(|none| {
             Stop::Reply(match none {
                 NoPick::NoneHealthy => Reply::NO_ENDPOINT,

@@ -80,7 +80,7 @@ impl RequestHead {
     ) -> Ask {
         let origin = service.origin(&self.headers, client);
         let key = service.key(&self.target, &self.headers, client);
-        Ask { bytes, down: None, origin, key, class }
+        Ask { bytes, down: None, origin, key, class, destination: None }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     access_log,
     router::{Action, Backend, CompiledRoute},
     transfers::{Listed, Transfer},
-    upstream::{EndpointState, connect::Wire},
+    upstream::{EndpointState, connect::Wire, destination::Destination},
 };
 
 /// One exchange, recorded on drop.
@@ -189,6 +189,7 @@ fn line(client: &Client, head: &RequestHead) -> access_log::Record {
     line.path = Some(head.target.as_str().into());
     line.user_agent = head.headers.get(header::USER_AGENT).cloned();
     line.request_id = head.headers.get(X_REQUEST_ID).cloned();
+    line.destination = client.peer.destination.as_ref().map(Destination::address);
     line
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, uri::Authority};
 use towpath_policies::model::{
-    self, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route, Transfer,
+    self, Discovery, HostRewrite, PathMatch, PathRewrite, RetryPolicy, Route, Transfer,
 };
 
 use super::{Edit, Limiters, RouteMetrics, edit, live, matching::after_prefix};
@@ -19,6 +19,17 @@ pub(crate) enum Action {
     Forward(Box<Forward>),
     Redirect(Redirect),
     Respond { status: StatusCode, body: bytes::Bytes },
+}
+
+impl Action {
+    /// Whether requests go on to where their connections were made to.
+    pub(super) fn passes_through(&self) -> bool {
+        let Self::Forward(forward) = self else { return false };
+        forward.backends.iter().all(|backend| {
+            let service = backend.service.as_ref().and_then(|live| live.current.load_full());
+            service.is_some_and(|s| s.spec.discovery == Discovery::OriginalDestination)
+        })
+    }
 }
 
 #[derive(Debug)]

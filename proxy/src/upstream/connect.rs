@@ -2,22 +2,24 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
-use towpath_policies::model::{Protocol, Service, UpstreamTls};
+use towpath_policies::model::{Protocol, Redirected, Service, UpstreamTls};
 
 use super::{
     EndpointState, ServiceState,
@@ -133,6 +135,19 @@ impl Connector {
         Ok((io, guard))
     }
 
+    /// As [`Self::connect`], for opaque bytes, under a client's address where one is given.
+    pub(crate) async fn connect_as(
+        client: Option<IpAddr>,
+        service: &ServiceState,
+        endpoint: &EndpointState,
+    ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
+        let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
+        let limit = service.spec.connect_timeout;
+        let standing = service.connector.connect_now(endpoint, None, client);
+        let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
+        Ok((io, guard))
+    }
+
     /// As [`Self::connect`], for what lasts and is no request: it has no place among the service's
     /// connections, and takes none.
     pub(crate) async fn connect_apart(
@@ -141,7 +156,7 @@ impl Connector {
         wire: Option<Wire>,
     ) -> Result<UpstreamIo, ConnectError> {
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint, wire);
+        let standing = service.connector.connect_now(endpoint, wire, None);
         timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
     }
 
@@ -149,9 +164,16 @@ impl Connector {
         &self,
         endpoint: &EndpointState,
         wire: Option<Wire>,
+        client: Option<IpAddr>,
     ) -> Result<UpstreamIo, ConnectError> {
         let start = Instant::now();
-        let tcp = TcpStream::connect(endpoint.spec.address).await.map_err(ConnectError::Tcp)?;
+        let address = endpoint.spec.address;
+        let tcp = match client {
+            Some(client) if client.is_ipv4() == address.is_ipv4() => under(client, address).await,
+            _ if MARKED.load(Relaxed) => marked(address).await,
+            _ => TcpStream::connect(address).await,
+        };
+        let tcp = tcp.map_err(ConnectError::Tcp)?;
         endpoint.live.learned.connected(start.elapsed().as_secs_f32());
         tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
         let Some(tls) = &self.tls else { return Ok(UpstreamIo::Tcp(tcp)) };
@@ -166,6 +188,34 @@ impl Connector {
         }
         Ok(UpstreamIo::Tls(Box::new(stream)))
     }
+}
+
+/// What the proxy sends is marked, so that it is not redirected to it.
+static MARKED: AtomicBool = AtomicBool::new(false);
+
+/// Has connections marked from now on, where the proxy may do that. Where not, the kernel's rules know it by its user.
+pub(crate) fn mark() {
+    let may =
+        Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|s| s.set_mark(Redirected::MARK));
+    MARKED.store(may.is_ok(), Relaxed);
+}
+
+async fn marked(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    SockRef::from(&socket).set_mark(Redirected::MARK)?;
+    socket.connect(to).await
+}
+
+/// Connects from an address that is not ours (`IP_TRANSPARENT`); the kernel's rules bring the answers here.
+async fn under(client: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if client.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let options = SockRef::from(&socket);
+    match client {
+        IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+    }
+    socket.bind(SocketAddr::new(client, 0))?;
+    socket.connect(to).await
 }
 
 impl std::fmt::Debug for Tls {

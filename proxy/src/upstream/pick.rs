@@ -1,6 +1,9 @@
 //! Which endpoint gets the next try. Allocates nothing and takes no lock.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use towpath_policies::model::{Balancer, Class, Queue};
 
@@ -57,6 +60,8 @@ pub struct Ask {
     pub key: Option<u64>,
     /// What kind of freight it is.
     pub class: Class,
+    /// Where its connection was made to, if it was redirected: the endpoint there is the one that is meant.
+    pub destination: Option<SocketAddr>,
 }
 
 fn key(live: &Arc<EndpointLive>) -> usize {
@@ -83,6 +88,11 @@ pub fn pick<'a>(
     now_ms: u64,
     ask: Ask,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
+    if let Some(meant) = ask.destination.and_then(|address| service.at(address)) {
+        return has_room(service, meant, ask)
+            .inspect_err(|limit| service.overflow(*limit))
+            .map_err(NoPick::Full);
+    }
     let mut round = Round::new(service, tried, now_ms, ask);
     round.any_endpoint().ok_or_else(|| {
         round.full.map_or(NoPick::NoneHealthy, |limit| {
@@ -103,8 +113,24 @@ pub(crate) fn seat<'a>(
     now_ms: u64,
     ask: Ask,
 ) -> Result<&'a Arc<EndpointState>, NoPick> {
+    if let Some(meant) = ask.destination.and_then(|address| service.at(address)) {
+        let queue = service.spec.admission.queue.as_ref();
+        if queue.is_some_and(|terms| !meant.has_slot(terms)) {
+            return Err(NoPick::Full(Limit::Slots));
+        }
+        return has_room(service, meant, ask).map_err(NoPick::Full);
+    }
     let mut round = Round::seats(service, tried, now_ms, ask);
     round.any_endpoint().ok_or_else(|| round.full.map_or(NoPick::NoneHealthy, NoPick::Full))
+}
+
+/// The endpoint that a client means, whatever is thought of it: no other could stand in for it.
+fn has_room<'a>(
+    service: &ServiceState,
+    meant: &'a Arc<EndpointState>,
+    ask: Ask,
+) -> Result<&'a Arc<EndpointState>, Limit> {
+    meant.live.has_room(&service.spec.breaker.endpoint, ask.bytes).map(|()| meant)
 }
 
 /// Whether [`seat`] has one for anybody.

@@ -8,9 +8,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use towpath_policies::model::{
-    self, Action, Bind, HttpOptions, Listener, ResourceKey, ResourceKind, RouteTable, Snapshot,
-    TcpForward,
+    self, Action, Bind, HttpOptions, Listener, Only, Redirected, ResourceKey, ResourceKind,
+    RouteTable, Snapshot, TcpForward,
 };
 
 use super::{CompiledTable, Entrance, Open, Rejection, World, same};
@@ -23,7 +24,10 @@ use crate::{
     router::Router,
     tcp::{TcpChain, TcpMetrics},
     tls::ServerTls,
-    upstream::{ServiceLive, ServiceState, connect::Connector},
+    upstream::{
+        ServiceLive, ServiceState,
+        connect::{self, Connector},
+    },
 };
 
 /// A change that will succeed.
@@ -73,10 +77,7 @@ impl Plan {
         snapshot: &Snapshot,
         wrong: &mut Vec<Rejection>,
     ) {
-        let sockets = |spec: &Listener| match spec.bind {
-            Bind::Socket(address) if world.terms.opens_listeners => Some(address),
-            Bind::Socket(_) | Bind::Api => None,
-        };
+        let sockets = |spec: &Listener| spec.bind.socket().filter(|_| world.terms.opens_listeners);
         let wanted =
             |name: &str| snapshot.listeners.get(name).is_some_and(|l| sockets(l).is_some());
         self.gone = world.listeners.keys().filter(|name| !wanted(name)).cloned().collect();
@@ -101,9 +102,15 @@ impl Plan {
                     continue;
                 }
             };
-            match self.socket(world, name, open, bind) {
+            let socket = self.socket(world, name, open, bind);
+            let socket =
+                socket.and_then(|socket| takes_redirected(&spec.bind, &socket).map(|()| socket));
+            match socket {
                 Ok(socket) => {
                     self.listeners.push(Prepared { spec: spec.clone(), bind, socket, tls });
+                }
+                Err(error) if spares(&spec.bind, &error) => {
+                    tracing::info!(listener = name, "no IPv6 here, so none is redirected");
                 }
                 Err(error) => reject(bind_error(bind, &error)),
             }
@@ -171,12 +178,13 @@ impl World {
             http.directory = Some(directory.clone());
             let explicit = Explicit { http: Arc::new(http), directory: directory.clone() };
             let kind = ChainKind::Explicit(Arc::new(explicit));
-            let chain = Chain { server_names: Vec::new(), tls: None, kind };
+            let only = Only::default();
+            let chain = Chain { server_names: Vec::new(), only, tls: None, kind };
             let listening = Listening::start(
                 explicit::NAME,
                 own,
                 socket,
-                Arc::new(Chains::new(vec![Arc::new(chain)])),
+                Arc::new(Chains::new(vec![Arc::new(chain)], None)),
                 &terms.workers,
                 terms.max_connections,
                 terms.overload.clone(),
@@ -293,6 +301,10 @@ impl World {
 
     fn chains(&self, prepared: &Prepared) -> Chains {
         let name: Arc<str> = prepared.spec.name.as_str().into();
+        let redirected = match &prepared.spec.bind {
+            Bind::Redirected(redirected) => Some(redirected.clone()),
+            Bind::Socket(_) | Bind::Api => None,
+        };
         let chains = prepared.spec.chains.iter().zip(&prepared.tls).map(|(spec, tls)| {
             let kind = match &spec.kind {
                 model::ChainKind::Http { route_table, options } => {
@@ -312,10 +324,10 @@ impl World {
                 }
                 model::ChainKind::Tcp(forward) => ChainKind::Tcp(self.forward(&name, forward)),
             };
-            let server_names = spec.server_names.clone();
-            Arc::new(Chain { server_names, tls: tls.clone(), kind })
+            let (server_names, only) = (spec.server_names.clone(), spec.only.clone());
+            Arc::new(Chain { server_names, only, tls: tls.clone(), kind })
         });
-        Chains::new(chains.collect())
+        Chains::new(chains.collect(), redirected)
     }
 
     fn forward(&self, listener: &Arc<str>, forward: &TcpForward) -> Arc<TcpChain> {
@@ -394,7 +406,7 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
 /// The tables of listeners with a socket. Those of API listeners are for other programs, but for
 /// one whose proxy this is.
 fn used_tables(snapshot: &Snapshot, of_program: bool) -> BTreeSet<&str> {
-    let ours = |l: &&Arc<Listener>| of_program || matches!(l.bind, Bind::Socket(_));
+    let ours = |l: &&Arc<Listener>| of_program || l.bind.socket().is_some();
     let tables =
         snapshot.listeners.values().filter(ours).flat_map(|listener| &listener.chains).filter_map(
             |chain| {
@@ -452,9 +464,34 @@ fn server_tls(chain: &model::Chain, open: Option<&Open>) -> Result<Option<Arc<Se
     }
 }
 
+/// Has a socket take connections that come by TPROXY, where they do.
+fn takes_redirected(bind: &Bind, socket: &TcpListener) -> io::Result<()> {
+    let Bind::Redirected(Redirected { address, transparent, .. }) = bind else { return Ok(()) };
+    connect::mark();
+    if !transparent {
+        return Ok(());
+    }
+    let socket = SockRef::from(socket);
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Whether a socket for redirected connections is missing only because the machine has no IPv6.
+fn spares(bind: &Bind, error: &io::Error) -> bool {
+    let unknown = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    let missing =
+        error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unknown);
+    missing && matches!(bind, Bind::Redirected(Redirected { address: SocketAddr::V6(_), .. }))
+}
+
 fn bind_error(address: SocketAddr, error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => "another program or listener has this port",
+        io::ErrorKind::PermissionDenied if address.port() >= 1024 => {
+            "taking connections by TPROXY needs root or CAP_NET_ADMIN; REDIRECT needs neither"
+        }
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose a higher one"
         }

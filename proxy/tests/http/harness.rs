@@ -128,7 +128,8 @@ fn table(mut routes: Vec<(&'static str, Forward)>, rest: Forward) -> RouteTable 
 
 async fn accept(socket: TcpListener, listener: Arc<HttpListener>, drain: drain::Watch) {
     while let Ok((io, addr)) = socket.accept().await {
-        let peer = Peer { addr, local: io.local_addr().unwrap(), tls: None };
+        let local = io.local_addr().unwrap();
+        let peer = Peer { addr, local, tls: None, destination: None };
         let (listener, drain) = (listener.clone(), drain.clone());
         tokio::spawn(async move {
             let mut start = [0; 4];

@@ -89,7 +89,7 @@ async fn obeying(address: SocketAddr, cache_dir: Option<&Path>) -> Running {
 }
 
 fn world(at: SocketAddr, endpoint: SocketAddr) -> World {
-    let chain = Chain { server_names: vec![], tls: None, kind: tcp("s") };
+    let chain = Chain::new(vec![], None, tcp("s"));
     World::default().service("s", Protocol::Tcp, &[endpoint]).listener_at("in", at, vec![chain])
 }
 
@@ -114,7 +114,7 @@ async fn what_the_control_plane_sends_is_obeyed_or_rejected_by_name() {
         private_key_file: "/nowhere/tls.key".into(),
         alpn: vec![],
     };
-    let chain = Chain { server_names: vec![], tls: Some(tls), kind: tcp("s") };
+    let chain = Chain::new(vec![], Some(tls), tcp("s"));
     let bad = world(at, two.address).listener_at("bad", dead().await, vec![chain]);
     plane.snapshot.send_replace(bad.build("v3"));
     let reasons = eventually("the rejection", || async {

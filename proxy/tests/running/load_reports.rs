@@ -71,7 +71,7 @@ async fn sidecar_with(config: Config, name: &str, app: &App) -> Running {
     endpoint.slots = Some(4);
     let options = HttpOptions { reports_load: true, ..HttpOptions::default() };
     let kind = ChainKind::Http { route_table: service.clone(), options };
-    let chain = Chain { server_names: vec![], tls: None, kind };
+    let chain = Chain::new(vec![], None, kind);
     let world = World::default()
         .service_of(Service::new(&service, Protocol::Follow), vec![endpoint])
         .routes(&service, &service)

@@ -152,7 +152,7 @@ async fn metrics_forget_routes_that_are_in_force_no_more_or_never_were() {
     proxy.apply(world().http("counted-c", "s").http("counted-b", "s").build("v2")).unwrap();
     assert!(!shows("counted-a").await);
     assert!(shows("counted-b").await && shows("counted-c").await);
-    let chain = Chain { server_names: vec![], tls: None, kind: http("nowhere") };
+    let chain = Chain::new(vec![], None, http("nowhere"));
     let wrong = world().http("counted-b", "s").http("counted-d", "s").listener("in", vec![chain]);
     proxy.apply(wrong.build("v3")).unwrap_err();
     assert!(!shows("counted-d").await);
@@ -191,7 +191,7 @@ async fn a_socket_passes_to_the_listener_that_takes_its_address() {
         Protocol::Tcp,
         &[two.address],
     );
-    let chain = |service| vec![Chain { server_names: vec![], tls: None, kind: tcp(service) }];
+    let chain = |service| vec![Chain::new(vec![], None, tcp(service))];
     let at = dead().await;
     let proxy = proxy_with(services.clone().listener_at("before", at, chain("one"))).await;
     assert_eq!(told(&proxy, "before").await, "one");
@@ -215,7 +215,7 @@ async fn every_wrong_resource_is_named_and_nothing_is_swapped() {
     let mut untrusted = Service::new("untrusted", Protocol::Http2);
     let ca_file = Some("/nowhere/ca.pem".into());
     untrusted.tls = Some(UpstreamTls { server_name: "a.test".into(), ca_file });
-    let routeless = vec![Chain { server_names: vec![], tls: None, kind: http("nowhere") }];
+    let routeless = vec![Chain::new(vec![], None, http("nowhere"))];
     let bad = good
         .service_with(untrusted, &[])
         .tcp("dangling", "nobody")

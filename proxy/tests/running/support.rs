@@ -68,14 +68,14 @@ impl World {
 
     /// An opaque listener that sends everything to one service.
     pub(crate) fn tcp(self, listener: &str, service: &str) -> Self {
-        self.listener(listener, vec![Chain { server_names: vec![], tls: None, kind: tcp(service) }])
+        self.listener(listener, vec![Chain::new(vec![], None, tcp(service))])
     }
 
     /// An HTTP listener that sends everything to one service.
     pub(crate) fn http(mut self, listener: &str, service: &str) -> Self {
         self.0.routes.insert(listener.into(), Arc::new(all_to(listener, service)));
         let kind = http(listener);
-        self.listener(listener, vec![Chain { server_names: vec![], tls: None, kind }])
+        self.listener(listener, vec![Chain::new(vec![], None, kind)])
     }
 
     /// As [`Self::http`], for freight of this class.

@@ -162,10 +162,7 @@ async fn backends_are_drawn_by_weight() {
         .service("a", Protocol::Tcp, &[a.address])
         .service("b", Protocol::Tcp, &[b.address])
         .service("unused", Protocol::Tcp, &[dead().await])
-        .listener(
-            "in",
-            vec![Chain { server_names: vec![], tls: None, kind: ChainKind::Tcp(forward) }],
-        );
+        .listener("in", vec![Chain::new(vec![], None, ChainKind::Tcp(forward))]);
     let proxy = proxy_with(world).await;
     let mut heard = [0, 0];
     for _ in 0..200 {
@@ -184,10 +181,9 @@ async fn a_silent_connection_ends_after_the_idle_timeout_and_a_talking_one_does_
     let echo = echo().await;
     let limit = Duration::from_millis(300);
     let forward = TcpForward { backends: vec![backend("echo", 1)], idle_timeout: Some(limit) };
-    let world = World::default().service("echo", Protocol::Tcp, &[echo.address]).listener(
-        "in",
-        vec![Chain { server_names: vec![], tls: None, kind: ChainKind::Tcp(forward) }],
-    );
+    let world = World::default()
+        .service("echo", Protocol::Tcp, &[echo.address])
+        .listener("in", vec![Chain::new(vec![], None, ChainKind::Tcp(forward))]);
     let proxy = proxy_with(world).await;
     let begun = std::time::Instant::now();
     let mut client = connect(&proxy, "in").await;

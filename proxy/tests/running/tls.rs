@@ -60,7 +60,7 @@ async fn hear(mut stream: TlsStream<TcpStream>) -> String {
 
 fn chain(names: &[&str], tls: Option<&TlsServer>, kind: ChainKind) -> Chain {
     let server_names = names.iter().map(ToString::to_string).collect();
-    Chain { server_names, tls: tls.cloned(), kind }
+    Chain::new(server_names, tls.cloned(), kind)
 }
 
 #[tokio::test]

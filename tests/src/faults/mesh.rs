@@ -162,7 +162,7 @@ impl Mesh {
         let listener = Listener {
             name: LISTENER.into(),
             bind: Bind::Socket(([127, 0, 0, 1], 0).into()),
-            chains: vec![Chain { server_names: vec![], tls: None, kind }],
+            chains: vec![Chain::new(vec![], None, kind)],
             location: Location::default(),
         };
         snapshot.listeners.insert(LISTENER.into(), Arc::new(listener));

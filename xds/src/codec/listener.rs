@@ -1,6 +1,6 @@
 //! [`Listener`] ↔ Envoy's (LDS).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -9,7 +9,7 @@ use envoy_types::pb::{
             filter, listener_filter,
         },
         extensions::filters::{
-            listener::{http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector},
+            listener::tls_inspector::v3::TlsInspector,
             network::{
                 http_connection_manager::v3::HttpConnectionManager,
                 tcp_proxy::v3::{
@@ -25,18 +25,17 @@ use envoy_types::pb::{
 };
 use prost::Name;
 use towpath_policies::model::{
-    Bind, Chain, ChainKind, HttpOptions, Listener, Location, RouteTable, TcpForward,
+    Bind, Chain, ChainKind, HttpOptions, Listener, Location, Only, RouteTable, TcpForward,
     WeightedBackend,
 };
 
 use super::{
     DecodedListener,
     common::{
-        At, Result, address, duration, pack, read_address, read_bool, refuse, refuse_if, timeout,
-        unpack,
+        At, Result, address, duration, pack, read_address, refuse, refuse_if, timeout, unpack,
     },
     extension::Extra,
-    http, route, tls,
+    http, redirected, route, tls,
 };
 
 pub(super) type Pb = lds::Listener;
@@ -44,18 +43,23 @@ pub(super) type Pb = lds::Listener;
 pub(super) fn encode(listener: &Listener) -> Pb {
     let mut pb = Pb { name: listener.name.clone(), ..Default::default() };
     let mut extra = Extra::default();
-    match listener.bind {
+    match &listener.bind {
         Bind::Socket(socket) => {
-            pb.address = Some(address(socket));
-            pb.filter_chains = listener
-                .chains
-                .iter()
-                .enumerate()
-                .map(|(i, chain)| encode_chain(&listener.name, i, chain))
-                .collect();
+            encode_socket(*socket, listener, &mut pb);
             if listener.chains.iter().any(|chain| !chain.server_names.is_empty()) {
                 pb.listener_filters = vec![tls_inspector()];
             }
+        }
+        Bind::Redirected(bind) => {
+            encode_socket(bind.address, listener, &mut pb);
+            // What no other chain takes, Envoy gives to a chain that is beside them.
+            let takes_all = |chain: &Chain| chain.only.takes_all() && chain.server_names.is_empty();
+            if listener.chains.last().is_some_and(takes_all) {
+                pb.default_filter_chain = pb.filter_chains.pop();
+            }
+            redirected::encode(bind, &listener.chains, &mut pb);
+            let carried = redirected::decode(&pb, bind.address).ok().flatten();
+            extra.keep("redirected", &Some(bind), &carried.as_ref());
         }
         Bind::Api => {
             let http = listener.chains.iter().find_map(|chain| match &chain.kind {
@@ -74,6 +78,12 @@ pub(super) fn encode(listener: &Listener) -> Pb {
     pb
 }
 
+fn encode_socket(socket: SocketAddr, listener: &Listener, pb: &mut Pb) {
+    pb.address = Some(address(socket));
+    let chains = listener.chains.iter().enumerate();
+    pb.filter_chains = chains.map(|(i, chain)| encode_chain(&listener.name, i, chain)).collect();
+}
+
 fn encode_chain(listener: &str, index: usize, chain: &Chain) -> FilterChain {
     let (filter, extra) = match &chain.kind {
         ChainKind::Http { route_table, options } => {
@@ -86,11 +96,14 @@ fn encode_chain(listener: &str, index: usize, chain: &Chain) -> FilterChain {
             Extra::default(),
         ),
     };
+    let narrows = !chain.server_names.is_empty() || !chain.only.takes_all();
     FilterChain {
         name: index.to_string(),
-        filter_chain_match: (!chain.server_names.is_empty()).then(|| FilterChainMatch {
-            server_names: chain.server_names.clone(),
-            ..Default::default()
+        filter_chain_match: narrows.then(|| {
+            let server_names = chain.server_names.clone();
+            let mut matches = FilterChainMatch { server_names, ..Default::default() };
+            redirected::encode_only(&chain.only, &mut matches);
+            matches
         }),
         filters: vec![filter],
         transport_socket: chain.tls.as_ref().map(tls::encode_server),
@@ -151,12 +164,15 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedListener> {
             let any = api.api_listener.clone().unwrap_or_default();
             let hcm: HttpConnectionManager = unpack(&any).at("api_listener")?;
             let kind = decode_http(&pb.name, &hcm, extra, &mut inline).at("api_listener")?;
-            (Bind::Api, vec![Chain { server_names: Vec::new(), tls: None, kind }])
+            (Bind::Api, vec![Chain::new(Vec::new(), None, kind)])
         }
         None => {
             check_supported(pb)?;
             let socket = read_address(pb.address.as_ref()).at("address")?;
-            (Bind::Socket(socket), decode_chains(pb, &mut inline)?)
+            let mut bind = redirected::decode(pb, socket)?;
+            extra.restore("redirected", &mut bind)?;
+            let chains = decode_chains(pb, bind.is_some(), &mut inline)?;
+            (bind.map_or(Bind::Socket(socket), Bind::Redirected), chains)
         }
     };
     let listener = Arc::new(Listener { name: pb.name.clone(), bind, chains, location });
@@ -168,7 +184,6 @@ fn check_supported(pb: &Pb) -> Result<()> {
     refuse_if(!pb.additional_addresses.is_empty(), "additional_addresses", "are not supported")?;
     refuse_if(pb.fcds_config.is_some(), "fcds_config", "is not supported")?;
     refuse_if(pb.filter_chain_matcher.is_some(), "filter_chain_matcher", "is not supported")?;
-    refuse_if(read_bool(pb.use_original_dst.as_ref()), "use_original_dst", "is not supported")?;
     refuse_if(pb.udp_listener_config.is_some(), "udp_listener_config", "is not supported")?;
     refuse_if(pb.listener_specifier.is_some(), "internal_listener", "is not supported")?;
     refuse_if(
@@ -176,28 +191,21 @@ fn check_supported(pb: &Pb) -> Result<()> {
         "bind_to_port",
         "listeners that do not bind are not supported",
     )?;
-    for (i, filter) in pb.listener_filters.iter().enumerate() {
-        let known = match &filter.config_type {
-            Some(listener_filter::ConfigType::TypedConfig(any)) => {
-                [TlsInspector::type_url(), HttpInspector::type_url()].contains(&any.type_url)
-            }
-            Some(_) => false,
-            None => filter.name == "envoy.filters.listener.tls_inspector",
-        };
-        if !known {
-            let name: String = filter.name.chars().take(128).collect();
-            return refuse(format!("{name:?} is not supported")).at_index("listener_filters", i);
-        }
-    }
     Ok(())
 }
 
-fn decode_chains(pb: &Pb, inline: &mut Vec<Arc<RouteTable>>) -> Result<Vec<Chain>> {
+fn decode_chains(
+    pb: &Pb,
+    redirected: bool,
+    inline: &mut Vec<Arc<RouteTable>>,
+) -> Result<Vec<Chain>> {
+    let mut seen = HashSet::new();
     let mut chains: Vec<Chain> = Vec::new();
     let all = pb.filter_chains.iter().chain(&pb.default_filter_chain);
     for (i, chain) in all.enumerate() {
-        let chain = decode_chain(&pb.name, chain, inline).at_index("filter_chains", i)?;
-        if chains.iter().any(|other| other.server_names == chain.server_names) {
+        let chain =
+            decode_chain(&pb.name, chain, redirected, inline).at_index("filter_chains", i)?;
+        if !seen.insert((chain.server_names.clone(), chain.only.clone())) {
             return refuse("another chain matches the same connections")
                 .at_index("filter_chains", i);
         }
@@ -210,11 +218,12 @@ fn decode_chains(pb: &Pb, inline: &mut Vec<Arc<RouteTable>>) -> Result<Vec<Chain
 fn decode_chain(
     listener: &str,
     pb: &FilterChain,
+    redirected: bool,
     inline: &mut Vec<Arc<RouteTable>>,
 ) -> Result<Chain> {
-    let server_names = match &pb.filter_chain_match {
-        Some(matches) => decode_match(matches).at("filter_chain_match")?,
-        None => Vec::new(),
+    let (server_names, only) = match &pb.filter_chain_match {
+        Some(matches) => decode_match(matches, redirected).at("filter_chain_match")?,
+        None => (Vec::new(), Only::default()),
     };
     let [filter] = pb.filters.as_slice() else {
         return refuse("exactly one filter is supported: http_connection_manager or tcp_proxy")
@@ -231,28 +240,36 @@ fn decode_chain(
         decode_http(listener, &hcm, extra, inline).at("http_connection_manager")?
     };
     let tls = tls::decode_server(pb.transport_socket.as_ref()).at("transport_socket")?;
-    Ok(Chain { server_names, tls, kind })
+    Ok(Chain { server_names, tls, kind, only })
 }
 
-fn decode_match(pb: &FilterChainMatch) -> Result<Vec<String>> {
-    let narrows = pb.destination_port.is_some()
-        || !pb.prefix_ranges.is_empty()
-        || !pb.address_suffix.is_empty()
+/// Server names, and where connections are redirected what else is matched.
+fn decode_match(pb: &FilterChainMatch, redirected: bool) -> Result<(Vec<String>, Only)> {
+    let narrows = !pb.address_suffix.is_empty()
         || pb.suffix_len.is_some()
         || !pb.direct_source_prefix_ranges.is_empty()
         || pb.source_type != 0
         || !pb.source_prefix_ranges.is_empty()
-        || !pb.source_ports.is_empty()
+        || !pb.source_ports.is_empty();
+    let by_destination = pb.destination_port.is_some()
+        || !pb.prefix_ranges.is_empty()
         || !pb.application_protocols.is_empty();
-    if narrows {
-        return refuse("only server_names can be matched");
+    if narrows || by_destination && !redirected {
+        return refuse(
+            "only server_names can be matched, and destinations of redirected connections",
+        );
+    }
+    let server_names: Vec<String> =
+        pb.server_names.iter().map(|name| name.to_ascii_lowercase()).collect();
+    if redirected {
+        return Ok((server_names, redirected::decode_only(pb)?));
     }
     match pb.transport_protocol.as_str() {
         "" => {}
-        "tls" if !pb.server_names.is_empty() => {}
+        "tls" if !server_names.is_empty() => {}
         other => return refuse(format!("transport_protocol {other:?} cannot be matched")),
     }
-    Ok(pb.server_names.iter().map(|name| name.to_ascii_lowercase()).collect())
+    Ok((server_names, Only::default()))
 }
 
 fn decode_http(

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use envoy_types::pb::envoy::{
     config::cluster::v3::{
         self as cds,
-        cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
+        cluster::{
+            ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig,
+            LbPolicy, OriginalDstLbConfig,
+        },
     },
     config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
@@ -28,6 +31,7 @@ use super::{
 pub(super) type Pb = cds::Cluster;
 
 pub(super) fn encode(service: &Service) -> Pb {
+    let original = service.discovery == Discovery::OriginalDestination;
     let mut pb = Pb {
         name: service.name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
@@ -49,6 +53,12 @@ pub(super) fn encode(service: &Service) -> Pb {
         }),
         ..Default::default()
     };
+    if original {
+        let kind = DiscoveryType::OriginalDst as i32;
+        pb.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind));
+        pb.lb_policy = LbPolicy::ClusterProvided as i32;
+        (pb.eds_cluster_config, pb.load_balancing_policy) = (None, None);
+    }
     if service.weights == Weights::FromLoad {
         // Clients of gRPC report their load where this says so, and both they and Envoy pass on
         // what endpoints report if it is named here.
@@ -155,8 +165,10 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
     let (protocol, pool_idle_timeout) = upstream::decode_protocol(pb)?;
     let (breaker, retry_budget) = upstream::decode_breakers(pb.circuit_breakers.as_ref());
     let connect_timeout = optional_duration(pb.connect_timeout.as_ref(), "connect_timeout")?;
-    let Balancing { balancer, hashing, weighing, out_of_band, by_locality } =
-        upstream::decode_balancer(pb)?;
+    let Balancing { balancer, hashing, weighing, out_of_band, by_locality } = match discovery {
+        Discovery::OriginalDestination => Balancing::default(),
+        _ => upstream::decode_balancer(pb)?,
+    };
     Ok(Service {
         name: pb.name.clone(),
         protocol,
@@ -205,8 +217,25 @@ fn decode_discovery(pb: &Pb) -> Result<(Discovery, EndpointSource)> {
             Some(discovery) => Ok((discovery, EndpointSource::Resolved)),
             None => inline(pb),
         },
-        DiscoveryType::OriginalDst => refuse("ORIGINAL_DST is not supported").at("type"),
+        DiscoveryType::OriginalDst => {
+            let provided = pb.lb_policy == LbPolicy::ClusterProvided as i32;
+            refuse_if(!provided, "lb_policy", "must be CLUSTER_PROVIDED for ORIGINAL_DST")?;
+            let by_config = matches!(pb.lb_config, Some(LbConfig::OriginalDstLbConfig(ref config)) if asks(config));
+            refuse_if(
+                by_config,
+                "original_dst_lb_config",
+                "only the destination itself is supported",
+            )?;
+            Ok((Discovery::OriginalDestination, EndpointSource::Resolved))
+        }
     }
+}
+
+/// Whether the destination is to be something else than the address that a connection was made to.
+fn asks(config: &OriginalDstLbConfig) -> bool {
+    config.use_http_header
+        || config.upstream_port_override.is_some()
+        || config.metadata_key.is_some()
 }
 
 fn inline(pb: &Pb) -> Result<(Discovery, EndpointSource)> {

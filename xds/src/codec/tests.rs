@@ -173,7 +173,7 @@ fn listeners_that_would_be_disobeyed_are_refused() {
         (|_, h| h.route_specifier = None, "rds or route_config"),
         (|l, _| l.address = Some(core::Address::default()), "address: must be a socket_address"),
         (|l, _| l.filter_chains.clear(), "filter_chains: must not be empty"),
-        (|l, _| l.use_original_dst = common::bool_value(true), "use_original_dst"),
+        (|l, _| l.transparent = common::bool_value(true), "transparent: needs"),
         (
             |l, _| {
                 l.filter_chains[0].filter_chain_match =

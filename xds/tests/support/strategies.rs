@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use proptest::{
     collection::{btree_map, vec},
     option,
@@ -317,14 +318,13 @@ pub(crate) fn listener() -> impl Strategy<Value = Listener> {
         chains: chains
             .into_iter()
             .enumerate()
-            .map(|(i, (tls, kind, two))| Chain {
-                server_names: match (i, two) {
+            .map(|(i, (tls, kind, two))| {
+                let server_names = match (i, two) {
                     (0, true) => vec![],
                     (_, true) => vec![format!("c{i}.example"), format!("*.c{i}.example")],
                     (_, false) => vec![format!("c{i}.example")],
-                },
-                tls,
-                kind,
+                };
+                Chain::new(server_names, tls, kind)
             })
             .collect(),
         location,
@@ -332,10 +332,54 @@ pub(crate) fn listener() -> impl Strategy<Value = Listener> {
     let api = (name(), http_chain(), location()).prop_map(|(name, kind, location)| Listener {
         name,
         bind: Bind::Api,
-        chains: vec![Chain { server_names: vec![], tls: None, kind }],
+        chains: vec![Chain::new(vec![], None, kind)],
         location,
     });
-    prop_oneof![4 => socket, 1 => api]
+    // Boxed: all of it on one stack would not fit a test's thread.
+    prop_oneof![4 => socket.boxed(), 4 => redirected(), 1 => api.boxed()].boxed()
+}
+
+/// Connections that were made to other addresses; each chain has a port of its own, so that none takes what
+/// another does.
+fn redirected() -> BoxedStrategy<Listener> {
+    let speaks = option::of(select(vec![Speaks::Http, Speaks::Tls]));
+    let names = vec(token().prop_map(|name| format!("{name}.example")), 0..3);
+    let chain = (names, option::of(tls_server()), chain_kind(), vec(network(), 0..4), speaks);
+    let bind = (address(), any::<bool>(), vec(any::<u16>(), 0..=Redirected::MOST_PORTS)).prop_map(
+        |(address, transparent, opaque_ports)| Redirected { address, transparent, opaque_ports },
+    );
+    let rest = option::of((option::of(tls_server()), chain_kind())).boxed();
+    let (bind, chain) = (bind.boxed(), chain.boxed());
+    (name(), bind, vec(chain, 1..4), rest, location())
+        .prop_map(|(name, bind, chains, rest, location)| {
+            let mut chains: Vec<Chain> = (0u16..)
+                .zip(chains)
+                .map(|(i, (names, tls, kind, networks, speaks))| Chain {
+                    only: Only { port: (i > 0).then_some(i), networks, speaks },
+                    ..Chain::new(names, tls, kind)
+                })
+                .collect();
+            chains.retain(|chain| !chain.only.takes_all() || !chain.server_names.is_empty());
+            let rest = rest.or_else(|| chains.is_empty().then(|| (None, http_of("rest"))));
+            chains.extend(rest.map(|(tls, kind)| Chain::new(vec![], tls, kind)));
+            Listener { name, bind: Bind::Redirected(bind), chains, location }
+        })
+        .boxed()
+}
+
+fn http_of(table: &str) -> ChainKind {
+    ChainKind::Http { route_table: table.to_owned(), options: HttpOptions::default() }
+}
+
+fn network() -> impl Strategy<Value = IpNetwork> {
+    let four = (any::<u32>(), 0u8..=32)
+        .prop_map(|(ip, length)| IpNetwork::new(Ipv4Addr::from(ip).into(), length));
+    let six = (any::<u128>(), 0u8..=128)
+        .prop_map(|(ip, length)| IpNetwork::new(Ipv6Addr::from(ip).into(), length));
+    prop_oneof![four, six].prop_map(|network| {
+        let network = network.expect("a length there is");
+        IpNetwork::new(network.network(), network.prefix()).expect("the same length")
+    })
 }
 
 fn thresholds() -> impl Strategy<Value = Thresholds> {
@@ -537,6 +581,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
         Just(Discovery::Listed),
+        Just(Discovery::OriginalDestination),
         (token(), any::<u16>(), 1u64..100).prop_map(|(host, port, s)| Discovery::Dns {
             host,
             port,

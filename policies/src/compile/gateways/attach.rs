@@ -113,6 +113,8 @@ pub(crate) fn plan<'d>(
         let what = match plan.written.protocol.value {
             ListenerProtocol::Http | ListenerProtocol::Https => "it answers 404",
             ListenerProtocol::Tls | ListenerProtocol::Tcp => "it is not opened",
+            // They take what is redirected to them.
+            ListenerProtocol::Outbound | ListenerProtocol::Inbound => continue,
         };
         problems
             .warning(
@@ -238,6 +240,8 @@ fn carries(listener: &GatewayListener) -> &'static [Kind] {
     match listener.protocol.value {
         ListenerProtocol::Http | ListenerProtocol::Https => &[Kind::HttpRoute, Kind::GrpcRoute],
         ListenerProtocol::Tcp => &[Kind::TcpRoute],
+        ListenerProtocol::Outbound => &[Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute],
+        ListenerProtocol::Inbound => &[],
         ListenerProtocol::Tls if passes_through(listener) => &[Kind::TlsRoute],
         ListenerProtocol::Tls => &[Kind::TlsRoute, Kind::TcpRoute],
     }
@@ -289,11 +293,13 @@ fn check_tls(listener: &GatewayListener, problems: &mut Problems) {
         }
         None => {}
     }
-    if let Some(host) =
-        listener.hostname.as_ref().filter(|_| protocol.value == ListenerProtocol::Tcp)
-    {
+    let hosts = matches!(
+        protocol.value,
+        ListenerProtocol::Http | ListenerProtocol::Https | ListenerProtocol::Tls
+    );
+    if let Some(host) = listener.hostname.as_ref().filter(|_| !hosts) {
         problems
-            .error(Rule::Conflict, host.span, "TCP carries no host name")
+            .error(Rule::Conflict, host.span, "the protocol carries no host name")
             .help("remove `hostname`, or use HTTP, HTTPS or TLS");
     }
 }
@@ -305,13 +311,14 @@ fn check_kinds(listener: &GatewayListener, problems: &mut Problems) {
         let group = kind.group.as_ref().is_none_or(|g| g.value == GATEWAY_GROUP);
         if !group || !fits.iter().any(|k| k.name() == kind.kind.value) {
             let names: Vec<_> = fits.iter().map(|k| k.name()).collect();
+            let names = if names.is_empty() { "no routes".to_owned() } else { names.join(", ") };
             problems
                 .error(
                     Rule::InvalidValue,
                     kind.kind.span,
                     format!("{} does not fit the protocol", ticked(&kind.kind)),
                 )
-                .help(format!("this listener carries {}", names.join(", ")));
+                .help(format!("this listener carries {names}"));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a Gateway says in annotations: who serves it and where that stands, where it binds, what it tells
 //! upstreams.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use crate::{
     diagnostic::nearest,
@@ -11,7 +11,7 @@ use crate::{
         read::{invalid, ticked},
         value::{PlaceName, is_token},
     },
-    model::{Coordinates, ForwardedHeader, HttpOptions, Location, NodeSelector},
+    model::{Coordinates, ForwardedHeader, HttpOptions, Location, NodeSelector, Redirected},
     problem::{At, Problems},
 };
 
@@ -19,7 +19,11 @@ use super::super::place::Places;
 
 pub(crate) struct Settings {
     pub(crate) nodes: NodeSelector,
-    pub(crate) bind: IpAddr,
+    pub(crate) bind: Option<IpAddr>,
+    /// Connections come by TPROXY.
+    pub(crate) transparent: bool,
+    /// At these ports servers speak first, too.
+    pub(crate) opaque_ports: Vec<u16>,
     pub(crate) http: HttpOptions,
     pub(crate) location: Location,
 }
@@ -58,11 +62,38 @@ impl Settings {
         Self {
             nodes: annotation("towpath.dev/nodes")
                 .map_or(NodeSelector::Unclaimed, |written| nodes(written, problems)),
-            bind: bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            bind,
+            transparent: annotation("towpath.dev/tproxy").is_some_and(|w| transparent(w, problems)),
+            opaque_ports: annotation("towpath.dev/opaque-ports")
+                .map(|written| ports(written, problems))
+                .unwrap_or_default(),
             http,
             location,
         }
     }
+}
+
+fn transparent(written: &At<String>, problems: &mut Problems) -> bool {
+    if !matches!(written.as_str(), "true" | "false") {
+        let message = format!("{} is neither true nor false", ticked(written));
+        invalid(written.span, message, "\"true\" or \"false\", in quotes", problems);
+    }
+    written.value == "true"
+}
+
+fn ports(written: &At<String>, problems: &mut Problems) -> Vec<u16> {
+    let parsed = written.split(',').map(|port| port.trim().parse().ok().filter(|port| *port != 0));
+    let Some(ports) = parsed.collect::<Option<Vec<u16>>>() else {
+        let message = format!("{} is no list of ports", ticked(written));
+        invalid(written.span, message, "ports separated by commas, e.g. \"3307,2525\"", problems);
+        return Vec::new();
+    };
+    let most = Redirected::MOST_PORTS - Redirected::SERVER_FIRST.len();
+    if ports.len() > most {
+        let help = format!("at most {most}; or give the Service `protocol: TCP` and `addresses`");
+        invalid(written.span, "these are too many ports", help, problems);
+    }
+    ports
 }
 
 /// A place by its name, or `latitude,longitude`.

@@ -109,7 +109,7 @@ fn table(name: &str) -> Item {
 }
 
 fn listener(name: &str, kind: ChainKind) -> Item {
-    let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+    let chains = vec![Chain::new(vec![], None, kind)];
     let bind = Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80)));
     item(
         name,

@@ -24,7 +24,7 @@ fn world() -> Snapshot {
 
 fn put_listener(world: &mut Snapshot, name: &str, table: &str, bind: Bind) {
     let kind = ChainKind::Http { route_table: table.to_owned(), options: HttpOptions::default() };
-    let chains = vec![Chain { server_names: vec![], tls: None, kind }];
+    let chains = vec![Chain::new(vec![], None, kind)];
     world.listeners.insert(
         name.to_owned(),
         Arc::new(Listener { name: name.to_owned(), bind, chains, location: Location::default() }),

@@ -1,0 +1,172 @@
+//! Connections that were made to another address and redirected here: where they went, what they speak,
+//! and who is to have them.
+//!
+//! Nobody is held up by being looked at. While the client says nothing, the connection goes on to where it
+//! would go unread, and whoever speaks first decides: a client that begins with HTTP or TLS is routed by
+//! that, and a server that speaks first is heard at once.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{Caller, HANDSHAKE_TIMEOUT, Held, Listening, enter};
+use crate::{
+    chains::{Chain, ChainKind, Chains},
+    sniff::{self, First, MAX_HELLO_BYTES},
+    tcp::{self, Opened, Refused, TcpChain},
+    upstream::{destination::Destination, now_ms},
+};
+
+/// Head start of the client: who speaks first mostly does so at once, and then a server need not see a
+/// connection that is closed again.
+const HEAD_START: Duration = Duration::from_millis(5);
+/// Time from a client's first byte for those that tell what it speaks. Long enough for a head in two
+/// segments of which one is lost in a near network; what is slower is passed on unread.
+const UNDECIDED: Duration = Duration::from_millis(250);
+/// Where the server cannot be reached: time for the client to ask for one that can be.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
+/// So often at most a listener tells of connections that were not redirected.
+const TELL_EVERY_MS: u64 = 10_000;
+
+/// Serves one connection of a listener to which connections are redirected.
+pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, mut held: Held) {
+    let Some(address) = destination(&tcp, &chains, &held.listening) else {
+        return astray(&held.listening, peer);
+    };
+    let transparent = chains.redirected.as_ref().is_some_and(|redirected| redirected.transparent);
+    let destination = Destination::new(address, transparent.then(|| peer.ip()));
+    held.destination = Some(destination.clone());
+    let unread = chains.choose(address, &First::Opaque);
+    if chains.is_decided(address) {
+        let Some(chain) = unread else { return };
+        return enter(tcp, BytesMut::new(), chain, peer, None, held).await;
+    }
+    let caller = Caller {
+        address: peer,
+        server_name: None,
+        protocol: "TCP",
+        worker: held.worker,
+        destination: Some(destination),
+    };
+    let meanwhile = unread.and_then(|chain| match &chain.kind {
+        ChainKind::Tcp(forward) if chain.tls.is_none() => Some(forward),
+        _ => None,
+    });
+    let mut seen = BytesMut::new();
+    // A client that is gone needs nobody any more.
+    let Ok((first, opened)) = who_speaks(&tcp, &mut seen, meanwhile, caller).await else { return };
+    let Some(chain) = settle(&chains, address, &first) else { return };
+    let unread = unread.is_some_and(|unread| Arc::ptr_eq(unread, chain));
+    match opened {
+        Some(Ok(opened)) if unread => {
+            opened.run::<super::NoTls>(tcp::Client::Clear(tcp, seen.freeze())).await;
+        }
+        Some(Err(refused)) if unread => {
+            refused.tell::<super::NoTls>(tcp::Client::Clear(tcp, seen.freeze())).await;
+        }
+        not_needed => {
+            drop(not_needed);
+            let name = match first {
+                First::Tls(name) => name,
+                _ => None,
+            };
+            enter(tcp, seen, chain, peer, name, held).await;
+        }
+    }
+}
+
+/// The address that a connection was made to; `None` if it was made to us.
+fn destination(tcp: &TcpStream, chains: &Chains, listening: &Listening) -> Option<SocketAddr> {
+    let local = tcp.local_addr().ok()?;
+    if chains.redirected.as_ref()?.transparent {
+        return (local.port() != listening.address.port()).then_some(local);
+    }
+    let socket = SockRef::from(tcp);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    // The kernel knows none for a connection that it did not touch, or says that it is our own.
+    original.ok()?.as_socket().filter(|original| *original != local)
+}
+
+/// Ends a connection that was made to the listener itself: sent on it would come back for ever.
+fn astray(listening: &Listening, client: SocketAddr) {
+    listening.metrics.not_redirected.inc();
+    let told = &listening.told_astray_ms;
+    let (now, last) = (now_ms(), told.load(super::Relaxed));
+    let due = last == 0 || now.saturating_sub(last) >= TELL_EVERY_MS;
+    if due && told.compare_exchange(last, now, super::Relaxed, super::Relaxed).is_ok() {
+        tracing::warn!(
+            listener = %listening.name,
+            %client,
+            "closed a connection that was made to the proxy itself and not redirected to it; connect to \
+             the service, and see that rules redirect what the proxy does not send itself"
+        );
+    }
+}
+
+/// Finds out how a connection begins, and who has been connected to meanwhile.
+async fn who_speaks(
+    tcp: &TcpStream,
+    seen: &mut BytesMut,
+    meanwhile: Option<&Arc<TcpChain>>,
+    caller: Caller,
+) -> io::Result<(First, Option<Result<Opened, Refused>>)> {
+    let mut looking = pin!(look(tcp, seen));
+    if let Ok(first) = timeout(HEAD_START, &mut looking).await {
+        return Ok((first?, None));
+    }
+    let Some(chain) = meanwhile else {
+        let first = timeout(HANDSHAKE_TIMEOUT, looking).await.unwrap_or(Ok(First::Opaque))?;
+        return Ok((first, None));
+    };
+    let opened = tokio::select! {
+        first = &mut looking => return Ok((first?, None)),
+        opened = tcp::open(chain, caller) => opened,
+    };
+    match opened {
+        Ok(opened) => {
+            let first = tokio::select! {
+                first = looking => first?,
+                () = opened.server_speaks() => First::Opaque,
+                () = opened.idle() => First::Opaque,
+            };
+            Ok((first, Some(Ok(opened))))
+        }
+        Err(refused) => {
+            let first = timeout(LAST_CHANCE, looking).await.unwrap_or(Ok(First::Opaque))?;
+            Ok((first, Some(Err(refused))))
+        }
+    }
+}
+
+/// Reads until it is known how the client begins. That it says nothing hurts nobody, but when it has begun
+/// somebody waits for what it said.
+async fn look(tcp: &TcpStream, seen: &mut BytesMut) -> io::Result<First> {
+    let begun = |bytes: &[u8]| Some(sniff::first(bytes));
+    match sniff::read_until(tcp, seen, MAX_HELLO_BYTES, begun).await? {
+        None => return Ok(First::Opaque),
+        Some(Some(first)) => return Ok(first),
+        Some(None) => {}
+    }
+    match timeout(UNDECIDED, sniff::read_until(tcp, seen, MAX_HELLO_BYTES, sniff::first)).await {
+        Ok(first) => Ok(first?.unwrap_or(First::Opaque)),
+        Err(_) => Ok(First::Opaque),
+    }
+}
+
+/// The chain for a connection that begins like this. Requests of a host of which no route knows anything pass
+/// through unread.
+fn settle<'a>(chains: &'a Chains, address: SocketAddr, first: &First) -> Option<&'a Arc<Chain>> {
+    let chain = chains.choose(address, first)?;
+    if let (ChainKind::Http(http), First::Http1 { host }) = (&chain.kind, first)
+        && http.router.load().passes_through(host.as_deref().unwrap_or_default())
+        && let Some(unread) = chains.choose(address, &First::Opaque)
+    {
+        return Some(unread);
+    }
+    Some(chain)
+}
