@@ -135,7 +135,7 @@ impl Completion {
         let zones = Zones::new(set, &cells, site.here);
         origins.price(&zones);
         let map = Map { cells, zones };
-        let prices = Arc::new(Prices::new(&set.regions, &set.origins, &map));
+        let prices = Arc::new(Prices::new(set, &map, &cell_of));
         let footprints = Footprints::new(spec, &set.regions, &map.cells, &prices, draws);
         let factors = (&spec.prediction.terms).into();
         let draws = draws();

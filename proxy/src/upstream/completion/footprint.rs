@@ -6,7 +6,7 @@
 
 use std::{array, collections::BTreeMap, sync::Arc};
 
-use towpath_policies::model::{Region, Service};
+use towpath_policies::model::{EndpointSet, Region, Service};
 
 use super::{
     cost::{PerByte, Worth},
@@ -118,21 +118,21 @@ impl Footprints {
 }
 
 impl Prices {
-    pub(super) fn new(
-        regions: &BTreeMap<String, Region>,
-        origins: &BTreeMap<String, Region>,
-        map: &Map,
-    ) -> Self {
-        let told = |name: &str| regions.get(name).or_else(|| origins.get(name));
+    /// `cell_of`: by endpoint.
+    pub(super) fn new(set: &EndpointSet, map: &Map, cell_of: &[Cell]) -> Self {
+        let told = |name: &str| set.regions.get(name).or_else(|| set.origins.get(name));
         let cents = |from: &str, to: &str| match told(from) {
             Some(region) => region.cents_to(from, to),
             // What stays costs nothing, whatever is known of the region.
             None => (from == to).then_some(0.0),
         };
         let Map { cells, zones } = map;
+        // What is known of the others, if only that staying there costs nothing, says nothing of endpoints.
+        let mut has_endpoints = [false; NUMBERS];
+        cell_of.iter().for_each(|cell| has_endpoints[cell.index()] = true);
         let row = |(zone, origin): (Zone, &str)| {
             let mut row = [Price::default(); NUMBERS];
-            for cell in cells.all() {
+            for cell in cells.all().filter(|cell| has_endpoints[cell.index()]) {
                 let region = cells.region(cell);
                 if region.is_empty() || zone == Zone::UNKNOWN {
                     continue;

@@ -5,7 +5,7 @@ use towpath_policies::model::{
     Registered, Service, Terms,
 };
 
-use super::super::zones::Origin;
+use super::{super::zones::Origin, Load};
 use crate::{
     metrics::Sum,
     upstream::{
@@ -388,6 +388,24 @@ fn work_for_a_region_without_endpoints_goes_where_its_bytes_are_cheap() {
     ] {
         assert_eq!(share(&state, "eu", class, origin(&state, from), GB), eu, "{from} {class:?}");
     }
+}
+
+#[test]
+fn what_is_unknown_for_all_endpoints_is_nothing_to_choose_by_whatever_stays_in_a_region() {
+    let regions =
+        [("eu", 1, region(None, &[("us", 2.0)])), ("us", 1, region(None, &[("eu", 3.0)]))];
+    let mut set = set(&regions);
+    // Nobody says what bytes to there cost, but that those cost nothing which stay there.
+    set.origins = [("lab".to_owned(), region(None, &[("eu", 1.0)]))].into();
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let footprints = state.completion.as_ref().unwrap().footprints(Class::Bulk).unwrap();
+    let zone = origin(&state, "lab").zone;
+    let seconds = |up, down| {
+        let load = Load { zone, up, down, now_ms: now_ms() };
+        [0, 1].map(|at| footprints.seconds(&state.endpoints[at].live, &load).1.round())
+    };
+    assert_eq!(seconds(0.0, 1e9), [0.0, 0.0]);
+    assert_eq!(seconds(1e9, 0.0), [1.0, 3.0], "what is known of one is, and the other the worst");
 }
 
 #[test]
