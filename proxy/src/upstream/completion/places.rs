@@ -110,9 +110,13 @@ impl Numbers {
     }
 
     /// A number for a place, with what is known of it, and whether it is new; `None` = there is none left.
-    fn give(&mut self, region: &str, at: Option<Spot>) -> Option<(Place, bool)> {
+    /// `joins`: what has no region may be in one that was there before.
+    fn give(&mut self, region: &str, at: Option<Spot>, joins: bool) -> Option<(Place, bool)> {
         // Those that the view has already were not what it looked for.
-        let known = |given: &&mut Given| given.used < self.settled && given.place.is(region, at);
+        let known = |given: &&mut Given| {
+            let place = &given.place;
+            given.used < self.settled && place.is(region, at) && (joins || place.region == region)
+        };
         if let Some(given) = self.given.iter_mut().find(known) {
             given.used = self.settled;
             return Some((given.place.clone(), false));
@@ -143,7 +147,8 @@ impl Settling<'_> {
         if region.is_empty() && at.is_none() {
             return Cell::HERE;
         }
-        if let Some(cell) = self.known_or_new(region, at) {
+        // Without a region it has the prices of one in which other endpoints are, and of no other.
+        if let Some(cell) = self.known_or_new(region, at, false) {
             return cell;
         }
         // The proxy is no endpoint's place.
@@ -165,12 +170,12 @@ impl Settling<'_> {
         if self.cells.here.is_some_and(|here| here.is_near(&at)) {
             return Some(Cell::HERE);
         }
-        self.known_or_new("", Some(at)).or_else(|| self.cells.nearest(&at))
+        self.known_or_new("", Some(at), true).or_else(|| self.cells.nearest(&at))
     }
 
     /// A region that data comes from and no endpoint stands in has a cell of its own, if one is left.
     pub(crate) fn region(&mut self, name: &str, at: Option<Coordinates>) {
-        self.known_or_new(name, at.map(Spot::new));
+        self.known_or_new(name, at.map(Spot::new), false);
     }
 
     /// A region of which nothing says where it is, is there.
@@ -204,7 +209,7 @@ impl Settling<'_> {
         (cells, new)
     }
 
-    fn known_or_new(&mut self, region: &str, at: Option<Spot>) -> Option<Cell> {
+    fn known_or_new(&mut self, region: &str, at: Option<Spot>, joins: bool) -> Option<Cell> {
         let places = &mut self.cells.places;
         if let Some(place) = places.iter_mut().find(|place| place.is(region, at)) {
             place.at = place.at.or(at);
@@ -213,7 +218,7 @@ impl Settling<'_> {
         if places.len() + 1 == CELLS {
             return None;
         }
-        let (mut place, new) = self.numbers.give(region, at)?;
+        let (mut place, new) = self.numbers.give(region, at, joins)?;
         if !region.is_empty() {
             // What is said now counts; what was said before only where nothing is.
             place.at = at;

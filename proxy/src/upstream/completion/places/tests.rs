@@ -155,6 +155,21 @@ fn a_region_whose_endpoints_are_away_is_an_origin_as_long_as_there_are_cells_lef
 }
 
 #[test]
+fn an_endpoint_without_a_region_is_in_none_that_only_data_came_from() {
+    let mut known = Numbers::default();
+    let mut settling = known.settle(None);
+    settling.endpoint("eu", Some(at(FRANKFURT)));
+    settling.region("lab", Some(at(FIJI)));
+    drop(settling.finish());
+    let endpoints = [("eu", Some(FRANKFURT)), ("", Some(FRANKFURT)), ("", Some(FIJI))];
+    let (cells, stands) = settle(&mut known, &endpoints);
+    let regions: Vec<_> = stands.iter().map(|cell| cells.region(*cell)).collect();
+    assert_eq!(regions, ["eu", "eu", ""]);
+    // Data is, as far as it is measured.
+    assert_eq!(known.settle(None).origin(at(FIJI)), Some(Cell(2)));
+}
+
+#[test]
 fn coordinates_that_are_corrected_count() {
     let mut known = Numbers::default();
     let (before, _) = settle(&mut known, &[("eu", Some(FIJI)), ("us", Some(VIRGINIA))]);
