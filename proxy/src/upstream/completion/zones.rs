@@ -4,7 +4,7 @@
 //! Measured is by [`Cell`], of which there are few, and each has what is nearest to it. Prices end at the
 //! border: what is not near a region is in none, whatever is nearest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use towpath_policies::model::{Coordinates, EndpointSet, Region};
 
@@ -71,6 +71,13 @@ impl Zones {
         if told().all(|(_, region)| region.egress.is_empty()) {
             return Self::default();
         }
+        // Of this view: cells are fewer, and remember where a region was.
+        let mut stands: HashMap<&str, Coordinates> = HashMap::new();
+        for endpoint in &set.endpoints {
+            if let Some(at) = endpoint.coordinates {
+                stands.entry(&endpoint.locality.region).or_insert(at);
+            }
+        }
         // Those of endpoints first, should there be too many.
         let names = set.endpoints.iter().map(|endpoint| &endpoint.locality.region);
         let names = names.chain(told().map(|(name, _)| name));
@@ -78,12 +85,11 @@ impl Zones {
         let (mut known, usual) = (BTreeSet::from([Region::ANY, ""]), Region::default());
         let named = names.filter(|name| known.insert(name)).map(|name| {
             let region = set.regions.get(name).or_else(|| set.origins.get(name)).unwrap_or(&usual);
-            let at = region.location.coordinates.map(Spot::new);
-            let at = at.or_else(|| cells.spot(cells.of_region(name)?));
+            let at = region.location.coordinates.or_else(|| stands.get(name.as_str()).copied());
             let kilometers = region.radius_kilometers.unwrap_or(Region::USUAL_KILOMETERS);
             Named {
                 region: name.clone(),
-                at,
+                at: at.map(Spot::new),
                 near: (f64::from(kilometers) / EARTH_KILOMETERS).cos(),
             }
         });

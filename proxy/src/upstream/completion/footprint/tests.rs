@@ -376,6 +376,39 @@ fn where_a_region_may_be_that_does_not_say_it_nothing_is_known() {
 }
 
 #[test]
+fn a_region_is_no_longer_where_the_policy_said_before() {
+    let mut set = atlas();
+    let before = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    set.regions.get_mut("eu").unwrap().location = Location::default();
+    set.origins.get_mut("lab").unwrap().location = Location::default();
+    let after = reconcile(Some(&before), before.spec.clone(), &set, 1).unwrap();
+    let names = |state: &ServiceState| {
+        let map = &state.completion.as_ref().unwrap().map;
+        let zone = |at| map.named(said(at).as_bytes()).unwrap().zone;
+        [MAINZ, MUNICH, VIRGINIA].map(|at| map.zones.name(zone(at)).to_owned())
+    };
+    assert_eq!(names(&before), ["eu", "lab", "us"]);
+    assert_eq!(names(&after), ["*", "*", "us"]);
+}
+
+#[test]
+fn each_region_of_endpoints_is_where_they_say_however_many_there_are() {
+    let names: Vec<_> = (0..20).map(|n| format!("r{n:02}")).collect();
+    let prices = region(None, &[("*", 1.0)]);
+    let regions: Vec<_> = names.iter().map(|name| (&**name, 1, prices.clone())).collect();
+    let mut set = set(&regions);
+    let place = |n: u8| (f64::from(n) * 4.0, 0.0);
+    for (endpoint, n) in set.endpoints.iter_mut().zip(0..) {
+        endpoint.coordinates = at(place(n)).coordinates;
+    }
+    let state = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let map = &state.completion.as_ref().unwrap().map;
+    for (name, n) in names.iter().zip(0..) {
+        assert_eq!(map.zones.name(origin(&state, &said(place(n))).zone), name);
+    }
+}
+
+#[test]
 fn work_for_a_region_without_endpoints_goes_where_its_bytes_are_cheap() {
     let state = atlas_from(None, service(Terms { price: 100.0, ..BOTH }));
     // So much work is there already that it takes longer there than across the ocean.
