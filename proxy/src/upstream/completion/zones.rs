@@ -16,8 +16,8 @@ pub(crate) struct Zone(u8);
 
 /// Where data comes from: for what is measured, and for what it costs.
 ///
-/// A zone has its number in one view. In another one it may be another's: requests that change views
-/// while regions are renamed may be weighed by the prices of a wrong one, once.
+/// A zone has its number in one view. In another one it may be another's: requests that wait while
+/// names of regions come or go may be weighed by the prices of a wrong one, once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
     pub(crate) cell: Cell,
@@ -27,6 +27,7 @@ pub struct Origin {
 /// The regions of a view that bytes have prices from or to; none where there are no prices.
 #[derive(Debug, Default)]
 pub(crate) struct Zones {
+    /// By name, so that numbers stay while endpoints come and go.
     named: Box<[Named]>,
     /// That of the proxy.
     here: Zone,
@@ -93,7 +94,9 @@ impl Zones {
                 near: (f64::from(kilometers) / EARTH_KILOMETERS).cos(),
             }
         });
-        let mut new = Self { named: named.take(MOST).collect(), ..Self::default() };
+        let mut named: Box<[Named]> = named.take(MOST).collect();
+        named.sort_by(|a, b| a.region.cmp(&b.region));
+        let mut new = Self { named, ..Self::default() };
         new.here = here.map_or(Zone::UNKNOWN, |at| new.around(&Spot::new(at)));
         for cell in cells.all() {
             let region = cells.region(cell);
@@ -146,7 +149,7 @@ impl Zones {
         none.into_iter().chain(named.map(|(place, named)| (Zone::nth(place), &*named.region)))
     }
 
-    /// The nearest region of those that are near enough.
+    /// The nearest region of those that are near enough; of several, the first by name.
     pub(super) fn around(&self, spot: &Spot) -> Zone {
         let mut nearest = (Zone::UNKNOWN, -2.0);
         for (place, named) in self.named.iter().enumerate() {

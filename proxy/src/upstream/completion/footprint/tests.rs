@@ -409,6 +409,25 @@ fn each_region_of_endpoints_is_where_they_say_however_many_there_are() {
 }
 
 #[test]
+fn what_waits_while_endpoints_come_and_go_has_the_prices_of_its_region() {
+    let mut set = atlas();
+    let before = reconcile(None, Arc::new(service(BOTH)), &set, 1).unwrap();
+    let from = [origin(&before, "eu"), origin(&before, "lab"), origin(&before, "us")];
+    let names = |state: &ServiceState| {
+        let map = &state.completion.as_ref().unwrap().map;
+        from.map(|origin| map.zones.name(origin.zone).to_owned())
+    };
+    set.endpoints.reverse();
+    let turned = reconcile(Some(&before), before.spec.clone(), &set, 1).unwrap();
+    assert_eq!(names(&turned), ["eu", "lab", "us"]);
+    // The last of `eu` is away, of which is told as of one that data comes from.
+    set.endpoints.pop();
+    set.origins.extend(set.regions.remove_entry("eu"));
+    let away = reconcile(Some(&turned), turned.spec.clone(), &set, 1).unwrap();
+    assert_eq!(names(&away), ["eu", "lab", "us"]);
+}
+
+#[test]
 fn work_for_a_region_without_endpoints_goes_where_its_bytes_are_cheap() {
     let state = atlas_from(None, service(Terms { price: 100.0, ..BOTH }));
     // So much work is there already that it takes longer there than across the ocean.
