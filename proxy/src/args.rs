@@ -176,10 +176,19 @@ pub struct Config {
     pub energy: Counters,
     /// Whether the listeners of the configuration are opened; their routes count either way.
     pub opens_listeners: bool,
-    /// A socket for programs that are told of it as their proxy.
-    pub explicit: Option<Arc<TcpListener>>,
+    /// Sockets of the programs whose proxy this is.
+    pub programs: Programs,
     /// Where what went where is summed up.
     pub ledger: Option<Arc<Ledger>>,
+}
+
+/// Sockets that no configuration names, for the programs whose proxy this is.
+#[derive(Clone, Debug, Default)]
+pub struct Programs {
+    /// For those that are told of it as their proxy.
+    pub told: Option<Arc<TcpListener>>,
+    /// For those whose connections are taken (TPROXY): their own address is where they were made to.
+    pub taken: Vec<Arc<TcpListener>>,
 }
 
 /// Where readings of what is used come from.
@@ -222,7 +231,7 @@ impl Config {
             geoip: None,
             energy: Counters::Off,
             opens_listeners: true,
-            explicit: None,
+            programs: Programs::default(),
             ledger: None,
         }
     }
@@ -235,7 +244,7 @@ impl Args {
     /// When the flags contradict each other.
     pub fn into_config(self) -> anyhow::Result<Config> {
         if self.policies.is_none() && self.control_plane.is_none() {
-            bail!("give either --policies DIR or --control-plane ADDR --node NAME");
+            bail!("give either --policies <DIR> or --control-plane <ADDR> --node <NAME>");
         }
         self.into_config_of_any()
     }
@@ -286,7 +295,7 @@ impl Args {
             geoip: self.geoip,
             energy: self.energy,
             opens_listeners: true,
-            explicit: None,
+            programs: Programs::default(),
             ledger: None,
         })
     }

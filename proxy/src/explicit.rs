@@ -1,5 +1,7 @@
-//! The listener of a program that was told of its proxy (`HTTP_PROXY`): requests that name their
-//! host (RFC 9112 §3.2.2) and tunnels (`CONNECT`, RFC 9110 §9.3.6).
+//! The listeners of a program whose proxy this is. One that was told of it (`HTTP_PROXY`) sends
+//! requests that name their host (RFC 9112 §3.2.2) and asks for tunnels (`CONNECT`, RFC 9110
+//! §9.3.6); one that was not has all its connections taken (TPROXY), and their own side is where
+//! they were made to.
 //!
 //! What the mesh knows takes the routes that policies say. All else passes through to the host
 //! that the program named, unharmed and counted as the service `passthrough`. Knows nothing of
@@ -51,11 +53,24 @@ enum First {
 /// to wait for the server.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// The name of such a listener, in logs and metrics.
+/// Time for a client to speak whose connection was taken: so long a server that speaks first is
+/// held up, where nobody knows that it does.
+const HEAD_START: Duration = Duration::from_millis(50);
+/// And for a head that it has begun.
+const HEAD_TIME: Duration = Duration::from_millis(250);
+/// Ports of well-known protocols in which the server speaks first: FTP, SSH, Telnet, SMTP, POP3,
+/// NNTP, IMAP, submission, rsync, MySQL, VNC.
+const SERVER_FIRST: [u16; 11] = [21, 22, 23, 25, 110, 119, 143, 587, 873, 3306, 5900];
+
+/// The names of such listeners, in logs and metrics.
 pub(crate) const NAME: &str = "explicit";
+pub(crate) const TAKEN: &str = "taken";
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(tcp: TcpStream, explicit: Arc<Explicit>, accepted: Accepted) {
+    if !explicit.directory.is_here(accepted.local) {
+        return taken(tcp, &explicit, accepted).await;
+    }
     let mut seen = BytesMut::new();
     let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first);
     let first = tokio::select! {
@@ -85,6 +100,59 @@ async fn requests(
     let io = Prefixed::new(seen.freeze(), tcp);
     let peer = Peer { addr: peer, local, tls: None, destination: None };
     http::serve_connection(io, wire, explicit.http.clone(), peer, worker, drain).await;
+}
+
+/// A connection that its program made to somewhere else.
+async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
+    let (directory, destination) = (&explicit.directory, accepted.local);
+    let mut seen = BytesMut::new();
+    // Where nothing could be routed, nothing is read to find out.
+    if directory.knows_http() && !SERVER_FIRST.contains(&destination.port()) {
+        match timeout(HEAD_START, sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first)).await
+        {
+            Ok(Ok(Some(First::Http(wire)))) => {
+                if is_routed(&tcp, &mut seen, wire, explicit, destination).await {
+                    return requests(tcp, seen, wire, explicit, accepted).await;
+                }
+            }
+            Ok(Err(_)) => return,
+            Ok(Ok(_)) | Err(_) => {}
+        }
+    }
+    let caller = Caller {
+        address: accepted.peer,
+        server_name: Some(destination.to_string()),
+        protocol: "TCP",
+        worker: accepted.worker,
+    };
+    match directory.opaque_at(destination).await {
+        Ok(chain) => {
+            let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
+            tcp::relay(chain, client, caller).await;
+        }
+        Err(error) => tracing::debug!(%destination, %error, "cannot pass through"),
+    }
+}
+
+/// Whether routes have a say in what a client begins to ask for. Else not a byte of it is changed.
+async fn is_routed(
+    tcp: &TcpStream,
+    seen: &mut BytesMut,
+    wire: Wire,
+    explicit: &Explicit,
+    destination: SocketAddr,
+) -> bool {
+    let directory = &explicit.directory;
+    if directory.speaks_http_at(destination) {
+        return true;
+    }
+    if wire == Wire::Http2 {
+        // Its host is said once it is answered; what no route knows then goes on to where it was made to.
+        return directory.has_hosts();
+    }
+    let heading = connect::read_host(tcp, seen, &explicit.http.options);
+    let host = timeout(HEAD_TIME, heading).await.ok().flatten();
+    host.is_some_and(|host| directory.speaks_http(&host))
 }
 
 /// A connection to the host and port that a `CONNECT` names.

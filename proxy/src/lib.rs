@@ -47,7 +47,7 @@ pub mod upstream;
 mod worker;
 mod world;
 
-pub use args::{Args, Config, Readings};
+pub use args::{Args, Config, Programs, Readings};
 pub use drain::Leftovers;
 pub use energy::Counters;
 pub use gpu::{Cards, GpuConfig, MetricsUrl};

@@ -380,7 +380,8 @@ async fn clear(
             return tcp::relay(forward.clone(), client, caller).await;
         }
         ChainKind::Explicit(explicit) => {
-            let local = held.local_address(&tcp);
+            // Of a connection that was taken, where it was made to.
+            let Ok(local) = tcp.local_addr() else { return };
             let drain = held.listening.drain.watch();
             let accepted = Accepted { peer, local, worker: held.worker, drain };
             return explicit::serve(tcp, explicit.clone(), accepted).await;

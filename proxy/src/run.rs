@@ -199,7 +199,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         inherited: inherited.clone(),
         transfers: Arc::new(Transfers::new(config.workers)),
         opens_listeners: config.opens_listeners,
-        explicit: config.explicit.clone(),
+        programs: config.programs.clone(),
         spool: spool(&config),
     };
     let transfers = terms.transfers.clone();

@@ -23,6 +23,7 @@ use towpath_policies::model::{
 };
 
 use crate::{
+    Programs,
     access_log::AccessLog,
     drain,
     explicit::Directory,
@@ -83,14 +84,14 @@ pub(crate) struct World {
     here: Option<Coordinates>,
     /// The listeners that this proxy closed to stop.
     leaving: Vec<drain::Signal>,
-    /// Serves programs that are told of it as their proxy.
-    explicit: Option<Entrance>,
+    /// Serves programs whose proxy this is, once there is a configuration.
+    entrance: Option<Entrance>,
 }
 
-/// A listener that no configuration names.
+/// Listeners that no configuration names.
 #[derive(Debug)]
 struct Entrance {
-    listening: Arc<Listening>,
+    listening: Vec<Arc<Listening>>,
     directory: Arc<Directory>,
 }
 
@@ -116,8 +117,15 @@ pub(crate) struct Terms {
     pub(crate) load: Arc<NodeLoad>,
     /// Whether listeners of the configuration are opened.
     pub(crate) opens_listeners: bool,
-    /// The socket of programs that are told of it as their proxy.
-    pub(crate) explicit: Option<Arc<TcpListener>>,
+    /// Sockets of the programs whose proxy this is.
+    pub(crate) programs: Programs,
+}
+
+impl Terms {
+    /// Whether there are programs whose proxy this is.
+    pub(crate) fn has_programs(&self) -> bool {
+        self.programs.told.is_some() || !self.programs.taken.is_empty()
+    }
 }
 
 /// A route table and its router; connections hold the place, not the router.
@@ -153,7 +161,7 @@ impl World {
             draining: false,
             here: None,
             leaving: Vec::new(),
-            explicit: None,
+            entrance: None,
         }
     }
 
@@ -239,7 +247,7 @@ impl World {
     fn leave(&mut self, how: fn(&drain::Signal)) {
         self.draining = true;
         let closed = std::mem::take(&mut self.listeners).into_values().map(|open| open.listening);
-        let closed = closed.chain(self.explicit.take().map(|explicit| explicit.listening));
+        let closed = closed.chain(self.entrance.take().into_iter().flat_map(|own| own.listening));
         self.leaving.extend(closed.map(|listening| listening.drain.clone()));
         self.leaving.iter().for_each(how);
     }

@@ -27,8 +27,9 @@ pub(crate) struct Directory {
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) listener: Arc<str>,
-    /// Where the listener is reached: nobody is sent there.
-    pub(crate) own: SocketAddr,
+    /// Where the listeners are reached: nobody is sent there, and connections that were made to elsewhere were
+    /// taken.
+    pub(crate) own: Vec<SocketAddr>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) transfers: Arc<Transfers>,
     pub(crate) site: Site,
@@ -70,6 +71,11 @@ impl Directory {
     pub(crate) fn new(terms: Terms) -> Self {
         let strangers = Strangers::new(terms.clone());
         Self { terms, known: ArcSwap::default(), strangers }
+    }
+
+    /// Whether a connection with this local address was made to us.
+    pub(crate) fn is_here(&self, local: SocketAddr) -> bool {
+        self.terms.own.contains(&local)
     }
 
     /// Takes in what is in force now.
@@ -138,6 +144,51 @@ impl Directory {
         Ok(self.strangers.find(&host_of(authority), port).await?.route.clone())
     }
 
+    /// What a request takes whose host nobody knows, when its connection was made to this address.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub(crate) async fn at(
+        &self,
+        destination: SocketAddr,
+        target: &Target<'_>,
+    ) -> io::Result<Option<Arc<CompiledRoute>>> {
+        let (host, port) = place(destination);
+        let known = self.known.load().service(&host, port).and_then(|s| s.router.clone());
+        match known {
+            Some(router) => Ok(router.load().route(target).cloned()),
+            None => Ok(Some(self.strangers.find(&host, port).await?.route.clone())),
+        }
+    }
+
+    /// Whether there is anything that routes have a say in.
+    pub(super) fn knows_http(&self) -> bool {
+        let known = self.known.load();
+        self.has_hosts() || known.places.values().any(|service| service.router.is_some())
+    }
+
+    /// Whether any host could be known.
+    pub(super) fn has_hosts(&self) -> bool {
+        let known = self.known.load();
+        !known.gateways.is_empty() || known.names.values().any(|service| service.router.is_some())
+    }
+
+    /// As [`Self::speaks_http`], of an address that a connection was made to.
+    pub(super) fn speaks_http_at(&self, destination: SocketAddr) -> bool {
+        let (host, port) = place(destination);
+        let known = self.known.load();
+        known.service(&host, port).is_some_and(|service| service.router.is_some())
+    }
+
+    /// Where the bytes of a connection go that was made to this address.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub(super) async fn opaque_at(&self, destination: SocketAddr) -> io::Result<Arc<TcpChain>> {
+        let (host, port) = place(destination);
+        self.opaque_by(&host, port).await
+    }
+
     /// Whether routes may have a say in what goes to this host, once it is known what that is.
     pub(super) fn speaks_http(&self, authority: &Authority) -> bool {
         let known = self.known.load();
@@ -152,11 +203,14 @@ impl Directory {
     /// # Errors
     /// When it is a stranger whose name has no address.
     pub(super) async fn opaque(&self, authority: &Authority) -> io::Result<Arc<TcpChain>> {
-        let (host, port) = (host_of(authority), authority.port_u16().unwrap_or(HTTP_PORT));
-        let known = self.known.load().service(&host, port).map(|service| service.opaque.clone());
+        self.opaque_by(&host_of(authority), authority.port_u16().unwrap_or(HTTP_PORT)).await
+    }
+
+    async fn opaque_by(&self, host: &str, port: u16) -> io::Result<Arc<TcpChain>> {
+        let known = self.known.load().service(host, port).map(|service| service.opaque.clone());
         match known {
             Some(chain) => Ok(chain),
-            None => Ok(self.strangers.find(&host, port).await?.opaque.clone()),
+            None => Ok(self.strangers.find(host, port).await?.opaque.clone()),
         }
     }
 }
@@ -180,6 +234,11 @@ impl Terms {
             metrics: TcpMetrics::new(&self.listener),
         })
     }
+}
+
+/// An address as those of endpoints are looked up.
+fn place(address: SocketAddr) -> (String, u16) {
+    (address.ip().to_canonical().to_string(), address.port())
 }
 
 /// Lower case, without brackets and final dot.

@@ -101,7 +101,7 @@ impl Strangers {
 
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let all: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
-        if all.contains(&self.terms.own) {
+        if self.terms.own.iter().any(|own| all.contains(own)) {
             return Err(io::Error::other("that is this proxy itself"));
         }
         // The system puts first what it can reach (RFC 6724); the other family may be a dead end.

@@ -621,10 +621,19 @@ async fn looked_up(client: &Client, head: &RequestHead) -> Result<Arc<CompiledRo
     match directory.find(&target(head)) {
         Found::Route(route) => Ok(route),
         Found::NoRoute => Err(Stop::Reply(Reply::NO_ROUTE)),
-        Found::Stranger => directory.stranger(&head.authority).await.map_err(|error| {
-            tracing::debug!(host = %head.authority, %error, "cannot pass through");
-            Stop::Reply(Reply::UNKNOWN_HOST)
-        }),
+        Found::Stranger => {
+            let local = client.peer.local;
+            let found = if directory.is_here(local) {
+                directory.stranger(&head.authority).await.map(Some)
+            } else {
+                directory.at(local, &target(head)).await
+            };
+            let found = found.map_err(|error| {
+                tracing::debug!(host = %head.authority, %error, "cannot pass through");
+                Stop::Reply(Reply::UNKNOWN_HOST)
+            });
+            found?.ok_or(Stop::Reply(Reply::NO_ROUTE))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use towpath_policies::model::{
 
 use super::{CompiledTable, Entrance, Open, Rejection, World, same};
 use crate::{
+    Programs,
     chains::{Chain, ChainKind, Chains},
     explicit::{self, Directory, Explicit},
     http::{HttpListener, orca::Reporter},
@@ -145,53 +146,65 @@ impl Plan {
 }
 
 impl World {
-    /// Accepts from programs that are told of this proxy, and tells them what is in force.
+    /// Accepts from the programs whose proxy this is, and tells them what is in force.
     pub(super) fn serve_programs(&mut self, snapshot: &Snapshot) {
-        if self.explicit.is_none() && !self.draining {
-            self.explicit = self.terms.explicit.clone().and_then(|socket| self.entrance(&socket));
+        if self.entrance.is_none() && self.terms.has_programs() && !self.draining {
+            self.entrance = Some(self.entrance());
         }
-        let Some(explicit) = &self.explicit else { return };
+        let Some(entrance) = &self.entrance else { return };
         let router = |table: &str| self.routers.get(table).map(|compiled| compiled.place.clone());
-        explicit.directory.learn(snapshot, self.services.iter(), &router);
+        entrance.directory.learn(snapshot, self.services.iter(), &router);
     }
 
-    fn entrance(&self, socket: &TcpListener) -> Option<Entrance> {
-        let started = socket.local_addr().and_then(|own| {
-            socket.set_nonblocking(true)?;
-            let terms = &self.terms;
-            let directory = Arc::new(Directory::new(explicit::Terms {
-                listener: explicit::NAME.into(),
-                own,
-                access_log: terms.access_log.clone(),
-                transfers: terms.transfers.clone(),
-                site: self.site(),
-            }));
-            let mut http = HttpListener::new(
-                explicit::NAME.into(),
-                HttpOptions::default(),
-                Arc::new(ArcSwap::from_pointee(Router::empty(explicit::NAME))),
-                terms.transfers.clone(),
-                terms.overload.clone(),
-            );
-            http.access_log.clone_from(&terms.access_log);
-            http.spool.clone_from(&terms.spool);
-            http.directory = Some(directory.clone());
-            let explicit = Explicit { http: Arc::new(http), directory: directory.clone() };
-            let kind = ChainKind::Explicit(Arc::new(explicit));
-            let only = Only::default();
-            let chain = Chain { server_names: Vec::new(), only, tls: None, kind };
-            let listening = Listening::start(
-                explicit::NAME,
-                own,
-                socket,
-                Arc::new(Chains::new(vec![Arc::new(chain)], None)),
-                &terms.workers,
-                terms.max_connections,
-                terms.overload.clone(),
-            )?;
-            Ok(Entrance { listening, directory })
-        });
-        started.inspect_err(|error| tracing::error!(%error, "cannot accept from programs")).ok()
+    fn entrance(&self) -> Entrance {
+        let Programs { told, taken } = &self.terms.programs;
+        let directory = Arc::new(Directory::new(explicit::Terms {
+            listener: explicit::NAME.into(),
+            own: told.iter().chain(taken).filter_map(|socket| socket.local_addr().ok()).collect(),
+            access_log: self.terms.access_log.clone(),
+            transfers: self.terms.transfers.clone(),
+            site: self.site(),
+        }));
+        let told = told.iter().map(|socket| (explicit::NAME, socket));
+        let all = told.chain(taken.iter().map(|socket| (explicit::TAKEN, socket)));
+        let open = |(name, socket): (_, &Arc<TcpListener>)| {
+            let opened = self.open_to_programs(name, socket, &directory);
+            opened.inspect_err(|error| tracing::error!(%error, "cannot accept from programs")).ok()
+        };
+        Entrance { listening: all.filter_map(open).collect(), directory }
+    }
+
+    fn open_to_programs(
+        &self,
+        name: &str,
+        socket: &TcpListener,
+        directory: &Arc<Directory>,
+    ) -> io::Result<Arc<Listening>> {
+        socket.set_nonblocking(true)?;
+        let (own, terms) = (socket.local_addr()?, &self.terms);
+        let mut http = HttpListener::new(
+            name.into(),
+            HttpOptions::default(),
+            Arc::new(ArcSwap::from_pointee(Router::empty(name))),
+            terms.transfers.clone(),
+            terms.overload.clone(),
+        );
+        http.access_log.clone_from(&terms.access_log);
+        http.spool.clone_from(&terms.spool);
+        http.directory = Some(directory.clone());
+        let explicit = Explicit { http: Arc::new(http), directory: directory.clone() };
+        let kind = ChainKind::Explicit(Arc::new(explicit));
+        let only = Only::default();
+        let chain = Chain { server_names: Vec::new(), only, tls: None, kind };
+        Listening::start(
+            name,
+            own,
+            socket,
+            Arc::new(Chains::new(vec![Arc::new(chain)], None)),
+            &terms.workers,
+            terms.max_connections,
+            terms.overload.clone(),
+        )
     }
 
     /// Compiles what must be compiled; connections see the new routes at their next request.
@@ -388,7 +401,7 @@ fn plan_tables(world: &World, snapshot: &Snapshot, wrong: &mut Vec<Rejection>) -
         world.services.contains_key(service) != snapshot.services.contains_key(service)
     };
     let mut tables = Vec::new();
-    let used = used_tables(snapshot, world.terms.explicit.is_some());
+    let used = used_tables(snapshot, world.terms.has_programs());
     for (name, table) in snapshot.routes.iter().filter(|(name, _)| used.contains(name.as_str())) {
         let old = world.routers.get(name);
         let changed = old.is_none_or(|old| !same(&old.table, table));
