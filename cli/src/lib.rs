@@ -48,6 +48,9 @@ enum Command {
     Proxy(towpath_proxy::Args),
     /// Run any command with a sidecar for as long as it lives
     Run(Box<run::Args>),
+    /// The process in the network namespace of a command
+    #[command(hide = true)]
+    RunInside(run::InsideArgs),
     /// Run the control plane: policy files in Git become xDS
     ControlPlane(towpath_control_plane::Args),
     /// Ask a control plane which proxies hold which version
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Schema(args) => schema::run(args),
         Command::Proxy(args) => towpath_proxy::run(args),
         Command::Run(args) => Ok(run::run(*args)),
+        Command::RunInside(args) => Ok(run::inside(&args)),
         Command::ControlPlane(args) => towpath_control_plane::run(args),
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(&args),

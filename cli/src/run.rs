@@ -7,13 +7,14 @@
 
 mod command;
 mod environment;
+mod namespace;
 mod sidecar;
 mod signals;
 mod summary;
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -21,10 +22,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use towpath_proxy::Ledger;
+use towpath_proxy::{Ledger, Programs};
 
 use command::Running;
+use namespace::Namespace;
+pub(crate) use namespace::inside::Args as InsideArgs;
 use sidecar::Sidecar;
+use signals::{Kept, Passing};
 use summary::{Account, Summary};
 
 /// Options.
@@ -42,7 +46,8 @@ use summary::{Account, Summary};
   towpath run --control-plane mesh:18000 --node nightly -- python3 load.py
   towpath run --summary report.json -- dbt run
 
-The command finds the sidecar by proxy variables (HTTP_PROXY, HTTPS_PROXY and their kin).
+Where it is allowed (root, or user namespaces) the command has a network namespace of its own, in which every connection
+comes to the sidecar; elsewhere it finds it by proxy variables (HTTP_PROXY, HTTPS_PROXY and their kin).
 Exit status: the command's; 128+n when signal n ended it; 126 not executable, 127 not found;
 125 when the sidecar could not be had, in which case the command was not started."
 )]
@@ -63,6 +68,15 @@ pub(crate) struct Args {
     #[arg(long)]
     or_without: bool,
 
+    /// How the command's connections come to the sidecar
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Network::Auto)]
+    network: Network,
+
+    /// In a namespace: further ports of this machine's loopback that the command is to reach [default: those on which
+    /// something listens when it starts]
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    share_loopback: Vec<u16>,
+
     /// Take the place of proxy variables that are set already; else they are a reason not to start
     #[arg(long)]
     replace_proxy: bool,
@@ -78,6 +92,24 @@ pub(crate) struct Args {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// How the command's connections come to the sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Network {
+    /// In a network namespace where that is allowed, by proxy variables elsewhere
+    Auto,
+    /// All of them, in a network namespace of the command's own
+    Namespace,
+    /// Those of programs that heed HTTP_PROXY and its kin
+    Variables,
+}
+
+/// How a command that is about to start comes to its sidecar.
+#[derive(Debug)]
+enum Way {
+    Namespace(Namespace, Kept),
+    Variables(Vec<(&'static str, OsString)>, Option<Kept>),
 }
 
 /// The sidecar could not be had; as `env`, `nohup` and `timeout` say it of themselves.
@@ -102,9 +134,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
             None
         }
     };
-    let (sidecar, variables) = prepared.unzip();
+    let (sidecar, way) = prepared.unzip();
     let began = Instant::now();
-    let running = match Running::start(&command, &variables.unwrap_or_default()) {
+    let network = way.as_ref().map_or("none", Way::name);
+    let running = match way {
+        Some(Way::Namespace(namespace, kept)) => Running::inside(namespace, kept),
+        Some(Way::Variables(variables, kept)) => Running::start(&command, &variables, kept),
+        None => Running::start(&command, &[], None),
+    };
+    let running = match running {
         Ok(running) => running,
         Err(error) => {
             eprintln!("towpath: {}: {}", command[0].display(), error.source);
@@ -119,29 +157,20 @@ pub(crate) fn run(args: Args) -> ExitCode {
         if let Err(error) = sidecar.end() {
             eprintln!("towpath: the sidecar failed: {error:#}");
         }
-        Account::of(&ledger, took, status).write(&summary);
+        Account::of(&ledger, network, took, status).write(&summary);
     }
     ExitCode::from(status)
 }
 
-/// A sidecar that is ready, and what the command must know of it.
-fn prepare(
-    args: Args,
-    ledger: Arc<Ledger>,
-) -> anyhow::Result<(Sidecar, Vec<(&'static str, OsString)>)> {
-    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if !args.replace_proxy
-        && let Some(name) = environment::taken(&given)
-    {
-        bail!(
-            "{name} is set already, and the sidecar would go around that proxy: unset it, or give \
-             --replace-proxy"
-        );
-    }
+/// Becomes a command inside the namespace that was made for it.
+pub(crate) fn inside(args: &InsideArgs) -> ExitCode {
+    namespace::inside::run(args)
+}
+
+/// A sidecar that is ready, and how the command comes to it.
+fn prepare(args: Args, ledger: Arc<Ledger>) -> anyhow::Result<(Sidecar, Way)> {
     towpath_proxy::start_log(&args.proxy.log_level, args.log_file.as_deref())?;
-    let socket =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
-    let address = socket.local_addr()?;
+    let (way, programs, names) = way(&args)?;
     let mut proxy = args.proxy;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = u16::try_from(cores.min(MOST_WORKERS)).unwrap_or(1);
@@ -149,10 +178,57 @@ fn prepare(
     proxy.max_connections.get_or_insert(MAX_CONNECTIONS);
     let mut config = proxy.into_config_of_any()?;
     config.opens_listeners = args.listeners;
-    config.explicit = Some(Arc::new(socket));
+    config.programs = programs;
     config.ledger = Some(ledger);
-    let sidecar = Sidecar::start(config, args.ready_timeout)?;
-    Ok((sidecar, environment::variables(address, &given)))
+    Ok((Sidecar::start(config, names, args.ready_timeout)?, way))
+}
+
+/// How the command comes to its sidecar, and the sockets where that meets it.
+fn way(args: &Args) -> anyhow::Result<(Way, Programs, Vec<UdpSocket>)> {
+    if args.network == Network::Variables {
+        return by_variables(args.replace_proxy, None);
+    }
+    // Before there is a process that they could be meant for.
+    let kept = Passing::begin()?;
+    match Namespace::make(&args.command, &args.share_loopback) {
+        Ok((namespace, sockets)) => {
+            let taken = sockets.connections.into_iter().map(Arc::new).collect();
+            let programs = Programs { taken, ..Programs::default() };
+            Ok((Way::Namespace(namespace, kept), programs, sockets.names))
+        }
+        Err(error) if args.network == Network::Auto => {
+            eprintln!("towpath: by proxy variables, as there is no network namespace: {error:#}");
+            by_variables(args.replace_proxy, Some(kept))
+        }
+        Err(error) => Err(error.context("there is no network namespace")),
+    }
+}
+
+fn by_variables(
+    replace: bool,
+    kept: Option<Kept>,
+) -> anyhow::Result<(Way, Programs, Vec<UdpSocket>)> {
+    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if !replace && let Some(name) = environment::taken(&given) {
+        bail!(
+            "{name} is set already, and the sidecar would go around that proxy: unset it, or give \
+             --replace-proxy"
+        );
+    }
+    let socket =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
+    let variables = environment::variables(socket.local_addr()?, &given);
+    let programs = Programs { told: Some(Arc::new(socket)), ..Programs::default() };
+    Ok((Way::Variables(variables, kept), programs, Vec::new()))
+}
+
+impl Way {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Namespace(..) => "namespace",
+            Self::Variables(..) => "variables",
+        }
+    }
 }
 
 /// A time as policies write it.

@@ -15,19 +15,30 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// `towpath run ARGUMENTS -- sh -c SCRIPT`, with the proxy variables of nobody else.
+/// `towpath run ARGUMENTS -- sh -c SCRIPT` by proxy variables, with those of nobody else.
 fn run(arguments: &[&str], script: &str) -> Command {
     let mut command = program(arguments);
     command.args(["sh", "-c", script]);
     command
 }
 
+/// The same in a network namespace.
+fn inside(arguments: &[&str], script: &str) -> Command {
+    let mut command = program_by("namespace", arguments);
+    command.args(["sh", "-c", script]);
+    command
+}
+
 fn program(arguments: &[&str]) -> Command {
+    program_by("variables", arguments)
+}
+
+fn program_by(network: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
     for name in ["http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "no_proxy"] {
         command.env_remove(name).env_remove(name.to_uppercase());
     }
-    command.arg("run").args(arguments).arg("--");
+    command.args(["run", "--network", network]).args(arguments).arg("--");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -104,16 +115,22 @@ fn the_status_is_the_commands() {
         ("kill -KILL $$", 128 + 9),
         ("kill -SEGV $$", 128 + 11),
     ] {
-        let status = run(&["--summary", "off"], script).status().unwrap();
-        assert_eq!(status.code(), Some(expected), "{script}");
+        for mut command in
+            [run(&["--summary", "off"], script), inside(&["--summary", "off"], script)]
+        {
+            assert_eq!(command.status().unwrap().code(), Some(expected), "{command:?}");
+        }
     }
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("plain");
     fs::write(&plain, "no program").unwrap();
-    for (command, expected) in [(plain.to_str().unwrap(), 126), ("no-such-command-here", 127)] {
-        let output = program(&["--summary", "off"]).arg(command).output().unwrap();
-        assert_eq!(output.status.code(), Some(expected), "{command}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(command));
+    for network in ["variables", "namespace"] {
+        for (command, expected) in [(plain.to_str().unwrap(), 126), ("no-such-command-here", 127)] {
+            let mut command_line = program_by(network, &["--summary", "off"]);
+            let output = command_line.arg(command).output().unwrap();
+            assert_eq!(output.status.code(), Some(expected), "{command} by {network}");
+            assert!(String::from_utf8_lossy(&output.stderr).contains(command));
+        }
     }
 }
 
@@ -125,7 +142,8 @@ fn what_goes_in_and_out_is_byte_for_byte_the_same() {
     let mut outputs = Vec::new();
     let mut plain = Command::new("sh");
     plain.args(["-c", script]);
-    for mut command in [plain, run(&["--summary", "off"], script)] {
+    let arguments = ["--summary", "off"];
+    for mut command in [plain, run(&arguments, script), inside(&arguments, script)] {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();
@@ -134,7 +152,9 @@ fn what_goes_in_and_out_is_byte_for_byte_the_same() {
         outputs.push(child.wait_with_output().unwrap());
         giving.join().unwrap();
     }
-    assert!(outputs[0] == outputs[1], "{:?}", String::from_utf8_lossy(&outputs[1].stderr));
+    for output in &outputs[1..] {
+        assert!(outputs[0] == *output, "{:?}", String::from_utf8_lossy(&output.stderr));
+    }
     assert!(outputs[0].stdout.starts_with(&input));
 }
 
@@ -230,27 +250,192 @@ fn what_the_mesh_knows_takes_its_routes() {
 }
 
 #[test]
+fn in_a_namespace_every_connection_comes_to_the_sidecar() {
+    let (origin, asked) = origin("hello");
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies");
+    fs::create_dir(&policies).unwrap();
+    fs::write(policies.join("mesh.yaml"), POLICIES.replace("ADDRESS", &origin.to_string()))
+        .unwrap();
+    let report = folder.path().join("report.json");
+    // By a route's host at an address that leads nowhere, and by the endpoint's address.
+    let script = format!(
+        "env | grep -qi _proxy && exit 9; curl -sS --resolve ingest.test:80:192.0.2.77 \
+         http://ingest.test/in/1 && curl -sS http://{origin}/2"
+    );
+    let arguments =
+        ["--policies", policies.to_str().unwrap(), "--summary", report.to_str().unwrap()];
+    let output = inside(&arguments, &script).output().unwrap();
+    assert_eq!(told(&output), "hellohello");
+    for path in ["/in/1", "/2"] {
+        let asked = asked.recv().unwrap();
+        assert!(asked.head.starts_with(&format!("GET {path} ")), "{}", asked.head);
+    }
+    let report = summary(&report);
+    assert_eq!(report["network"], "namespace");
+    let etl = &report["destinations"][0];
+    assert_eq!((&etl["service"], &etl["requests"]), (&"etl".into(), &2.into()), "{report}");
+}
+
+#[test]
+fn in_a_namespace_the_machines_loopback_is_there_and_so_is_the_commands_own() {
+    let (origin, _asked) = origin("hello");
+    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let port = free.port();
+    // Refused before something inside listens; then it is reached by all addresses of the machine.
+    let script = format!(
+        "curl -sS http://{origin}/ || exit; \
+         curl -s http://{free}/; test $? = 7 || exit 8; \
+         python3 -c 'import http.server as h, socketserver as s; \
+           s.TCPServer.allow_reuse_address = True; server = s.TCPServer((\"0.0.0.0\", {port}), h.SimpleHTTPRequestHandler); \
+           print(\"up\", flush=True); server.handle_request(); server.handle_request()' 2>/dev/null | ( \
+         read up; curl -sS -o /dev/null -w '%{{http_code}}' http://{free}/; \
+         own=$(ip -o -4 address show dev lo scope global | awk '{{sub(\"/.*\", \"\", $4); print $4; exit}}'); \
+         curl -sS -o /dev/null -w '%{{http_code}}' http://$own:{port}/ )"
+    );
+    let output = inside(&["--summary", "off"], &script).output().unwrap();
+    assert_eq!(told(&output), "hello200200");
+}
+
+#[test]
+fn a_namespace_needs_no_privilege() {
+    let (origin, _asked) = origin("hello");
+    let folder = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), open).unwrap();
+    let program = folder.path().join("towpath");
+    fs::copy(env!("CARGO_BIN_EXE_towpath"), &program).unwrap();
+    let script = format!("id -u; curl -sS http://{origin}/; grep CapEff /proc/self/status");
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .arg(&program)
+        .args(["run", "--network", "namespace", "--summary", "off", "--", "sh", "-c", &script])
+        .current_dir("/")
+        .output()
+        .unwrap();
+    assert_eq!(told(&output), "65534\nhelloCapEff:\t0000000000000000\n");
+}
+
+/// A PostgreSQL of its own, ended on drop.
+struct Postgres {
+    server: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL: ./test tools");
+        let programs = versions.map(|v| v.unwrap().path()).max().unwrap().join("bin");
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        fs::create_dir(&data).unwrap();
+        for path in [folder.path(), &data] {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+        }
+        // It does not run as root.
+        let run = |program: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+            command.arg(programs.join(program)).arg("-D").arg(&data).current_dir("/");
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        let made = run("initdb").args(["-U", "job", "-A", "trust", "--no-sync"]).status().unwrap();
+        assert!(made.success());
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let server = run("postgres")
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-k", ""])
+            .args(["-c", "fsync=off"])
+            .spawn()
+            .unwrap();
+        let postgres = Self { server, port, folder };
+        let begun = Instant::now();
+        while !postgres.psql("create table part as select n, repeat('x', 100) as text from generate_series(1, 20000) n")
+            .status().unwrap().success()
+        {
+            assert!(begun.elapsed() < Duration::from_secs(60), "PostgreSQL does not start");
+        }
+        postgres
+    }
+
+    fn url(&self) -> String {
+        format!("postgresql://job@127.0.0.1:{}/postgres", self.port)
+    }
+
+    fn psql(&self, command: &str) -> Command {
+        let mut psql = Command::new("psql");
+        psql.arg(self.url()).args(["-q", "-c", command]).stderr(Stdio::null());
+        psql
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        signal(&self.server, Signal::INT);
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn a_batch_job_does_the_same_with_a_sidecar_as_without() {
+    let postgres = Postgres::start();
+    let (origin, asked) = origin("taken");
+    let file = postgres.folder.path().join("part.csv");
+    let file = file.to_str().unwrap();
+    let script = format!(
+        "psql '{}' -c '\\copy part to {file} csv' && wc -c < {file} && \
+         curl -sS -T {file} http://{origin}/part.csv; exit 3",
+        postgres.url()
+    );
+    let report = postgres.folder.path().join("report.json");
+    let mut alone = Command::new("sh");
+    alone.args(["-c", &script]);
+    let summarised = ["--summary", report.to_str().unwrap()];
+    let mut outputs = Vec::new();
+    for mut command in [alone, run(&["--summary", "off"], &script), inside(&summarised, &script)] {
+        outputs.push(command.output().unwrap());
+        let uploaded = asked.recv().unwrap().body;
+        assert!(uploaded == fs::read(file).unwrap());
+        fs::remove_file(file).unwrap();
+    }
+    assert_eq!(outputs[0].status.code(), Some(3), "{:?}", outputs[0]);
+    assert!(outputs.iter().all(|output| *output == outputs[0]), "{outputs:?}");
+    let report = summary(&report);
+    let to = |address: String| {
+        let all = report["destinations"].as_array().unwrap();
+        all.iter().find(|line| line["destination"] == address).cloned().unwrap()
+    };
+    let size = 20_000 * 100;
+    let table = to(format!("127.0.0.1:{}", postgres.port));
+    assert!(table["bytes_in"].as_u64().unwrap() > size, "{report}");
+    assert!(to(origin.to_string())["bytes_out"].as_u64().unwrap() > size, "{report}");
+}
+
+#[test]
 fn signals_reach_the_command_and_only_the_command_decides() {
     let script = "trap 'echo got USR1' USR1; trap 'echo got INT' INT; trap '' TERM; echo ready; \
                   while ! read line; do :; done; exit 5";
-    let mut child = run(&["--summary", "off"], script).stdin(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut next = || lines.next().unwrap().unwrap();
-    assert_eq!(next(), "ready");
-    signal(&child, Signal::TERM);
-    signal(&child, Signal::USR1);
-    assert_eq!(next(), "got USR1");
-    signal(&child, Signal::INT);
-    assert_eq!(next(), "got INT");
-    assert!(child.try_wait().unwrap().is_none(), "it ignores SIGTERM");
-    child.stdin.take().unwrap().write_all(b"line\n").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    for by in [run, inside] {
+        let mut child = by(&["--summary", "off"], script).stdin(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut next = || lines.next().unwrap().unwrap();
+        assert_eq!(next(), "ready");
+        signal(&child, Signal::TERM);
+        signal(&child, Signal::USR1);
+        assert_eq!(next(), "got USR1");
+        signal(&child, Signal::INT);
+        assert_eq!(next(), "got INT");
+        assert!(child.try_wait().unwrap().is_none(), "it ignores SIGTERM");
+        child.stdin.take().unwrap().write_all(b"line\n").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(5));
 
-    let mut child = run(&["--summary", "off"], "echo ready; exec sleep 1000").spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "ready");
-    signal(&child, Signal::TERM);
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+        let mut child = by(&["--summary", "off"], "echo ready; exec sleep 1000").spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "ready");
+        signal(&child, Signal::TERM);
+        assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    }
 }
 
 #[test]
@@ -269,22 +454,24 @@ fn nobody_that_is_left_behind_holds_the_sidecar() {
     let silent = TcpListener::bind(("127.0.0.2", 0)).unwrap();
     let address = silent.local_addr().unwrap();
     let script = format!("curl -sS http://{address}/ >/dev/null 2>&1 & echo $!; read line");
-    let mut child = run(&["--summary", "off"], &script).stdin(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let left: i32 = lines.next().unwrap().unwrap().parse().unwrap();
-    let (request, _) = silent.accept().unwrap();
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    let ends = Instant::now();
-    assert!(child.wait().unwrap().success());
-    let took = ends.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
-    // What was left behind lost its sidecar, and was not killed for that.
-    drop(request);
-    let left = Path::new("/proc").join(left.to_string());
-    while left.exists()
-        && !fs::read_to_string(left.join("stat")).unwrap_or_default().contains(") Z ")
-    {
-        thread::yield_now();
+    for by in [run, inside] {
+        let mut child = by(&["--summary", "off"], &script).stdin(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let left: i32 = lines.next().unwrap().unwrap().parse().unwrap();
+        let (request, _) = silent.accept().unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let ends = Instant::now();
+        assert!(child.wait().unwrap().success());
+        let took = ends.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        // What was left behind lost its sidecar, and was not killed for that.
+        drop(request);
+        let left = Path::new("/proc").join(left.to_string());
+        while left.exists()
+            && !fs::read_to_string(left.join("stat")).unwrap_or_default().contains(") Z ")
+        {
+            thread::yield_now();
+        }
     }
 }
 

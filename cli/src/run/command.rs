@@ -9,7 +9,10 @@ use std::{
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 
-use super::signals::{self, Passing};
+use super::{
+    namespace::Namespace,
+    signals::{self, Kept, Passing},
+};
 
 /// A command that runs.
 #[derive(Debug)]
@@ -33,17 +36,24 @@ const NOT_EXECUTABLE: u8 = 126;
 const BY_SIGNAL: i32 = 128;
 
 impl Running {
+    /// Has the process that waits in a namespace become the command.
+    pub(super) fn inside(namespace: Namespace, kept: Kept) -> Result<Self, NotStarted> {
+        let pid =
+            pid(namespace.process()).ok_or_else(|| not_started(io::ErrorKind::NotFound.into()))?;
+        let passing = kept.to(pid).map_err(not_started)?;
+        // One that has ended meanwhile was sent a signal, and has a status that says so.
+        namespace.go();
+        Ok(Self { pid, passing })
+    }
+
     /// Starts the command with these variables besides those of this process. Everything else
     /// is what it would be without a sidecar: standard streams, group, limits, signals.
     pub(super) fn start(
         command: &[OsString],
         variables: &[(&'static str, OsString)],
+        kept: Option<Kept>,
     ) -> Result<Self, NotStarted> {
-        let not_started = |source: io::Error| {
-            let missing = source.kind() == io::ErrorKind::NotFound;
-            NotStarted { source, status: if missing { NOT_FOUND } else { NOT_EXECUTABLE } }
-        };
-        let passing = Passing::begin().map_err(not_started)?;
+        let kept = kept.map_or_else(Passing::begin, Ok).map_err(not_started)?;
         let (program, arguments) =
             command.split_first().ok_or_else(|| not_started(io::ErrorKind::InvalidInput.into()))?;
         let child = Command::new(program)
@@ -53,7 +63,7 @@ impl Running {
             .spawn()
             .map_err(not_started)?;
         let pid = pid(&child).ok_or_else(|| not_started(io::ErrorKind::NotFound.into()))?;
-        let passing = passing.to(pid).map_err(not_started)?;
+        let passing = kept.to(pid).map_err(not_started)?;
         Ok(Self { pid, passing })
     }
 
@@ -71,6 +81,12 @@ impl Running {
         drop(self.passing);
         status
     }
+}
+
+/// As a shell would say why.
+pub(super) fn not_started(source: io::Error) -> NotStarted {
+    let missing = source.kind() == io::ErrorKind::NotFound;
+    NotStarted { source, status: if missing { NOT_FOUND } else { NOT_EXECUTABLE } }
 }
 
 fn pid(child: &Child) -> Option<Pid> {

@@ -2,6 +2,7 @@
 //! goes on.
 
 use std::{
+    net::UdpSocket,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, channel},
@@ -14,6 +15,8 @@ use anyhow::{anyhow, bail};
 use tokio::{sync::oneshot, time::timeout};
 use towpath_policies::model::Snapshot;
 use towpath_proxy::{Config, SourceConfig};
+
+use super::namespace;
 
 /// A sidecar that is ready.
 #[derive(Debug)]
@@ -28,11 +31,16 @@ pub(super) struct Sidecar {
 const MARGIN: Duration = Duration::from_millis(400);
 
 impl Sidecar {
-    /// Starts it, and waits until its configuration is in force.
+    /// Starts it, and waits until its configuration is in force. It answers for names by these
+    /// sockets.
     ///
     /// # Errors
     /// When it cannot start, or is not ready in time.
-    pub(super) fn start(config: Config, ready_timeout: Duration) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        config: Config,
+        names: Vec<UdpSocket>,
+        ready_timeout: Duration,
+    ) -> anyhow::Result<Self> {
         let patience = config.drain_timeout + MARGIN;
         let (say_ready, ready) = channel();
         let (say_ended, ended) = channel();
@@ -40,7 +48,7 @@ impl Sidecar {
         thread::Builder::new().name("sidecar".into()).spawn(move || {
             let say = say_ready.clone();
             if let Err(error) =
-                serve(config, ready_timeout, move || drop(say.send(Ok(()))), stopped)
+                serve(config, names, ready_timeout, move || drop(say.send(Ok(()))), stopped)
             {
                 // One of the two listens.
                 let _ = say_ready.send(Err(error));
@@ -71,6 +79,7 @@ impl Sidecar {
 
 fn serve(
     config: Config,
+    names: Vec<UdpSocket>,
     ready_timeout: Duration,
     say_ready: impl FnOnce(),
     stopped: oneshot::Receiver<()>,
@@ -90,6 +99,7 @@ fn serve(
             Ok(running)
         };
         let running = starting.await?;
+        names.into_iter().for_each(|socket| drop(tokio::spawn(namespace::serve_names(socket))));
         say_ready();
         // An error means that the other end is gone, which also means stop.
         let _ = stopped.await;

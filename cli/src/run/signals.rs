@@ -17,6 +17,7 @@ use signal_hook::{
 pub(super) struct Passing(Handle);
 
 /// Signals that are kept until there is somebody to pass them to.
+#[derive(Debug)]
 pub(super) struct Kept(SignalsInfo<WithOrigin>);
 
 /// The status of a command that cannot be waited for.

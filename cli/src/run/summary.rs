@@ -25,6 +25,8 @@ pub(super) enum Summary {
 pub(super) struct Account {
     /// As a shell would say it.
     status: u8,
+    /// How it came to its sidecar.
+    network: &'static str,
     seconds: f64,
     total: Sum,
     destinations: Vec<Line>,
@@ -47,9 +49,10 @@ impl FromStr for Summary {
 }
 
 impl Account {
-    pub(super) fn of(ledger: &Ledger, took: Duration, status: u8) -> Self {
+    pub(super) fn of(ledger: &Ledger, network: &'static str, took: Duration, status: u8) -> Self {
         Self {
             status,
+            network,
             seconds: took.as_millis() as f64 / 1000.0,
             total: ledger.total(),
             destinations: ledger.lines(),
@@ -152,7 +155,8 @@ mod tests {
             vec![line("us-east-1", Some("etl"), 5 << 20), line("b.test:80", None, 0)];
         let total =
             Sum { requests: 4, failed: 2, retries: 6, bytes_out: 5 << 20, ..Sum::default() };
-        let account = Account { status: 3, seconds: 2.34, total, destinations };
+        let account =
+            Account { status: 3, network: "variables", seconds: 2.34, total, destinations };
         let expected = "\
 towpath: 4 requests, 5.0 MiB out, 0 B in, 6 retries, 2 failed, 2.3 s
   destination      requests  retries  failed         out          in   seconds
