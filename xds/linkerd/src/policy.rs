@@ -80,28 +80,30 @@ fn http_routes(routes: &[Route], backends: &Backends<'_>) -> Vec<HttpRoute> {
 }
 
 fn http_route(route: &Route, by_method: bool, backends: &Backends<'_>) -> HttpRoute {
-    let matches = matching::encode(&route.matches);
+    let method = route.matches.method.as_deref();
+    let any = vec![matching::encode(&route.matches)];
+    let by_method = by_method && method.is_none();
+    let safe = if by_method { matching::each(&any[0], &matching::IDEMPOTENT) } else { Vec::new() };
+    let answers = |filter| vec![answer([safe.clone(), any.clone()].concat(), filter)];
     let rules = match &route.action {
         Action::Forward(forward) if let Some(why) = unsayable(forward) => {
-            vec![answer(matches, filters::refuse(why))]
+            answers(filters::refuse(why))
         }
-        Action::Forward(forward) if by_method && route.matches.method.is_none() => {
-            let by_name = matching::each(&matches, &matching::IDEMPOTENT);
+        Action::Forward(forward) if by_method => {
             let full = retry::encode(&forward.retry, true);
             let sparing = retry::encode(&forward.retry, false);
             vec![
-                forwarding(by_name, route, forward, full, backends),
-                forwarding(vec![matches], route, forward, sparing, backends),
+                forwarding(safe, route, forward, full, backends),
+                forwarding(any, route, forward, sparing, backends),
             ]
         }
         Action::Forward(forward) => {
-            let method = route.matches.method.as_deref();
             let safe = method.is_some_and(|method| matching::IDEMPOTENT.contains(&method));
             let retry = retry::encode(&forward.retry, safe);
-            vec![forwarding(vec![matches], route, forward, retry, backends)]
+            vec![forwarding(any, route, forward, retry, backends)]
         }
-        Action::Redirect(redirect) => vec![answer(matches, filters::redirect(redirect))],
-        Action::Respond(response) => vec![answer(matches, filters::respond(response))],
+        Action::Redirect(redirect) => answers(filters::redirect(redirect)),
+        Action::Respond(response) => answers(filters::respond(response)),
     };
     HttpRoute { metadata: Some(names::route_metadata(&route.name)), hosts: Vec::new(), rules }
 }
@@ -130,10 +132,10 @@ fn forwarding(
 }
 
 /// A rule that sends nothing on.
-fn answer(matches: HttpRouteMatch, filter: http_route::Filter) -> http_route::Rule {
+fn answer(matches: Vec<HttpRouteMatch>, filter: http_route::Filter) -> http_route::Rule {
     let nobody = http_route::distribution::Kind::Empty(http_route::distribution::Empty {});
     http_route::Rule {
-        matches: vec![matches],
+        matches,
         filters: vec![filter],
         backends: Some(http_route::Distribution { kind: Some(nobody) }),
         ..Default::default()

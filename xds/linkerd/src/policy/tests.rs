@@ -12,6 +12,7 @@ use towpath_policies::{
 
 use super::*;
 
+mod choice;
 mod say;
 
 /// The mesh of a policy file.
