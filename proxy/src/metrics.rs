@@ -406,6 +406,10 @@ const HELP: [(&str, &str); 58] = [
         "towpath_endpoint_goodput_bytes_per_second",
         "Body bytes per second of active large transfers, of late; 0 = unknown.",
     ),
+    (
+        "towpath_endpoint_predicted_seconds",
+        "Terms of the predicted completion time of a request as is usual, from beside the proxy.",
+    ),
     ("towpath_endpoint_usable", "1 when an endpoint would be picked."),
     (
         "towpath_energy_joules_per_byte",

@@ -13,6 +13,7 @@ use crate::{
     metrics::registry,
     upstream::{
         EndpointState, ServiceLive, ServiceState,
+        completion::explain::Whence,
         concurrency::{Concurrency, Figures},
         now_ms,
         queue::Queue,
@@ -165,6 +166,20 @@ fn endpoint(endpoint: &EndpointState, service: &ServiceState, now: u64) -> Value
     })
 }
 
+/// The terms of a service's predictions are told of each endpoint up to so many of them.
+const PREDICTED: usize = 100;
+
+/// What is predicted of a request as is usual, from beside the proxy, that tolerates delay.
+fn measure_predictions(name: &str, service: &ServiceState) {
+    let Ok(explained) = service.explain(&Whence::Here, 0, Class::Background) else { return };
+    for endpoint in explained.endpoints {
+        for (term, seconds) in endpoint.terms.named() {
+            let labels = [("service", name), ("endpoint", &*endpoint.name), ("term", term)];
+            registry().real("towpath_endpoint_predicted_seconds", &labels).set(seconds.into());
+        }
+    }
+}
+
 /// Brings the gauges up to date that are only looked at when asked for.
 pub(super) fn measure(control: &Control) {
     let registry = registry();
@@ -194,6 +209,9 @@ pub(super) fn measure(control: &Control) {
                 registry.gauge("towpath_endpoint_concurrency_limit", &labels).set(limit.into());
                 registry.gauge("towpath_endpoint_awaiting_head", &labels).set(waiting.into());
             }
+        }
+        if service.endpoints.len() <= PREDICTED {
+            measure_predictions(name, service);
         }
     }
     let uptime = i64::try_from(control.started.elapsed().as_secs()).unwrap_or(i64::MAX);

@@ -126,6 +126,10 @@ async fn an_endpoint_whose_application_reports_a_fault_gets_no_more_and_no_clien
         (health(&gateway, "reports", at[0]).await < 0.01).then_some(())
     })
     .await;
+    let (_, page) = admin(&gateway, "GET", "/metrics").await;
+    let health = ["service=\"reports\"", "term=\"health\""];
+    let slower = metric(&page, "towpath_endpoint_predicted_seconds", &health).unwrap();
+    assert!(slower > 0.01, "a hundred times a small request's 100 µs at least: {slower}");
     lead_to(&gateway, "reports", Protocol::Http1, &at);
     let before = one.served();
     for _ in 0..20 {
