@@ -26,7 +26,7 @@ use towpath_proxy::{
 };
 
 #[global_allocator]
-static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+static ALLOCATOR: AllocProfiler<mimalloc::MiMalloc> = AllocProfiler::new(mimalloc::MiMalloc);
 
 const SIZES: [u32; 4] = [3, 30, 1000, 10_000];
 const REGIONS: [(&str, f64, f64); 6] = [
