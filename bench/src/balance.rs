@@ -41,7 +41,7 @@ use judge::Pick;
 use results::BalanceResults;
 use trace::{Job, Script};
 use worker::Worker;
-use world::{CUT, FALLING, FLEET};
+use world::{CUT, FAILING, FALLING, FLEET};
 
 /// Show where jobs go and how soon they are done.
 #[derive(Debug, clap::Args)]
@@ -286,6 +286,8 @@ async fn follow(scene: &Scene, jobs: &[Job], script: &Script) -> anyhow::Result<
         cut(true);
         sleep_until(at(script.heal)).await;
         cut(false);
+        sleep_until(at(script.fail)).await;
+        scene.workers[FAILING].fail();
     };
     let limit = script.end + PATIENCE;
     let client = Client::new(scene.listen);
@@ -304,7 +306,9 @@ async fn follow(scene: &Scene, jobs: &[Job], script: &Script) -> anyhow::Result<
         outcomes.len(),
         jobs.len()
     );
-    Ok(results::figures(jobs, &outcomes, &picks, script, limit))
+    let mut figures = results::figures(jobs, &outcomes, &picks, script, limit);
+    figures.insert("failed", scene.workers[FAILING].failed() as f64);
+    Ok(figures)
 }
 
 /// Hands in a batch at once, after some jobs by which a proxy gets to know the workers.

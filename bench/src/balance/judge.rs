@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_return_is_measured_from_the_first_job_against_the_quiet_share() {
-        let script = Script { warm: 1.0, fall: 4.0, cut: 5.0, heal: 6.0, end: 10.0 };
+        let script = Script { warm: 1.0, fall: 4.0, cut: 5.0, heal: 6.0, fail: 9.0, end: 10.0 };
         // A quarter while all is well; back after 0.7 s with a half.
         let all = picks(10, |nth| {
             usize::from(match nth {

@@ -55,6 +55,7 @@ const WHEREABOUTS: &[Column] = &[
     ("back: 1st s ÷ fair", "return_to_fair", 2),
     ("back after s", "return_after_s", 2),
     ("near", "near", 2),
+    ("failed jobs", "failed", 0),
     ("handed in again", "again", 0),
     ("given up", "given_up", 0),
     ("late ms", "late_ms", 1),
@@ -68,6 +69,7 @@ const ABSENCE: &[Column] = &[
     ("batch ÷ full", "makespan_s_to_full", 2),
     ("GPU ÷ full", "gpu_first_share_to_full", 2),
     ("GPU out after s", "gpu_out_s", 2),
+    ("failed ÷ full", "failed_to_full", 2),
     ("given up", "given_up", 0),
     ("worst", "worst_to_full", 2),
 ];
@@ -85,6 +87,7 @@ impl BalanceResults {
                 ("mean_ms", "mean_ms_to_full"),
                 ("makespan_s", "makespan_s_to_full"),
                 ("gpu_first_share", "gpu_first_share_to_full"),
+                ("failed", "failed_to_full"),
             ] {
                 self.found.relate(variant.name, figure, &[OURS], called);
             }
@@ -229,7 +232,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_was_given_up_counts_as_long_as_it_was_waited_for() {
-        let script = Script { warm: 1.0, fall: 3.0, cut: 4.0, heal: 5.0, end: 6.0 };
+        let script = Script { warm: 1.0, fall: 3.0, cut: 4.0, heal: 5.0, fail: 5.5, end: 6.0 };
         let job = |at| Job { at: Duration::from_secs(at), origin: 0, bytes: 1, passes: 1 };
         let outcome = |nth, time: Option<u64>, again| {
             let late = Duration::from_millis(1);
@@ -252,7 +255,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_job_is_near_where_its_data_is() {
-        let script = Script { warm: 0.0, fall: 3.0, cut: 4.0, heal: 5.0, end: 6.0 };
+        let script = Script { warm: 0.0, fall: 3.0, cut: 4.0, heal: 5.0, fail: 5.5, end: 6.0 };
         let jobs =
             [0, 1, 2, 2].map(|origin| Job { at: Duration::ZERO, origin, bytes: 1, passes: 1 });
         let picks: Vec<(usize, Pick)> =

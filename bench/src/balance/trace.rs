@@ -45,6 +45,8 @@ pub struct Script {
     pub cut: f64,
     /// It is back.
     pub heal: f64,
+    /// A worker begins to fail jobs.
+    pub fail: f64,
     /// The last job.
     pub end: f64,
 }
@@ -54,9 +56,9 @@ impl Script {
     #[must_use]
     pub fn of(quick: bool) -> Self {
         if quick {
-            Self { warm: 2.0, fall: 5.0, cut: 8.0, heal: 10.0, end: 14.0 }
+            Self { warm: 2.0, fall: 5.0, cut: 8.0, heal: 10.0, fail: 12.0, end: 14.0 }
         } else {
-            Self { warm: 3.0, fall: 13.0, cut: 18.0, heal: 22.0, end: 30.0 }
+            Self { warm: 3.0, fall: 13.0, cut: 18.0, heal: 22.0, fail: 26.0, end: 30.0 }
         }
     }
 }
@@ -158,8 +160,9 @@ mod tests {
     #[test]
     fn what_happens_is_in_order_and_leaves_time_to_see_it() {
         for quick in [false, true] {
-            let Script { warm, fall, cut, heal, end } = Script::of(quick);
-            assert!(warm + 2.0 < fall && fall + 2.0 < cut && cut < heal && heal + 2.0 < end);
+            let Script { warm, fall, cut, heal, fail, end } = Script::of(quick);
+            assert!(warm + 2.0 < fall && fall + 2.0 < cut && cut < heal);
+            assert!(heal + 2.0 <= fail && fail + 2.0 <= end);
         }
     }
 }

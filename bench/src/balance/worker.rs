@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,6 +64,10 @@ pub struct Worker {
 #[derive(Debug)]
 struct Shared {
     region: usize,
+    fails: AtomicBool,
+    /// While it fails.
+    taken: AtomicU64,
+    failed: AtomicU64,
     orders: mpsc::Sender<Order>,
     report: Mutex<Option<String>>,
     arrivals: Mutex<Vec<Arrival>>,
@@ -87,6 +92,9 @@ impl Worker {
         let (orders, taken) = mpsc::channel(ORDERS);
         let shared = Arc::new(Shared {
             region: machine.region,
+            fails: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             orders,
             report: Mutex::new(None),
             arrivals: Mutex::new(Vec::new()),
@@ -102,6 +110,17 @@ impl Worker {
     pub async fn fall(&self) {
         // The shop ends with the worker.
         let _ = self.shared.orders.send(Order::Fall).await;
+    }
+
+    /// Every other job fails at once from now on.
+    pub fn fail(&self) {
+        self.shared.fails.store(true, Relaxed);
+    }
+
+    /// Jobs that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.shared.failed.load(Relaxed)
     }
 
     /// Cuts it off: connections are reset and refused. Or it is back.
@@ -250,7 +269,12 @@ impl Shared {
                         return write_all(stream, answer("400 Bad Request", "", "").as_bytes())
                             .await;
                     }
-                    self.job(stream, nth, origin, bytes as f64 * passes).await?;
+                    if self.fails_next() {
+                        let failed = answer("500 Internal Server Error", "", "");
+                        write_all(stream, failed.as_bytes()).await?;
+                    } else {
+                        self.job(stream, nth, origin, bytes as f64 * passes).await?;
+                    }
                 }
                 // What follows could be a body.
                 Asked::Unknown => {
@@ -258,6 +282,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn fails_next(&self) -> bool {
+        let fails = self.fails.load(Relaxed) && self.taken.fetch_add(1, Relaxed) % 2 == 1;
+        self.failed.fetch_add(fails.into(), Relaxed);
+        fails
     }
 
     /// Loads a job's input over its link, and returns whether it is right.

@@ -90,6 +90,9 @@ pub const FLEET: [Machine; 12] = [
 pub const FALLING: usize = 4;
 /// What is left of its speed.
 pub const FALLEN: f64 = 0.1;
+/// The worker that fails every other job at once, as one does whose disk is full, in [`FLEET`]: it
+/// always looks as if it had little to do.
+pub const FAILING: usize = 1;
 /// The region that is cut off and comes back, in [`REGIONS`].
 pub const CUT: usize = 2;
 
