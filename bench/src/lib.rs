@@ -1,7 +1,7 @@
 //! Measures Towpath's proxy side by side with its peers: every proxy does the same work, on the
 //! same core, in the same run, turn by turn ([`peers`]), shows what becomes of bulk traffic when
-//! something else goes on at the same time ([`bulk`]), and where jobs go among workers that differ
-//! ([`balance`]).
+//! something else goes on at the same time ([`bulk`]), where jobs go among workers that differ
+//! ([`balance`]), and what sidecars cost that nobody asked for ([`intercept`]).
 //!
 //! The bench deliberately does not link the proxy it measures. Each contender is a process of its
 //! own, started from a configuration the bench writes ([`contender`]); the load ([`load`]) and the
@@ -15,6 +15,7 @@ pub mod case;
 pub mod check;
 pub mod contender;
 pub mod forward;
+pub mod intercept;
 pub mod load;
 pub mod machine;
 pub mod meter;

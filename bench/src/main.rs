@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use towpath_bench::{balance, bulk, forward, peers, shim};
+use towpath_bench::{balance, bulk, forward, intercept, peers, shim};
 
 /// Measures Towpath's proxy side by side with its peers.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Bulk(bulk::BulkArgs),
     /// Show where jobs go, and how soon they are done, on workers that differ in speed and place.
     Balance(balance::BalanceArgs),
+    /// Show what a pair of sidecars costs that connections are led through without knowing.
+    Intercept(intercept::InterceptArgs),
     /// Become another program on a given core.
     #[command(hide = true)]
     Exec(shim::ExecArgs),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Peers(args) => peers::run(&args),
         Command::Bulk(args) => bulk::run(&args),
         Command::Balance(args) => balance::run(&args),
+        Command::Intercept(args) => intercept::run(&args),
         Command::Exec(args) => shim::exec(&args).map(|never| match never {}),
         Command::Forward(args) => forward::forward(&args).map(|()| true),
     };

@@ -11,10 +11,10 @@ use std::path::Path;
 
 use rustix::param::clock_ticks_per_second;
 
-/// A process and all its descendants.
+/// Processes and all their descendants.
 #[derive(Debug, Clone)]
 pub struct ProcessTree {
-    root: u32,
+    roots: Vec<u32>,
 }
 
 /// CPU accounts of a process tree at one moment.
@@ -43,13 +43,19 @@ impl ProcessTree {
     /// The tree that starts at process `root`.
     #[must_use]
     pub fn new(root: u32) -> Self {
-        Self { root }
+        Self { roots: vec![root] }
     }
 
-    /// All process ids of the tree, root first. Processes that are gone are left out.
+    /// Those of several trees, as one.
+    #[must_use]
+    pub fn together(trees: &[Self]) -> Self {
+        Self { roots: trees.iter().flat_map(|tree| tree.roots.iter().copied()).collect() }
+    }
+
+    /// All process ids of the tree, roots first. Processes that are gone are left out.
     #[must_use]
     pub fn members(&self) -> Vec<u32> {
-        let mut members = vec![self.root];
+        let mut members = self.roots.clone();
         let mut next = 0;
         while let Some(&pid) = members.get(next) {
             next += 1;

@@ -79,33 +79,40 @@ impl Seen {
     }
 }
 
-/// Starts the origin on loopback, as tasks of the calling runtime. Its small response has a body
-/// of `small_body` bytes.
+/// Starts the origin on loopback; see [`start_at`].
 ///
 /// # Errors
 /// If a socket cannot be had.
 pub async fn start(small_body: usize) -> anyhow::Result<Origin> {
+    start_at(Ipv4Addr::LOCALHOST, small_body).await
+}
+
+/// Starts the origin at an address, as tasks of the calling runtime. Its small response has a body
+/// of `small_body` bytes.
+///
+/// # Errors
+/// If a socket cannot be had.
+pub async fn start_at(at: Ipv4Addr, small_body: usize) -> anyhow::Result<Origin> {
     let seen = Arc::new(Seen::default());
+    let small = move |stream, seen| fixed_h2::serve_small(stream, seen, small_body);
     Ok(Origin {
-        http1: listen(&seen, move |stream, seen| http1::serve(stream, seen, small_body)).await?,
-        small_h2: listen(&seen, move |stream, seen| {
-            fixed_h2::serve_small(stream, seen, small_body)
-        })
-        .await?,
-        grpc: listen(&seen, fixed_h2::serve_grpc).await?,
-        bulk_h2: listen(&seen, bulk_h2::serve).await?,
-        tcp: listen(&seen, tcp::serve).await?,
+        http1: listen(at, &seen, move |stream, seen| http1::serve(stream, seen, small_body))
+            .await?,
+        small_h2: listen(at, &seen, small).await?,
+        grpc: listen(at, &seen, fixed_h2::serve_grpc).await?,
+        bulk_h2: listen(at, &seen, bulk_h2::serve).await?,
+        tcp: listen(at, &seen, tcp::serve).await?,
         seen,
     })
 }
 
 /// Serves a port: every connection is a task of `serve`, whose error is kept as a complaint.
-async fn listen<F, Fut>(seen: &Arc<Seen>, serve: F) -> anyhow::Result<SocketAddr>
+async fn listen<F, Fut>(at: Ipv4Addr, seen: &Arc<Seen>, serve: F) -> anyhow::Result<SocketAddr>
 where
     F: Fn(TcpStream, Arc<Seen>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<(), String>> + Send + 'static,
 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("origin's socket")?;
+    let listener = TcpListener::bind((at, 0)).await.context("origin's socket")?;
     let address = listener.local_addr()?;
     let seen = Arc::clone(seen);
     tokio::spawn(async move {

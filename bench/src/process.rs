@@ -36,6 +36,19 @@ impl Proxy {
         core: Option<usize>,
         folder: &Path,
     ) -> anyhow::Result<Self> {
+        Self::start_in_group(None, command, core, folder)
+    }
+
+    /// Starts it in a group, given by number, by which the kernel's packet filter tells it apart.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_in_group(
+        group: Option<u32>,
+        command: &[impl AsRef<OsStr>],
+        core: Option<usize>,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
         let log = folder.join("output.log");
         let output =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -44,6 +57,9 @@ impl Proxy {
         shim.arg("exec");
         if let Some(core) = core {
             shim.arg("--core").arg(core.to_string());
+        }
+        if let Some(group) = group {
+            shim.arg("--group").arg(group.to_string());
         }
         shim.arg("--").args(command);
         let child = shim

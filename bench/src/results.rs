@@ -137,7 +137,7 @@ impl Performance {
         self.turns.iter().map(|turn| turn.as_ref().and_then(figure.1)).collect()
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut object = Map::new();
         match &self.missing {
             Some(Missing::NotPossible(reason)) => {

@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anyhow::Context as _;
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Gid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
 /// The hidden `exec` command.
@@ -20,6 +20,9 @@ pub struct ExecArgs {
     /// Core to run on; any if left out.
     #[arg(long)]
     core: Option<usize>,
+    /// Group to belong to, by number; this one's if left out.
+    #[arg(long)]
+    group: Option<u32>,
     /// Program and arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -33,7 +36,12 @@ pub fn exec(args: &ExecArgs) -> anyhow::Result<Infallible> {
     if let Some(core) = args.core {
         pin_this_thread(core)?;
     }
-    // SIGTERM and not SIGKILL: nginx's master must get the chance to end its workers.
+    if let Some(group) = args.group {
+        let group = Gid::from_raw(group);
+        rustix::thread::set_thread_res_gid(group, group, group)
+            .with_context(|| format!("cannot join group {group}"))?;
+    }
+    // After that, which would undo it. SIGTERM and not SIGKILL: nginx's master must get the chance to end its workers.
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
         .context("cannot tie the proxy's life to the bench's")?;
     let (program, arguments) = args.command.split_first().context("no command given")?;

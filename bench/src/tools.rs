@@ -194,7 +194,11 @@ fn debian(program: &str, given: Option<&Path>) -> anyhow::Result<PathBuf> {
     on_path(program).with_context(|| format!("{program} is still missing after its installation"))
 }
 
-fn install_debian(packages: &[&str]) -> anyhow::Result<()> {
+/// Installs packages of Debian's.
+///
+/// # Errors
+/// If this is not root on a Debian, or the installation fails.
+pub(crate) fn install_debian(packages: &[&str]) -> anyhow::Result<()> {
     let command = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     if !rustix::process::geteuid().is_root() || on_path("apt-get").is_none() {
         bail!("run as root: {command}");

@@ -9,6 +9,9 @@ use super::{CommandLine, Ports, write};
 use crate::case::Setup;
 use crate::tools::Tools;
 
+/// The one cluster of a bootstrap.
+pub(crate) const ORIGIN: &str = "origin";
+
 pub(super) fn prepare(
     setup: Setup,
     ports: Ports,
@@ -16,10 +19,10 @@ pub(super) fn prepare(
     folder: &Path,
 ) -> anyhow::Result<CommandLine> {
     // The default deadline of 15 s for a whole response is no limit for bulk data.
-    let all = json!([{"match": {"prefix": "/"}, "route": {"cluster": "origin", "timeout": "0s"}}]);
+    let all = json!([{"match": {"prefix": "/"}, "route": {"cluster": ORIGIN, "timeout": "0s"}}]);
     let filter = if setup == Setup::Tcp { tcp_proxy() } else { connection_manager(all) };
     let http2 = matches!(setup, Setup::H2Small | Setup::H2Bulk | Setup::Grpc);
-    let cluster = cluster("origin", http2, &[ports.origin]);
+    let cluster = cluster(ORIGIN, http2, &[ports.origin]);
     command(tools, folder, &bootstrap(ports.listen, ports.metrics, filter, vec![cluster]))
 }
 
@@ -82,13 +85,14 @@ pub(crate) fn connection_manager(routes: Value) -> Value {
     })
 }
 
-fn tcp_proxy() -> Value {
+/// The filter for anything else.
+pub(crate) fn tcp_proxy() -> Value {
     json!({
         "name": "envoy.filters.network.tcp_proxy",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
             "stat_prefix": "bench",
-            "cluster": "origin",
+            "cluster": ORIGIN,
         },
     })
 }
