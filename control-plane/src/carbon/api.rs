@@ -53,6 +53,8 @@ struct Failure {
 }
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("auth-token");
+/// However long the API asks to be left alone: the answers of all zones grow old meanwhile.
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// Between two calls.
 const SPACING: Duration = Duration::from_secs(1);
 
@@ -85,6 +87,7 @@ impl CarbonApi {
         let target = format!("/v3/carbon-intensity/latest?zone={}", escaped(zone));
         let answer = self.http.get(&target, (AUTH_TOKEN, &self.token)).await;
         let answer = answer.map_err(|error| rest(Trouble::Away, error.to_string()))?;
+        let asked = answer.retry_after.map(|asked| asked.min(LONGEST_REST));
         let why = || words(answer.status, &answer.body);
         match answer.status {
             StatusCode::OK => {
@@ -95,14 +98,14 @@ impl CarbonApi {
                 read(latest, zone)
             }
             StatusCode::UNAUTHORIZED => Err(rest(Trouble::Credentials, why())),
-            StatusCode::TOO_MANY_REQUESTS => Err(rest(Trouble::TooMuch(answer.retry_after), why())),
+            StatusCode::TOO_MANY_REQUESTS => Err(rest(Trouble::TooMuch(asked), why())),
             // A token may be good for some zones only.
             StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
                 pace.answered();
                 Err(CarbonError::Zone(why()))
             }
-            status if status.is_server_error() && answer.retry_after.is_some() => {
-                Err(rest(Trouble::TooMuch(answer.retry_after), why()))
+            status if status.is_server_error() && asked.is_some() => {
+                Err(rest(Trouble::TooMuch(asked), why()))
             }
             _ => Err(rest(Trouble::Away, why())),
         }
