@@ -124,6 +124,7 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
         server_name: Some(destination.to_string()),
         protocol: "TCP",
         worker: accepted.worker,
+        destination: None,
     };
     match directory.opaque_at(destination).await {
         Ok(chain) => {
