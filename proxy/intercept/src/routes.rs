@@ -21,7 +21,7 @@ pub(crate) fn add(ipv6: bool) -> Result<(), Error> {
         what: "--tproxy",
         package: "iproute2",
     })?;
-    for family in families().iter().filter(|family| ipv6 || **family == "-4") {
+    for family in wanted(ipv6) {
         run(&ip, &[family, "route", "replace", "local", "default", "dev", "lo", "table", TABLE])?;
         if !has_rule(&ip, family)? {
             let mark = format!("{RETURN_MARK:#x}");
@@ -69,8 +69,14 @@ pub(crate) fn find() -> Result<Vec<String>, Error> {
 
 /// What should be there.
 pub(crate) fn expected(ipv6: bool) -> Vec<String> {
-    let wanted = families().iter().filter(|family| ipv6 || **family == "-4");
-    wanted.flat_map(|family| [rule_name(family), route_name(family)]).collect()
+    wanted(ipv6).flat_map(|family| [rule_name(family), route_name(family)]).collect()
+}
+
+/// Those in which a connection could be: containers often have IPv6, but switched off.
+fn wanted(ipv6: bool) -> impl Iterator<Item = &'static str> {
+    let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    let ipv6 = ipv6 && off.is_ok_and(|off| off.trim() == "0");
+    families().iter().copied().filter(move |family| ipv6 || *family == "-4")
 }
 
 fn rule_name(family: &str) -> String {

@@ -18,8 +18,8 @@ use proptest::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use space::{PATIENCE, Space, Who, answer, pair};
 use towpath_intercept::{
-    Connection, Direction, Error, Fail, Loopback, Network, Protocol, Spec, Tool, Verdict, explain,
-    install, install_with, remove, status,
+    Connection, Direction, Error, Fail, Loopback, Network, Protocol, Spec, Status, Tool, Verdict,
+    explain, install, install_with, remove, status,
 };
 
 const NOBODY: Who = Who { user: 0, group: 0, mark: 0 };
@@ -304,6 +304,20 @@ fn tproxy_keeps_the_clients_address_up_to_the_application() {
         let marked = Who { mark: 0x746f, ..NOBODY };
         assert!(app.dial(marked, "10.9.0.2:80").unwrap().starts_with("away 10.9.0.1"), "{tool}");
         assert!(app.dial(PROXY, "[fd09::2]:80").unwrap().starts_with("away fd09::1"), "{tool}");
+    }
+}
+
+/// As Docker's containers have it: then the kernel takes no routes of IPv6.
+#[test]
+fn tproxy_goes_without_ipv6_where_that_is_off() {
+    for tool in [Tool::Nft, Tool::Iptables] {
+        let app = Space::new();
+        app.shell("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
+        let spec = Spec { tproxy: true, ..Spec::default() };
+        setup(&app, &spec, tool);
+        assert_eq!(app.within(status_of), (spec, Vec::new(), Vec::new()), "{tool}");
+        app.within(remove).unwrap();
+        assert_eq!(app.within(status).unwrap(), Status::default(), "{tool}");
     }
 }
 
