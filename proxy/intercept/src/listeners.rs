@@ -24,7 +24,7 @@ fn foresee(spec: &Spec, listeners: &[Listener]) -> Vec<String> {
     let mut warnings = Vec::new();
     let proxies: Vec<&Listener> = listeners
         .iter()
-        .filter(|listener| [spec.outbound, spec.inbound].contains(&Some(listener.port)))
+        .filter(|listener| [spec.outbound, spec.inbound, spec.dns].contains(&Some(listener.port)))
         .collect();
     let loops = proxies.iter().find(|proxy| spec.outbound.is_some() && !is_left(spec, proxy.user));
     if let Some(Listener { port, user }) = loops {
@@ -98,5 +98,15 @@ mod tests {
         let excluded = Spec { exclude_users: vec![1802], ..other.clone() };
         assert_eq!(told(excluded), "");
         assert_eq!(told(Spec { outbound: None, ..other }), "");
+        // Who answers DNS asks others itself.
+        let resolver = Spec {
+            outbound: Some(7),
+            dns: Some(15001),
+            proxy_user: Some(7),
+            exclude_inbound_ports: vec![22],
+            ..Spec::default()
+        };
+        assert!(told(resolver.clone()).contains("port 15001 runs as user 1802"));
+        assert_eq!(told(Spec { exclude_users: vec![1802], ..resolver }), "");
     }
 }
