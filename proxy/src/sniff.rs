@@ -87,7 +87,10 @@ fn http1(bytes: &[u8]) -> Option<First> {
     if !version.starts_with("HTTP/1.") || line.starts_with("CONNECT ") {
         return Some(First::Opaque);
     }
-    if let Some((_, rest)) = target.split_once("://") {
+    // In absolute form it names the host; a path may have another's address in it.
+    if !target.starts_with('/')
+        && let Some((_, rest)) = target.split_once("://")
+    {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         return Some(First::Http1 { host: host_of(&rest[..end]) });
     }
@@ -352,6 +355,7 @@ mod tests {
             (b"GET / HTTP/1.1\nx: \xff\nhost:a.test.\n", http("a.test")),
             (b"PUT / HTTP/1.0\r\nx: y\r\n\r\n", Some(First::Http1 { host: None })),
             (b"GET http://b.test:81/x HTTP/1.1\r\nHost: a.test\r\n", http("b.test")),
+            (b"GET /x?then=http://b.test/ HTTP/1.1\r\nHost: a.test\r\n", http("a.test")),
             (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n", http("[::1]")),
             (b"GET / HTTP/1.1\r\nHost: a b\r\n", Some(First::Http1 { host: None })),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http2)),
