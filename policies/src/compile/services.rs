@@ -471,9 +471,7 @@ impl Inbound<'_> {
                 .help("remove `tls` or `sidecar`");
         }
         let span = self.endpoint.address.span;
-        if self.sidecar.app.is_none() {
-            return problems.errors() == before;
-        }
+        // Without `app` it is the app that listens here: what is redirected to it belongs to one Service, too.
         if let Some(taken) = sockets.claim(Opener::Sidecar, &self.nodes(), address, span) {
             let message =
                 format!("the node {} listens on this address already", ticked(&self.sidecar.node));
