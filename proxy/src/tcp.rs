@@ -259,7 +259,8 @@ async fn connect(
         (service.connection_key(client.ip()), service.connection_origin(client.ip()));
     let ask = Ask { origin, key, destination, ..Ask::default() };
     for attempt in 1..=CONNECT_ATTEMPTS {
-        let picked = original.map_or_else(|| pick::pick(service, &tried, now_ms(), ask), Ok);
+        let pick = || pick::pick(service, &tried, now_ms(), ask);
+        let picked = original.as_ref().map_or_else(pick, Ok);
         let endpoint = match picked {
             Ok(endpoint) => endpoint.clone(),
             Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),

@@ -257,7 +257,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let ask = self.ask(service, declared);
         let original = self.client.peer.destination.as_ref().and_then(|d| d.endpoint(service));
         if let Some(endpoint) = original {
-            return Ok(endpoint.clone());
+            return Ok(endpoint);
         }
         pick::pick(service, tried, upstream::now_ms(), ask).cloned().map_err(|none| {
             Stop::Reply(match none {

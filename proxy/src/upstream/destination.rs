@@ -2,13 +2,14 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, OnceLock, atomic::Ordering::Relaxed},
 };
 
 use ahash::AHashMap;
 use towpath_policies::model::{Discovery, Endpoint};
 
 use super::{EndpointLive, EndpointState, ServiceState};
+use crate::lock::lock;
 
 /// The address that one connection was made to before it was redirected. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -19,8 +20,8 @@ struct Inner {
     address: SocketAddr,
     /// The client, if its address is to be seen there.
     client: Option<IpAddr>,
-    /// Of a service that sends connections on to where they were made to.
-    endpoint: OnceLock<Arc<EndpointState>>,
+    /// Of services that send connections on to where they were made to, by the terms they connect under.
+    endpoints: Mutex<Vec<(u64, Arc<EndpointState>)>>,
 }
 
 /// Where the endpoints of a service stand in its list, by address; made when a destination is first looked for.
@@ -33,7 +34,7 @@ impl Destination {
     /// `client` is to be seen by who is connected to.
     pub(crate) fn new(address: SocketAddr, client: Option<IpAddr>) -> Self {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self(Arc::new(Inner { address, client, endpoint: OnceLock::new() }))
+        Self(Arc::new(Inner { address, client, endpoints: Mutex::default() }))
     }
 
     /// Under whose address opaque bytes are sent on; `None` = our own.
@@ -48,23 +49,30 @@ impl Destination {
 
     /// The destination as an endpoint, where the service sends connections on to it.
     ///
-    /// Each connection has one of its own, so that what stands to one address is never used for another.
-    pub(crate) fn endpoint(&self, service: &ServiceState) -> Option<&Arc<EndpointState>> {
+    /// Each connection has one of its own, so that what stands to one address is never used for another, and
+    /// one for each service's terms: what one connects to in clear another may connect to by TLS.
+    pub(crate) fn endpoint(&self, service: &ServiceState) -> Option<Arc<EndpointState>> {
         if service.spec.discovery != Discovery::OriginalDestination {
             return None;
         }
-        Some(self.0.endpoint.get_or_init(|| {
-            let counted = Endpoint { name: COUNTED_AS.to_owned(), ..Endpoint::new(self.0.address) };
-            let live = EndpointLive::new(&service.spec.name, &counted, 1);
-            live.terms.store(service.connector.terms(), Relaxed);
-            Arc::new(EndpointState { spec: Endpoint::new(self.0.address), live: Arc::new(live) })
-        }))
+        let terms = service.connector.terms();
+        let mut endpoints = lock(&self.0.endpoints);
+        if let Some((_, known)) = endpoints.iter().find(|(of, _)| *of == terms) {
+            return Some(known.clone());
+        }
+        let counted = Endpoint { name: COUNTED_AS.to_owned(), ..Endpoint::new(self.0.address) };
+        let live = EndpointLive::new(&service.spec.name, &counted, 1);
+        live.terms.store(terms, Relaxed);
+        let spec = Endpoint::new(self.0.address);
+        let endpoint = Arc::new(EndpointState { spec, live: Arc::new(live) });
+        endpoints.push((terms, endpoint.clone()));
+        Some(endpoint)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(endpoint) = self.endpoint.get() {
+        for (_, endpoint) in lock(&self.endpoints).iter() {
             endpoint.live.removed.store(true, Relaxed);
             endpoint.live.pools.clear();
         }
@@ -79,5 +87,34 @@ impl ServiceState {
             endpoints.map(|(index, endpoint)| (endpoint.spec.address, index)).collect()
         });
         by_address.get(&address).map(|index| &self.endpoints[*index as usize])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_policies::model::{EndpointSet, Protocol, Service};
+
+    use super::*;
+    use crate::upstream::reconcile;
+
+    fn service(name: &str) -> Arc<ServiceState> {
+        let discovery = Discovery::OriginalDestination;
+        let spec = Service { discovery, ..Service::new(name, Protocol::Follow) };
+        reconcile(None, Arc::new(spec), &EndpointSet::new(name.into(), Vec::new()), 2).unwrap()
+    }
+
+    #[test]
+    fn services_share_no_connections_to_a_destination() {
+        let destination = Destination::new(([10, 0, 0, 1], 80).into(), None);
+        let services = [service("in-clear"), service("by-tls")];
+        for service in &services {
+            let of = || destination.endpoint(service).unwrap();
+            assert!(Arc::ptr_eq(&of(), &of()), "{}", service.spec.name);
+            assert_eq!(of().live.terms.load(Relaxed), service.connector.terms());
+        }
+        let [a, b] = services.map(|service| destination.endpoint(&service).unwrap());
+        assert!(!Arc::ptr_eq(&a.live, &b.live));
+        drop(destination);
+        assert!(a.live.removed.load(Relaxed) && b.live.removed.load(Relaxed));
     }
 }
