@@ -83,6 +83,8 @@ pub struct ServiceState {
     /// What levels have of the requests, where that is not all for the first that is usable.
     pub(crate) spread: Option<Box<Spread>>,
     pub(crate) by_address: destination::ByAddress,
+    /// What all destinations are counted by, where connections are sent on to where they were made to.
+    pub(crate) sent_on: OnceLock<EndpointMetrics>,
 }
 
 /// What a proxy is to the services it sends to.
@@ -180,7 +182,7 @@ const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
 
 /// Handles that cost one atomic addition each. They count for this address alone; `/metrics` goes by
 /// names, and has the sum of all addresses that one has had.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EndpointMetrics {
     /// `towpath_picks_total`.
     pub picks: metrics::Counter,
@@ -366,6 +368,7 @@ pub fn reconcile_at(
         weights,
         spread,
         by_address: destination::ByAddress::new(),
+        sent_on: OnceLock::new(),
     });
     state.count_silent();
     state.share_out(now_ms());
@@ -460,8 +463,12 @@ impl EndpointState {
 
 impl EndpointLive {
     fn new(service: &str, spec: &Endpoint, workers: usize) -> Self {
+        Self::counted(spec.address, EndpointMetrics::new(service, spec), workers)
+    }
+
+    fn counted(address: SocketAddr, metrics: EndpointMetrics, workers: usize) -> Self {
         Self {
-            address: spec.address,
+            address,
             bytes_in_flight: AtomicU64::new(0),
             requests: AtomicU32::new(0),
             connections: AtomicU32::new(0),
@@ -482,7 +489,7 @@ impl EndpointLive {
             tally: Tally::default(),
             silent: AtomicBool::new(false),
             removed: AtomicBool::new(false),
-            metrics: EndpointMetrics::new(service, spec),
+            metrics,
             terms: AtomicU64::new(0),
             pools: Pools::new(workers),
         }
@@ -537,21 +544,33 @@ fn warmth(back_for_ms: u64, terms: &Recovery) -> u64 {
 
 impl EndpointMetrics {
     fn new(service: &str, spec: &Endpoint) -> Self {
-        let registry = metrics::registry();
-        let labels = [
-            ("service", service),
-            ("endpoint", spec.name.as_str()),
-            ("region", spec.locality.region.as_str()),
-        ];
+        let (name, region) = (&spec.name, &spec.locality.region);
+        Self::made(service, name, region, |name, labels| {
+            metrics::registry().counter_part(name, labels)
+        })
+    }
+
+    /// Of addresses that nobody tells apart. Parts would be looked through whenever one is added.
+    fn shared(service: &str, name: &str) -> Self {
+        Self::made(service, name, "", |name, labels| metrics::registry().counter(name, labels))
+    }
+
+    fn made(
+        service: &str,
+        endpoint: &str,
+        region: &str,
+        counter: impl Fn(&'static str, &[(&str, &str)]) -> metrics::Counter,
+    ) -> Self {
+        let labels = [("service", service), ("endpoint", endpoint), ("region", region)];
         let bytes = |direction| {
             let [service, endpoint, region] = labels;
-            registry.counter_part(
+            counter(
                 "towpath_endpoint_bytes_total",
                 &[service, endpoint, region, ("direction", direction)],
             )
         };
         Self {
-            picks: registry.counter_part("towpath_picks_total", &labels),
+            picks: counter("towpath_picks_total", &labels),
             bytes_sent: bytes("request"),
             bytes_received: bytes("response"),
         }

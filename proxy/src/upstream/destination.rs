@@ -8,7 +8,7 @@ use std::{
 use ahash::AHashMap;
 use towpath_policies::model::{Discovery, Endpoint};
 
-use super::{EndpointLive, EndpointState, ServiceState};
+use super::{EndpointLive, EndpointMetrics, EndpointState, ServiceState};
 use crate::lock::lock;
 
 /// The address that one connection was made to before it was redirected. Cheap to clone.
@@ -60,8 +60,9 @@ impl Destination {
         if let Some((_, known)) = endpoints.iter().find(|(of, _)| *of == terms) {
             return Some(known.clone());
         }
-        let counted = Endpoint { name: COUNTED_AS.to_owned(), ..Endpoint::new(self.0.address) };
-        let live = EndpointLive::new(&service.spec.name, &counted, 1);
+        let counted = || EndpointMetrics::shared(&service.spec.name, COUNTED_AS);
+        let metrics = service.sent_on.get_or_init(counted).clone();
+        let live = EndpointLive::counted(self.0.address, metrics, 1);
         live.terms.store(terms, Relaxed);
         let spec = Endpoint::new(self.0.address);
         let endpoint = Arc::new(EndpointState { spec, live: Arc::new(live) });
@@ -116,5 +117,15 @@ mod tests {
         assert!(!Arc::ptr_eq(&a.live, &b.live));
         drop(destination);
         assert!(a.live.removed.load(Relaxed) && b.live.removed.load(Relaxed));
+    }
+
+    #[test]
+    fn all_destinations_of_a_service_count_as_one() {
+        let service = service("counted-as-one");
+        let of = |port| Destination::new(([10, 0, 0, 1], port).into(), None).endpoint(&service);
+        let [a, b] = [1, 2].map(|port| of(port).unwrap());
+        a.live.metrics.picks.inc();
+        b.live.metrics.picks.inc();
+        assert_eq!(a.live.metrics.picks.value(), 2);
     }
 }
