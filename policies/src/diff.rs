@@ -5,7 +5,7 @@ mod fields;
 use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     model::{Mesh, ResourceKey, ResourceKind, Source},
@@ -104,6 +104,8 @@ fn value(mesh: &Mesh, resource: &ResourceKey) -> Option<Value> {
             let scoped = mesh.listeners.get(name)?;
             let mut value = serde_json::to_value(&*scoped.listener).ok()?;
             value["nodes"] = words::nodes(&scoped.nodes).into();
+            let own = scoped.own.iter().map(|(name, l)| json!({"name": name, "chains": l.chains}));
+            value["sidecars"] = own.collect();
             Some(value)
         }
         ResourceKind::RouteTable => serde_json::to_value(&**mesh.routes.get(name)?).ok(),

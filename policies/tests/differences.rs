@@ -73,6 +73,11 @@ fn values_are_told_by_name_before_and_after() {
             "    virtual host etl.example.com, route httproute/ingest/1 /older[/*]: added -> etl",
         ),
         ("nodes: \"edge-*, gateway\"", "nodes: \"edge-*\"", "    nodes: edge-*, gateway -> edge-*"),
+        (
+            "sidecar: {node: db-0.redirected}",
+            "sidecar: {node: db-9.redirected}",
+            "    sidecar db-0.redirected: removed with 2 chains\n    sidecar db-9.redirected: added with 2 chains",
+        ),
     ] {
         let said = said(&[(from, to)]).join("\n");
         assert!(said.contains(expected), "{from}: expected {expected}, said\n{said}");

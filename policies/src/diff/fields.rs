@@ -173,6 +173,9 @@ fn item_text(item: &Value) -> String {
     if let Some(routes) = item.get("routes").and_then(Value::as_array) {
         return format!("with {} routes", routes.len());
     }
+    if let Some(chains) = item.get("chains").and_then(Value::as_array) {
+        return format!("with {} chains", chains.len());
+    }
     if let Some(places) = item.pointer("/registered/places").and_then(Value::as_object) {
         return format!("with {} places", places.len());
     }
