@@ -151,6 +151,16 @@ impl Chains {
     }
 }
 
+impl Chain {
+    /// Whether bytes that nobody reads go where those of another chain go, and under the same terms.
+    pub(crate) fn passes_like(&self, other: &Self) -> bool {
+        let (ChainKind::Tcp(ours), ChainKind::Tcp(theirs)) = (&self.kind, &other.kind) else {
+            return false;
+        };
+        self.tls.is_none() && other.tls.is_none() && ours.leads_like(theirs)
+    }
+}
+
 impl Networks {
     fn add(&mut self, index: usize, chain: &Chain) {
         if chain.only.networks.is_empty() {
@@ -209,22 +219,33 @@ impl Spoken {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use towpath_policies::model::{EndpointSet, Protocol, Service};
+
     use super::*;
-    use crate::tcp::TcpMetrics;
+    use crate::{
+        tcp::TcpMetrics,
+        upstream::{ServiceLive, reconcile},
+    };
 
     fn chain(names: &[&str]) -> Arc<Chain> {
         narrowed(names, Only::default())
     }
 
-    fn narrowed(names: &[&str], only: Only) -> Arc<Chain> {
-        let forward = TcpChain {
+    fn forward(backends: Vec<(Arc<ServiceLive>, u32)>, idle_timeout: Option<Duration>) -> TcpChain {
+        TcpChain {
             listener: "l".into(),
-            backends: Vec::new(),
-            idle_timeout: None,
+            backends,
+            idle_timeout,
             access_log: None,
             transfers: Arc::new(crate::transfers::Transfers::new(1)),
             metrics: TcpMetrics::new("l"),
-        };
+        }
+    }
+
+    fn narrowed(names: &[&str], only: Only) -> Arc<Chain> {
+        let forward = forward(Vec::new(), None);
         Arc::new(Chain {
             server_names: names.iter().map(ToString::to_string).collect(),
             only,
@@ -263,6 +284,26 @@ mod tests {
         assert!(strict.by_name(Some("b.test")).is_none());
         assert!(strict.without_tls().is_none());
         assert!(matches!(strict.opening(), Opening::Hello));
+    }
+
+    #[test]
+    fn bytes_pass_alike_where_backends_and_idle_time_are_the_same() {
+        let live = |name: &str| {
+            let (spec, set) =
+                (Service::new(name, Protocol::Tcp), EndpointSet::new(name.into(), vec![]));
+            reconcile(None, Arc::new(spec), &set, 1).unwrap().live.clone()
+        };
+        let (a, b) = (live("a"), live("b"));
+        let time = |secs| Some(Duration::from_secs(secs));
+        let one = forward(vec![(a.clone(), 1)], time(60));
+        for (backends, idle_timeout, expected) in [
+            (vec![(a.clone(), 1)], time(60), true),
+            (vec![(b.clone(), 1)], time(60), false),
+            (vec![(a.clone(), 1)], None, false),
+            (vec![(a, 1), (b, 1)], time(60), false),
+        ] {
+            assert_eq!(one.leads_like(&forward(backends, idle_timeout)), expected);
+        }
     }
 
     #[test]

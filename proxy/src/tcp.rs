@@ -312,6 +312,16 @@ fn tried_all(service: &ServiceState, attempts: u32) -> bool {
 }
 
 impl TcpChain {
+    /// Whether connections fare the same by another.
+    pub(crate) fn leads_like(&self, other: &Self) -> bool {
+        let same = |(one, two): (&(Arc<ServiceLive>, u32), &(Arc<ServiceLive>, u32))| {
+            Arc::ptr_eq(&one.0, &two.0) && one.1 == two.1
+        };
+        self.idle_timeout == other.idle_timeout
+            && self.backends.len() == other.backends.len()
+            && self.backends.iter().zip(&other.backends).all(same)
+    }
+
     fn draw(&self) -> Option<Arc<ServiceState>> {
         let total: u64 = self.backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
         let mut at = if total > 1 { fastrand::u64(..total) } else { 0 };

@@ -58,7 +58,7 @@ pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr,
     // A client that is gone needs nobody any more.
     let Ok((first, opened)) = who_speaks(&tcp, &mut seen, meanwhile, caller).await else { return };
     let Some(chain) = settle(&chains, address, &first) else { return };
-    let unread = unread.is_some_and(|unread| Arc::ptr_eq(unread, chain));
+    let unread = unread.is_some_and(|unread| unread.passes_like(chain));
     match opened {
         Some(Ok(opened)) if unread => {
             opened.run::<super::NoTls>(tcp::Client::Clear(tcp, seen.freeze())).await;

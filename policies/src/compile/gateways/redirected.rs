@@ -3,7 +3,7 @@
 //! Destinations are known without reading a byte, so they are looked at first; then comes what the client says.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -138,7 +138,7 @@ impl Port<'_, '_, '_> {
             }));
         }
         chains.push(to(Only::default(), PASSTHROUGH));
-        chains
+        beside_http(chains)
     }
 
     /// A Service at some of its addresses.
@@ -192,6 +192,28 @@ fn to(only: Only, service: &str) -> Chain {
     let backends = vec![WeightedBackend::new(service)];
     let kind = ChainKind::Tcp(TcpForward { backends, idle_timeout: None });
     Chain { only, ..Chain::new(Vec::new(), None, kind) }
+}
+
+/// Gives TLS chains of its own beside those of HTTP, once any chain goes by TLS: then Envoy takes a TLS client's
+/// ALPN for what it speaks, and what offers `http/1.1` within TLS would be HTTP.
+fn beside_http(chains: Vec<Chain>) -> Vec<Chain> {
+    let unnamed = || chains.iter().filter(|chain| chain.server_names.is_empty());
+    let known: HashMap<&Only, &ChainKind> = unnamed().map(|c| (&c.only, &c.kind)).collect();
+    let by_tls = chains.iter().any(|chain| chain.only.speaks == Some(Speaks::Tls));
+    let mut all = Vec::new();
+    for chain in &chains {
+        all.push(chain.clone());
+        let only = |speaks| Only { speaks, ..chain.only.clone() };
+        let tls = only(Some(Speaks::Tls));
+        if !by_tls || chain.only.speaks != Some(Speaks::Http) || known.contains_key(&tls) {
+            continue;
+        }
+        all.push(match known.get(&only(None)) {
+            Some(unread) => Chain { only: tls, ..Chain::new(Vec::new(), None, (*unread).clone()) },
+            None => to(tls, PASSTHROUGH),
+        });
+    }
+    all
 }
 
 /// Requests for hosts of which nothing is known go on to where their connection was made to.
