@@ -6,8 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use ipnetwork::IpNetwork;
 use towpath_policies::model::{
-    Bind, ChainKind, Endpoint, EndpointSet, RouteTable, Service, Snapshot, VirtualHost,
+    Bind, ChainKind, Endpoint, EndpointSet, Listener, RouteTable, Service, Snapshot, VirtualHost,
 };
 
 use crate::{names, target::Target};
@@ -22,6 +23,8 @@ pub struct World {
     addresses: HashMap<SocketAddr, Option<(Arc<EndpointSet>, usize)>>,
     /// By domain, as a route table has it; with the port that is served there.
     hosts: Arc<HashMap<String, Vec<Hosted>>>,
+    /// Services by the ports and networks that `addresses` give them.
+    networks: Arc<HashMap<(Option<u16>, IpNetwork), String>>,
 }
 
 #[derive(Debug)]
@@ -34,7 +37,7 @@ struct Hosted {
 /// What a target is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found<'w> {
-    /// A Service by its name.
+    /// A Service by its name, or by an address that is given to it.
     Service(&'w Arc<Service>),
     /// A Service by the address of one of its endpoints, which is kept.
     Endpoint(&'w Arc<Service>, &'w Arc<EndpointSet>, &'w Endpoint),
@@ -48,8 +51,12 @@ impl World {
     pub fn then(&self, snapshot: Arc<Snapshot>) -> Self {
         let changed = !same_rules(&self.snapshot, &snapshot);
         let rules = self.rules + u64::from(changed);
-        let hosts = if changed { Arc::new(hosts(&snapshot)) } else { self.hosts.clone() };
-        Self { addresses: addresses(&snapshot), hosts, rules, snapshot }
+        let (hosts, networks) = if changed {
+            (Arc::new(hosts(&snapshot)), Arc::new(networks(&snapshot)))
+        } else {
+            (self.hosts.clone(), self.networks.clone())
+        };
+        Self { addresses: addresses(&snapshot), hosts, networks, rules, snapshot }
     }
 
     /// Whether there is something to tell of yet.
@@ -64,11 +71,14 @@ impl World {
 
     pub(crate) fn find(&self, target: &Target) -> Option<Found<'_>> {
         match target {
-            Target::Address(address) => {
-                let (set, at) = self.addresses.get(address)?.as_ref()?;
-                let service = self.snapshot.services.get(&set.service)?;
-                Some(Found::Endpoint(service, set, &set.endpoints[*at]))
-            }
+            Target::Address(address) => match self.addresses.get(address) {
+                Some(owner) => {
+                    let (set, at) = owner.as_ref()?;
+                    let service = self.snapshot.services.get(&set.service)?;
+                    Some(Found::Endpoint(service, set, &set.endpoints[*at]))
+                }
+                None => self.snapshot.services.get(self.network(*address)?).map(Found::Service),
+            },
             Target::Name { host, port } => {
                 let service = names::service(host).and_then(|id| self.snapshot.services.get(&id));
                 service.map(Found::Service).or_else(|| self.host(host, *port))
@@ -91,6 +101,19 @@ impl World {
         listener.chains.iter().find_map(|chain| match &chain.kind {
             ChainKind::Http { route_table, .. } => Some(&**self.snapshot.routes.get(route_table)?),
             ChainKind::Tcp(_) => None,
+        })
+    }
+
+    /// A port counts more than none, and a longer network more than a shorter one.
+    fn network(&self, address: SocketAddr) -> Option<&String> {
+        let ip = address.ip();
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        [Some(address.port()), None].into_iter().find_map(|port| {
+            (0..=longest).rev().find_map(|prefix| {
+                let around = IpNetwork::new(ip, prefix).ok()?;
+                let network = IpNetwork::new(around.network(), prefix).ok()?;
+                self.networks.get(&(port, network))
+            })
         })
     }
 
@@ -134,6 +157,22 @@ fn hosts(snapshot: &Snapshot) -> HashMap<String, Vec<Hosted>> {
         }
     }
     hosts
+}
+
+/// As listeners for redirected connections tell them: a chain for each Service, whatever is spoken.
+fn networks(snapshot: &Snapshot) -> HashMap<(Option<u16>, IpNetwork), String> {
+    let redirected = |l: &&Arc<Listener>| matches!(l.bind, Bind::Redirected(_));
+    let mut networks = HashMap::new();
+    for chain in snapshot.listeners.values().filter(redirected).flat_map(|l| &l.chains) {
+        let ChainKind::Tcp(forward) = &chain.kind else { continue };
+        let ([backend], None) = (forward.backends.as_slice(), chain.only.speaks) else { continue };
+        for network in &chain.only.networks {
+            let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(*network);
+            let key = (chain.only.port, network);
+            networks.entry(key).or_insert_with(|| backend.service.clone());
+        }
+    }
+    networks
 }
 
 fn same_rules(a: &Snapshot, b: &Snapshot) -> bool {

@@ -258,6 +258,46 @@ spec:
     }
 }
 
+#[test]
+fn addresses_of_a_service_lead_to_all_its_endpoints() {
+    let text = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: sidecars}
+spec:
+  gatewayClassName: towpath
+  listeners: [{name: outbound, port: 15001, protocol: towpath.dev/Outbound}]
+";
+    let given = ORDERS.replace(
+        "spec: {",
+        "spec: {addresses: [10.96.0.5, \"10.97.0.6:8080\", 10.98.0.0/16, \"[fd00::6]:80\"], ",
+    );
+    let narrow = ORDERS.replace("orders", "canary").replace("10.0.0.", "10.0.1.");
+    let narrow = narrow.replace("spec: {", "spec: {addresses: [10.98.7.0/24], ");
+    let world = world(&format!("{given}---{narrow}---{text}"));
+    let leads_to = |target: &str| {
+        let policy = policy(&world, &target.parse().unwrap())?;
+        let said = say::policy(&policy);
+        let to = said.lines().last().unwrap().strip_prefix("opaque to ").unwrap();
+        Some(to.split(' ').next().unwrap().to_owned())
+    };
+    let orders = |port: u16| Some(format!("orders.default.svc.cluster.local:{port}"));
+    for (target, to) in [
+        ("10.96.0.5:80", orders(80)),
+        ("10.96.0.5:8080", orders(8080)),
+        ("10.97.0.6:8080", orders(8080)),
+        ("10.97.0.6:80", None),
+        ("10.98.1.1:9", orders(9)),
+        ("10.98.7.1:9", Some("canary.default.svc.cluster.local:9".to_owned())),
+        ("[fd00::6]:80", orders(80)),
+        ("[fd00::7]:80", None),
+        // Whoever means an endpoint gets it.
+        ("10.0.0.1:80", Some("10.0.0.1:80".to_owned())),
+    ] {
+        assert_eq!(leads_to(target), to, "{target}");
+    }
+}
+
 /// A proxy refuses the whole of a policy for one thing that is not as it should be, and panics for some.
 #[test]
 fn all_that_the_examples_say_is_taken_by_a_proxy() {
