@@ -11,6 +11,7 @@ mod balancing;
 mod endpoint;
 mod listener;
 mod mesh;
+mod passthrough;
 mod rate;
 mod region;
 mod route;

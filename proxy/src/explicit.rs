@@ -14,6 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{net::TcpStream, time::timeout};
+use towpath_policies::model::Redirected;
 
 use crate::{
     access_log::Record,
@@ -58,9 +59,6 @@ const FIRST_WORD: Duration = Duration::from_secs(1);
 const HEAD_START: Duration = Duration::from_millis(50);
 /// And for a head that it has begun.
 const HEAD_TIME: Duration = Duration::from_millis(250);
-/// Ports of well-known protocols in which the server speaks first: FTP, SSH, Telnet, SMTP, POP3,
-/// NNTP, IMAP, submission, rsync, MySQL, VNC.
-const SERVER_FIRST: [u16; 11] = [21, 22, 23, 25, 110, 119, 143, 587, 873, 3306, 5900];
 
 /// The names of such listeners, in logs and metrics.
 pub(crate) const NAME: &str = "explicit";
@@ -107,7 +105,7 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
     let (directory, destination) = (&explicit.directory, accepted.local);
     let mut seen = BytesMut::new();
     // Where nothing could be routed, nothing is read to find out.
-    if directory.knows_http() && !SERVER_FIRST.contains(&destination.port()) {
+    if directory.knows_http() && !Redirected::SERVER_FIRST.contains(&destination.port()) {
         match timeout(HEAD_START, sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first)).await
         {
             Ok(Ok(Some(First::Http(wire)))) => {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Serialize, Serializer};
+use towpath_policies::model::Service;
 
 use crate::{access_log::Record, lock::lock};
 
@@ -50,9 +51,6 @@ pub struct Sum {
 
 /// Destinations told apart.
 pub const MOST_DESTINATIONS: usize = 1000;
-
-/// The name under which what the mesh does not know is counted.
-pub(crate) const PASSTHROUGH: &str = "passthrough";
 
 #[derive(Debug, Default)]
 struct Sums {
@@ -132,7 +130,7 @@ impl Sum {
 
 /// What a person knows it by: an endpoint of the mesh, or the host that was asked for.
 fn destination(record: &Record) -> Arc<str> {
-    let known = record.service.as_deref().is_some_and(|service| service != PASSTHROUGH);
+    let known = record.service.as_deref().is_some_and(|service| service != Service::PASSTHROUGH);
     let endpoint = record.endpoint.as_ref().filter(|_| known);
     match (endpoint, &record.host) {
         (Some(endpoint), _) => endpoint.clone(),
@@ -171,7 +169,7 @@ mod tests {
             status: None,
             reason: Some("client_gone"),
             response_bytes: 100,
-            ..record("b.test:80", Some(PASSTHROUGH), Some("10.0.0.1:80"))
+            ..record("b.test:80", Some(Service::PASSTHROUGH), Some("10.0.0.1:80"))
         };
         ledger.add(&broken);
         let lines = ledger.lines();

@@ -97,7 +97,10 @@ impl Directory {
                 }
             }
         }
-        for (name, state) in services {
+        let own = |(_, state): &(&String, &Arc<ServiceState>)| {
+            state.spec.discovery != Discovery::OriginalDestination
+        };
+        for (name, state) in services.filter(own) {
             let service = Arc::new(Service {
                 router: meshes.remove(name.as_str()),
                 opaque: self.terms.chain(state.live.clone()),

@@ -12,15 +12,11 @@ use http::{HeaderMap, Method, uri::Authority};
 use tokio::time::Instant;
 use towpath_policies::{
     dns::endpoint_set,
-    model::{
-        self, Action, Forward, HeaderEdit, Protocol, Route, RouteMatch, RouteTable, VirtualHost,
-        WeightedBackend,
-    },
+    model::{Discovery, Route, RouteTable, Service, VirtualHost},
 };
 
 use super::directory::Terms;
 use crate::{
-    ledger::PASSTHROUGH,
     lock::lock,
     metrics::registry,
     router::{CompiledRoute, Router, Target},
@@ -32,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Strangers {
     terms: Terms,
-    spec: Arc<model::Service>,
+    spec: Arc<Service>,
     known: Mutex<HashMap<(Box<str>, u16), Entry>>,
 }
 
@@ -55,17 +51,10 @@ struct Entry {
 const MOST: usize = 1024;
 /// A name is looked up again after this.
 const REFRESH: Duration = Duration::from_secs(30);
-/// Time for a connection to stand. Longer than within a mesh: it is not known how far it is.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Strangers {
     pub(super) fn new(terms: Terms) -> Self {
-        let spec = model::Service {
-            // Nobody said that it may be left alone for its failures.
-            outlier: None,
-            connect_timeout: CONNECT_TIMEOUT,
-            ..model::Service::new(PASSTHROUGH, Protocol::Follow)
-        };
+        let spec = Service { discovery: Discovery::Listed, ..Service::passthrough() };
         Self { terms, spec: Arc::new(spec), known: Mutex::default() }
     }
 
@@ -115,7 +104,7 @@ impl Strangers {
         addresses: Vec<SocketAddr>,
     ) -> io::Result<Arc<Stranger>> {
         let before = old.as_ref().and_then(|old| old.live.current.load_full());
-        let set = endpoint_set(PASSTHROUGH, addresses);
+        let set = endpoint_set(Service::PASSTHROUGH, addresses);
         let state =
             upstream::reconcile_at(&self.terms.site, before.as_ref(), self.spec.clone(), &set)
                 .map_err(io::Error::other)?;
@@ -135,24 +124,12 @@ impl Strangers {
 impl Terms {
     /// A route that takes all requests to one service, on the terms that hold without a policy.
     fn route(&self, live: &Arc<ServiceLive>) -> io::Result<Arc<CompiledRoute>> {
-        let forward = Forward {
-            // Nobody said that silence is an end.
-            idle_timeout: None,
-            ..Forward::to(vec![WeightedBackend::new(PASSTHROUGH)])
-        };
-        let route = Route {
-            name: PASSTHROUGH.to_owned(),
-            matches: RouteMatch::everything(),
-            action: Action::Forward(forward),
-            request_headers: HeaderEdit::default(),
-            response_headers: HeaderEdit::default(),
-        };
         let host = VirtualHost {
-            name: PASSTHROUGH.to_owned(),
+            name: Service::PASSTHROUGH.to_owned(),
             domains: vec!["*".to_owned()],
-            routes: vec![route],
+            routes: vec![Route::passthrough()],
         };
-        let table = RouteTable { name: PASSTHROUGH.to_owned(), virtual_hosts: vec![host] };
+        let table = RouteTable { name: Service::PASSTHROUGH.to_owned(), virtual_hosts: vec![host] };
         let router = Router::compile(&self.listener, &table, &|_| Some(live.clone()))
             .map_err(io::Error::other)?;
         let any = Target {
@@ -175,7 +152,8 @@ fn forget_one(known: &mut HashMap<(Box<str>, u16), Entry>) {
     let Some(gone) = known.remove(&key) else { return };
     if let Some(state) = gone.stranger.live.current.load_full() {
         for endpoint in &state.endpoints {
-            registry().forget(&[("service", PASSTHROUGH), ("endpoint", &endpoint.spec.name)]);
+            registry()
+                .forget(&[("service", Service::PASSTHROUGH), ("endpoint", &endpoint.spec.name)]);
         }
         upstream::retire(&state);
     }

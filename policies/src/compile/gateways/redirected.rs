@@ -15,9 +15,8 @@ use crate::{
         gateway::{FromNamespaces, GatewayListener, ListenerProtocol},
     },
     model::{
-        Action, Bind, Chain, ChainKind, Discovery, EndpointSet, Forward, HeaderEdit, HostRewrite,
-        Listener, Only, Protocol, Redirected, RetryPolicy, Route, RouteTable, Service, Speaks,
-        TcpForward, Transfer, VirtualHost, WeightedBackend,
+        Bind, Chain, ChainKind, Discovery, EndpointSet, Listener, Only, Redirected, Route,
+        RouteTable, Service, Speaks, TcpForward, VirtualHost, WeightedBackend,
     },
     problem::{Problems, Span},
 };
@@ -25,14 +24,11 @@ use crate::{
 use super::{
     super::{
         addresses::{Addresses, Destination},
-        matches, table,
+        table,
     },
     Output, Port,
     attach::Plan,
 };
-
-/// What goes on to where it was made to is counted under this name.
-pub(crate) const PASSTHROUGH: &str = "passthrough";
 
 /// Whether a listener takes what is redirected to it.
 pub(super) fn is(listener: &GatewayListener) -> bool {
@@ -61,7 +57,7 @@ impl Port<'_, '_, '_> {
         self.passthrough(span, problems);
         let inbound = plan.written.protocol.value == ListenerProtocol::Inbound;
         let chains = if inbound {
-            vec![to(Only::default(), PASSTHROUGH)]
+            vec![to(Only::default(), Service::PASSTHROUGH)]
         } else {
             self.outbound_chains(plan, known, problems)
         };
@@ -101,18 +97,16 @@ impl Port<'_, '_, '_> {
 
     /// The Service of what nothing is known of; there once, however many listeners lead to it.
     fn passthrough(&mut self, span: Span, problems: &mut Problems) {
-        let known = self.output.mesh.services.get(PASSTHROUGH);
+        let known = self.output.mesh.services.get(Service::PASSTHROUGH);
         if known.is_some_and(|service| service.discovery == Discovery::OriginalDestination) {
             return;
         }
-        let service = Service {
-            discovery: Discovery::OriginalDestination,
-            // There is nothing to choose from, and nobody to be compared with.
-            outlier: None,
-            ..Service::new(PASSTHROUGH, Protocol::Follow)
-        };
-        self.output.service(service, span, problems);
-        self.output.endpoints(EndpointSet::new(PASSTHROUGH.to_owned(), Vec::new()), span, problems);
+        self.output.service(Service::passthrough(), span, problems);
+        self.output.endpoints(
+            EndpointSet::new(Service::PASSTHROUGH.to_owned(), Vec::new()),
+            span,
+            problems,
+        );
     }
 
     fn outbound_chains(
@@ -137,7 +131,7 @@ impl Port<'_, '_, '_> {
                 chain
             }));
         }
-        chains.push(to(Only::default(), PASSTHROUGH));
+        chains.push(to(Only::default(), Service::PASSTHROUGH));
         beside_http(chains)
     }
 
@@ -160,7 +154,7 @@ impl Port<'_, '_, '_> {
             chains.push(Chain { only: only(Some(Speaks::Http)), ..chain });
         }
         if destination.reached.tls {
-            chains.push(to(only(Some(Speaks::Tls)), PASSTHROUGH));
+            chains.push(to(only(Some(Speaks::Tls)), Service::PASSTHROUGH));
         }
         chains.push(Chain { only: only(None), ..Chain::new(Vec::new(), None, opaque) });
         chains
@@ -210,7 +204,7 @@ fn beside_http(chains: Vec<Chain>) -> Vec<Chain> {
         }
         all.push(match known.get(&only(None)) {
             Some(unread) => Chain { only: tls, ..Chain::new(Vec::new(), None, (*unread).clone()) },
-            None => to(tls, PASSTHROUGH),
+            None => to(tls, Service::PASSTHROUGH),
         });
     }
     all
@@ -218,29 +212,13 @@ fn beside_http(chains: Vec<Chain>) -> Vec<Chain> {
 
 /// Requests for hosts of which nothing is known go on to where their connection was made to.
 fn pass_the_rest(table: &mut RouteTable) {
-    let route = Route {
-        name: PASSTHROUGH.to_owned(),
-        matches: matches::any(false),
-        action: Action::Forward(Forward {
-            backends: vec![WeightedBackend::new(PASSTHROUGH)],
-            host: HostRewrite::Keep,
-            path: None,
-            mirrors: Vec::new(),
-            timeout: None,
-            idle_timeout: None,
-            retry: RetryPolicy { attempts: 0, on: Vec::new(), ..RetryPolicy::default() },
-            transfer: Transfer::default(),
-        }),
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-    };
     let any = table.virtual_hosts.iter_mut().find(|host| host.domains.iter().any(|d| d == "*"));
     match any {
-        Some(host) => host.routes.push(route),
+        Some(host) => host.routes.push(Route::passthrough()),
         None => table.virtual_hosts.push(VirtualHost {
             name: "*".to_owned(),
             domains: vec!["*".to_owned()],
-            routes: vec![route],
+            routes: vec![Route::passthrough()],
         }),
     }
 }
