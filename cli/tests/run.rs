@@ -278,6 +278,26 @@ fn in_a_namespace_every_connection_comes_to_the_sidecar() {
 }
 
 #[test]
+fn in_a_namespace_a_server_that_speaks_first_is_heard() {
+    let server = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+    let address = server.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in server.incoming() {
+            stream.unwrap().write_all(b"220 ready\r\n").unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    // Where there is something to be routed, it is looked at how clients begin.
+    let mesh = POLICIES.replace("ADDRESS", "127.0.0.1:1");
+    fs::write(folder.path().join("mesh.yaml"), mesh).unwrap();
+    let policies = ["--policies", folder.path().to_str().unwrap(), "--summary", "off"];
+    let script = format!("curl -sS --max-time 20 telnet://{address} < /dev/null");
+    for arguments in [&policies[2..], &policies] {
+        assert_eq!(told(&inside(arguments, &script).output().unwrap()), "220 ready\r\n");
+    }
+}
+
+#[test]
 fn in_a_namespace_the_machines_loopback_is_there_and_so_is_the_commands_own() {
     let (origin, _asked) = origin("hello");
     let free = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();

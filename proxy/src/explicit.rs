@@ -12,7 +12,7 @@ mod strangers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::{net::TcpStream, time::timeout};
 use towpath_policies::model::Redirected;
 
@@ -20,6 +20,7 @@ use crate::{
     access_log::Record,
     drain,
     http::{self, HttpListener, Peer, connect},
+    listener::who_speaks,
     sniff::{self, MAX_HELLO_BYTES, Prefixed},
     tcp::{self, Caller, Client},
     upstream::connect::Wire,
@@ -53,12 +54,6 @@ enum First {
 /// Time for a client to speak in a tunnel to what routes know: one that has not by then is taken
 /// to wait for the server.
 const FIRST_WORD: Duration = Duration::from_secs(1);
-
-/// Time for a client to speak whose connection was taken: so long a server that speaks first is
-/// held up, where nobody knows that it does.
-const HEAD_START: Duration = Duration::from_millis(50);
-/// And for a head that it has begun.
-const HEAD_TIME: Duration = Duration::from_millis(250);
 
 /// The names of such listeners, in logs and metrics.
 pub(crate) const NAME: &str = "explicit";
@@ -103,20 +98,10 @@ async fn requests(
 /// A connection that its program made to somewhere else.
 async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
     let (directory, destination) = (&explicit.directory, accepted.local);
-    let mut seen = BytesMut::new();
-    // Where nothing could be routed, nothing is read to find out.
-    if directory.knows_http() && !Redirected::SERVER_FIRST.contains(&destination.port()) {
-        match timeout(HEAD_START, sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first)).await
-        {
-            Ok(Ok(Some(First::Http(wire)))) => {
-                if is_routed(&tcp, &mut seen, wire, explicit, destination).await {
-                    return requests(tcp, seen, wire, explicit, accepted).await;
-                }
-            }
-            Ok(Err(_)) => return,
-            Ok(Ok(_)) | Err(_) => {}
-        }
-    }
+    let unread = match directory.opaque_at(destination).await {
+        Ok(chain) => chain,
+        Err(error) => return tracing::debug!(%destination, %error, "cannot pass through"),
+    };
     let caller = Caller {
         address: accepted.peer,
         server_name: Some(destination.to_string()),
@@ -124,34 +109,25 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
         worker: accepted.worker,
         destination: None,
     };
-    match directory.opaque_at(destination).await {
-        Ok(chain) => {
-            let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
-            tcp::relay(chain, client, caller).await;
-        }
-        Err(error) => tracing::debug!(%destination, %error, "cannot pass through"),
+    let mut seen = BytesMut::new();
+    // Where nothing could be routed, nothing is read to find out.
+    if !directory.knows_http() || Redirected::SERVER_FIRST.contains(&destination.port()) {
+        let client = Client::<TcpStream>::Clear(tcp, Bytes::new());
+        return tcp::relay(unread, client, caller).await;
     }
-}
-
-/// Whether routes have a say in what a client begins to ask for. Else not a byte of it is changed.
-async fn is_routed(
-    tcp: &TcpStream,
-    seen: &mut BytesMut,
-    wire: Wire,
-    explicit: &Explicit,
-    destination: SocketAddr,
-) -> bool {
-    let directory = &explicit.directory;
-    if directory.speaks_http_at(destination) {
-        return true;
+    let speaking = who_speaks(&tcp, &mut seen, Some(&unread), caller.clone()).await;
+    // A client that is gone needs nobody any more.
+    let Ok((first, opened)) = speaking else { return };
+    if let Some(wire) = directory.routes(destination, &first) {
+        drop(opened);
+        return requests(tcp, seen, wire, explicit, accepted).await;
     }
-    if wire == Wire::Http2 {
-        // Its host is said once it is answered; what no route knows then goes on to where it was made to.
-        return directory.has_hosts();
+    let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
+    match opened {
+        Some(Ok(opened)) => opened.run(client).await,
+        Some(Err(refused)) => refused.tell(client).await,
+        None => tcp::relay(unread, client, caller).await,
     }
-    let heading = connect::read_host(tcp, seen, &explicit.http.options);
-    let host = timeout(HEAD_TIME, heading).await.ok().flatten();
-    host.is_some_and(|host| directory.speaks_http(&host))
 }
 
 /// A connection to the host and port that a `CONNECT` names.

@@ -5,6 +5,8 @@
 
 mod redirected;
 
+pub(crate) use redirected::who_speaks;
+
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream as StdStream},

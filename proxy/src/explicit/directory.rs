@@ -10,9 +10,10 @@ use super::strangers::Strangers;
 use crate::{
     access_log::AccessLog,
     router::{CompiledRoute, Router, Target},
+    sniff::First,
     tcp::{TcpChain, TcpMetrics},
     transfers::Transfers,
-    upstream::{ServiceLive, ServiceState, Site},
+    upstream::{ServiceLive, ServiceState, Site, connect::Wire},
 };
 
 /// What the mesh knows now, and the strangers that were asked for of late.
@@ -167,20 +168,27 @@ impl Directory {
     /// Whether there is anything that routes have a say in.
     pub(super) fn knows_http(&self) -> bool {
         let known = self.known.load();
-        self.has_hosts() || known.places.values().any(|service| service.router.is_some())
+        let mut services = known.places.values().chain(known.names.values());
+        !known.gateways.is_empty() || services.any(|service| service.router.is_some())
     }
 
-    /// Whether any host could be known.
-    pub(super) fn has_hosts(&self) -> bool {
+    /// What is spoken on a connection to this address, if routes have a say in what its client begins to ask
+    /// for. Of anything else not a byte is changed.
+    pub(super) fn routes(&self, destination: SocketAddr, first: &First) -> Option<Wire> {
         let known = self.known.load();
-        !known.gateways.is_empty() || known.names.values().any(|service| service.router.is_some())
-    }
-
-    /// As [`Self::speaks_http`], of an address that a connection was made to.
-    pub(super) fn speaks_http_at(&self, destination: SocketAddr) -> bool {
-        let (host, port) = place(destination);
-        let known = self.known.load();
-        known.service(&host, port).is_some_and(|service| service.router.is_some())
+        let named = |host: &str| {
+            let host = host.to_ascii_lowercase();
+            known.gateways.iter().any(|gateway| gateway.load().names(&host))
+                || known.speaks_http(&host, destination.port())
+        };
+        let (wire, routed) = match first {
+            First::Http1 { host } => (Wire::Http1, host.as_deref().is_some_and(named)),
+            // Its host is said once it is answered; what no route knows then goes on to where it was made to.
+            First::Http2 => (Wire::Http2, self.knows_http()),
+            First::Tls(_) | First::Opaque => return None,
+        };
+        let (ip, port) = place(destination);
+        (routed || known.speaks_http(&ip, port)).then_some(wire)
     }
 
     /// Where the bytes of a connection go that was made to this address.
@@ -198,7 +206,7 @@ impl Directory {
         let host = host_of(authority);
         let port = authority.port_u16().unwrap_or(HTTP_PORT);
         known.gateways.iter().any(|gateway| gateway.load().names(&host))
-            || known.service(&host, port).is_some_and(|service| service.router.is_some())
+            || known.speaks_http(&host, port)
     }
 
     /// Where opaque bytes for this host go.
@@ -219,6 +227,10 @@ impl Directory {
 }
 
 impl Known {
+    fn speaks_http(&self, host: &str, port: u16) -> bool {
+        self.service(host, port).is_some_and(|service| service.router.is_some())
+    }
+
     fn service(&self, host: &str, port: u16) -> Option<&Arc<Service>> {
         // Without a copy there is no looking up a pair by reference; it is once per connection.
         self.places.get(&(host.into(), port)).or_else(|| self.names.get(host))

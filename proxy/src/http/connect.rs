@@ -1,5 +1,4 @@
-//! `CONNECT` (RFC 9110 §9.3.6) over HTTP/1.1: what is asked for, and the answers. Also what host a
-//! client asks of that has not asked us.
+//! `CONNECT` (RFC 9110 §9.3.6) over HTTP/1.1: what is asked for, and the answers.
 
 use std::io;
 
@@ -84,27 +83,6 @@ pub(crate) async fn read_head(
         if !matches!(more.await, Ok(Some(()))) {
             return Ok(None);
         }
-    }
-}
-
-/// Reads a head, and leaves all of it in `seen`; tells the host that it names. `None` where there is none to be had.
-pub(crate) async fn read_host(
-    tcp: &TcpStream,
-    seen: &mut BytesMut,
-    options: &HttpOptions,
-) -> Option<Authority> {
-    let limits =
-        Limits { bytes: options.max_head_bytes as usize, fields: options.max_headers as usize };
-    loop {
-        if let Some(frame) = h1::request(&mut seen.clone(), limits).ok()? {
-            let host = frame.fields.host.and_then(|host| Authority::from_maybe_shared(host).ok());
-            return frame.uri.into_parts().authority.or(host);
-        }
-        let before = seen.len();
-        let more = sniff::read_until(tcp, seen, limits.bytes + 1, |now| {
-            (now.len() > before).then_some(())
-        });
-        more.await.ok()??;
     }
 }
 

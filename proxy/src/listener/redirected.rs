@@ -109,7 +109,7 @@ fn astray(listening: &Listening, client: SocketAddr) {
 }
 
 /// Finds out how a connection begins, and who has been connected to meanwhile.
-async fn who_speaks(
+pub(crate) async fn who_speaks(
     tcp: &TcpStream,
     seen: &mut BytesMut,
     meanwhile: Option<&Arc<TcpChain>>,
