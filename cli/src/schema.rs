@@ -1,9 +1,14 @@
-//! `towpath schema`: JSON Schemas, so that editors know the policy files.
+//! `towpath schema`: JSON Schemas, so that editors know the policy files, and definitions, so that
+//! clusters do.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
-use towpath_policies::schema::{ALL_KINDS, schemas};
+use towpath_policies::schema::{ALL_KINDS, crds, schemas};
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -15,6 +20,11 @@ pub(crate) struct Args {
     /// Folder to write the schemas to; without it the one for all kinds goes to standard output
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
+
+    /// Write Kubernetes' CustomResourceDefinitions of Towpath's own kinds instead; without DIR all of
+    /// them, as one YAML stream
+    #[arg(long)]
+    crds: bool,
 }
 
 /// Runs the command.
@@ -22,20 +32,39 @@ pub(crate) struct Args {
 /// # Errors
 /// When a file cannot be written.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.crds {
+        let crds = crds();
+        let Some(folder) = args.folder else {
+            let documents: Vec<_> = crds.into_iter().map(|(_, text)| text).collect();
+            print!("{}", documents.join("---\n"));
+            return Ok(ExitCode::SUCCESS);
+        };
+        let count = write_all(&folder, &crds)?;
+        println!("{count} definitions in {}", folder.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pretty = |(name, schema)| {
+        Ok::<_, serde_json::Error>((name, serde_json::to_string_pretty(&schema)? + "\n"))
+    };
+    let schemas = schemas().into_iter().map(pretty).collect::<Result<Vec<_>, _>>()?;
     let Some(folder) = args.folder else {
-        if let Some((_, schema)) = schemas().into_iter().find(|(name, _)| name == ALL_KINDS) {
-            println!("{}", serde_json::to_string_pretty(&schema)?);
+        if let Some((_, schema)) = schemas.into_iter().find(|(name, _)| name == ALL_KINDS) {
+            print!("{schema}");
         }
         return Ok(ExitCode::SUCCESS);
     };
-    fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    let schemas = schemas();
-    for (name, schema) in &schemas {
-        let path = folder.join(name);
-        fs::write(&path, serde_json::to_string_pretty(schema)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    println!("{} schemas in {}; {ALL_KINDS} knows every kind", schemas.len(), folder.display());
+    let count = write_all(&folder, &schemas)?;
+    println!("{count} schemas in {}; {ALL_KINDS} knows every kind", folder.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes files to a folder, which is made if need be; tells how many.
+fn write_all(folder: &Path, files: &[(String, String)]) -> anyhow::Result<usize> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for (name, text) in files {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(files.len())
 }

@@ -1,6 +1,9 @@
-//! JSON Schemas of the policy documents, for editors.
+//! JSON Schemas of the policy documents, for editors, and the definitions of our kinds for clusters.
 //!
 //! Derived from the very declarations that the documents are read by.
+
+mod crd;
+mod write;
 
 use serde_json::{Value, json};
 
@@ -18,6 +21,15 @@ pub fn schemas() -> Vec<(String, Value)> {
     }
     schemas
 }
+
+/// File name and text of a `CustomResourceDefinition` (YAML, `apiextensions.k8s.io/v1`) for each of
+/// Towpath's own kinds.
+pub fn crds() -> Vec<(String, String)> {
+    let written = |(name, definition)| (name, format!("{CRD_HEAD}{}", write::yaml(&definition)));
+    crd::definitions().into_iter().map(written).collect()
+}
+
+const CRD_HEAD: &str = "# Written by `towpath schema --crds`; edit the Rust types in its place.\n";
 
 /// Picks by `apiVersion` and `kind`, so that an editor tells what is wrong in
 /// that kind, and lets documents of other groups be.
