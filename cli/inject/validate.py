@@ -4,6 +4,7 @@ What was valid before injection must be after it, in the first version that has 
 and in the newest one the validator knows. Run by ./test, with kubernetes-validate installed.
 """
 
+import json
 import pathlib
 import sys
 
@@ -11,6 +12,7 @@ import kubernetes_validate
 import yaml
 
 FOLDER = pathlib.Path(__file__).parent / "testdata"
+ADMITTED = pathlib.Path(__file__).parents[2] / "control-plane" / "testdata" / "admission" / "answers"
 VERSIONS = ("1.29", "1.37")
 
 
@@ -41,6 +43,13 @@ for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")]):
             if error:
                 sys.exit(f"{path.name} is not valid in Kubernetes {version} any more: {error}")
             valid += 1
+# And pods as the webhook makes them, which an API server has filled in before.
+for path in sorted(ADMITTED.glob("*.pod.json")):
+    for version in VERSIONS:
+        error = mistake(json.loads(path.read_text()), version)
+        if error:
+            sys.exit(f"{path.name} is not valid in Kubernetes {version}: {error}")
+        valid += 1
 if valid < 80:
     sys.exit(f"only {valid} documents were valid to begin with")
 print(f"injected manifests: {valid} documents valid, in Kubernetes {' and '.join(VERSIONS)}")

@@ -21,6 +21,7 @@ use crate::{
     follow::{self, Outcome, Refreshed},
     hub::Hub,
     status::{Shared, Status},
+    webhook::Counts,
 };
 
 /// What the endpoint tells from.
@@ -33,6 +34,8 @@ pub(crate) struct Admin {
     pub(crate) address: IpAddr,
     /// The server for Linkerd's proxies, where there is one.
     pub(crate) linkerd: Option<towpath_linkerd::Server>,
+    /// What the webhook counts, where there is one.
+    pub(crate) webhook: Option<Arc<Counts>>,
 }
 
 const INDEX: &str = "towpath control plane
@@ -72,7 +75,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let linkerd = admin.linkerd.map(|server| server.streams());
-    let text = admin.shared.look(|tracker| metrics::text(tracker, linkerd));
+    let mut text = admin.shared.look(|tracker| metrics::text(tracker, linkerd));
+    text.extend(admin.webhook.map(|counts| counts.text()));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -16,6 +16,7 @@ use crate::{
     dns::Resolver,
     places::{APPLE_HEADING, AppleArgs, AppleError, AskFor, Limits, Maps},
     source::{SourceSpec, SpecError},
+    webhook::{Webhook, WebhookArgs, WebhookOptionsError},
 };
 
 /// Options of `towpath control-plane`.
@@ -111,6 +112,10 @@ pub struct Args {
     #[command(flatten)]
     pub carbon: CarbonArgs,
 
+    /// Sidecars for pods as they are created
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
+
     /// What is logged to standard error: error, warn, info, debug, trace, or a filter
     /// like towpath_xds=debug
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "TOWPATH_LOG")]
@@ -156,6 +161,8 @@ pub struct Config {
     pub maps: Option<Maps>,
     /// Who is asked for carbon intensities; `None` = what the policies say counts.
     pub carbon: Option<Arc<CarbonApi>>,
+    /// Gives pods their sidecars as they are created; `None` = not at all.
+    pub webhook: Option<Webhook>,
 }
 
 /// The folder that outlives a restart.
@@ -182,6 +189,9 @@ pub enum ConfigError {
     /// The carbon API.
     #[error(transparent)]
     Carbon(#[from] CarbonOptionsError),
+    /// The admission webhook.
+    #[error(transparent)]
+    Webhook(#[from] WebhookOptionsError),
 }
 
 impl Config {
@@ -199,6 +209,7 @@ impl Config {
             resolver: Resolver::system(),
             maps: None,
             carbon: None,
+            webhook: None,
         }
     }
 }
@@ -219,6 +230,7 @@ impl TryFrom<&Args> for Config {
             .map(|client| Maps { service: Arc::new(client), ask_for: args.apple_maps_for });
         let load_report_interval = args.load_report_interval;
         let carbon = args.carbon.client()?.map(Arc::new);
+        let webhook = args.webhook.webhook()?;
         Ok(Self {
             poll,
             xds,
@@ -228,6 +240,7 @@ impl TryFrom<&Args> for Config {
             state,
             maps,
             carbon,
+            webhook,
             ..Self::new(source)
         })
     }

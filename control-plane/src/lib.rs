@@ -21,6 +21,7 @@ pub mod source;
 pub mod status;
 mod store;
 mod views;
+pub mod webhook;
 
 pub use config::{Args, Config, ConfigError, DEFAULT_ADMIN, DEFAULT_XDS, StateDir};
 pub use dns::Resolver;

@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// Runs a control plane until SIGTERM or SIGINT. Prints one line,
-/// `ready admin=ADDR xds=ADDR`, when its sockets stand; ` linkerd=ADDR` follows where that is served.
+/// `ready admin=ADDR xds=ADDR`, when its sockets stand; ` linkerd=ADDR` and ` webhook=ADDR` follow where
+/// those are served.
 ///
 /// # Errors
 /// When it cannot start, or a server ended by itself.
@@ -58,8 +59,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if !running.status().ready {
         tracing::warn!("no valid policies yet: proxies may connect, and wait");
     }
-    let linkerd = running.linkerd_addr.map(|addr| format!(" linkerd={addr}")).unwrap_or_default();
-    println!("ready admin={} xds={}{linkerd}", running.admin_addr, running.xds_addr);
+    let told =
+        |name, addr: Option<_>| addr.map(|addr| format!(" {name}={addr}")).unwrap_or_default();
+    let linkerd = told("linkerd", running.linkerd_addr);
+    let webhook = told("webhook", running.webhook_addr);
+    println!("ready admin={} xds={}{linkerd}{webhook}", running.admin_addr, running.xds_addr);
     std::io::stdout().flush().context("the ready line cannot be written")?;
     tokio::select! {
         () = signals.obey(&running) => {}

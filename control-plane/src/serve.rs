@@ -30,6 +30,7 @@ use crate::{
     status::{Moment, Shared, SourceStatus, Status, Tracker},
     store::{Store, StoreError},
     views::Served,
+    webhook::{CertificateError, Door, Webhook},
 };
 
 /// How long a start waits for the source before it goes on without.
@@ -46,6 +47,8 @@ pub struct Running {
     pub linkerd_addr: Option<SocketAddr>,
     /// Where the admin endpoint listens.
     pub admin_addr: SocketAddr,
+    /// Where the API server asks for sidecars, where it may.
+    pub webhook_addr: Option<SocketAddr>,
     shared: Arc<Shared>,
     requests: mpsc::Sender<Request>,
     changed: Arc<Notify>,
@@ -65,7 +68,7 @@ pub enum StartError {
         "cannot listen on {address} for {what}: {cause}\n  next: choose another address with --{what}; port 0 takes a free one"
     )]
     Bind {
-        /// `xds`, `linkerd` or `admin`.
+        /// `xds`, `linkerd`, `admin` or `webhook`.
         what: &'static str,
         /// Where.
         address: SocketAddr,
@@ -75,6 +78,11 @@ pub enum StartError {
     /// No place for state.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No certificate for the webhook.
+    #[error(
+        "the webhook has no certificate: {0}\n  next: --webhook-ca or --webhook-certificate, a folder with tls.crt and tls.key"
+    )]
+    Certificate(#[from] CertificateError),
     /// The source is not there, and there are no earlier policies to serve.
     #[error("{0}")]
     Source(String),
@@ -96,6 +104,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let linkerd_addr = linkerd.as_ref().map(|(_, address)| *address);
     let (admin, admin_addr) = bind("admin", config.admin).await?;
     let store = Store::open(&config.state, &source.identity())?;
+    let door = door(config.webhook, &store).await?;
     let (hub, changed) = (Arc::new(Hub::default()), Arc::new(Notify::new()));
     let tracker = Tracker::new(source_status(&source, poll), Moment::now());
     let shared = Arc::new(Shared::new(tracker));
@@ -134,19 +143,23 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         shared: shared.clone(),
         requests: requests.clone(),
         address: admin_addr.ip(),
+        webhook: door.as_ref().map(|door| door.counts.clone()),
     });
     let linkerd = linkerd.map(|(server, listener)| server.serve(listener, told(stopped.clone())));
-    let page = axum::serve(admin, page).with_graceful_shutdown(told(stopped));
+    let page = axum::serve(admin, page).with_graceful_shutdown(told(stopped.clone()));
     let failed = Arc::new(watch::Sender::new(false));
     let mut servers = vec![
         server("xds", failed.clone(), xds),
         server("admin", failed.clone(), page.into_future()),
     ];
     servers.extend(linkerd.map(|linkerd| server("linkerd", failed.clone(), linkerd)));
+    let webhook_addr = door.as_ref().map(|door| door.address);
+    servers.extend(door.map(|door| server("webhook", failed.clone(), door.serve(stopped))));
     Ok(Running {
         xds_addr,
         linkerd_addr,
         admin_addr,
+        webhook_addr,
         shared,
         requests,
         changed,
@@ -240,6 +253,13 @@ async fn first_look(
         return Err(StartError::Source(error.clone()));
     }
     Ok(())
+}
+
+/// The webhook, where there is one.
+async fn door(webhook: Option<Webhook>, store: &Store) -> Result<Option<Door>, StartError> {
+    let Some(webhook) = webhook else { return Ok(None) };
+    let listener = bind("webhook", webhook.address).await?;
+    Ok(Some(Door::new(webhook, listener, store.folder())?))
 }
 
 fn server(

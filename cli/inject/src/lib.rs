@@ -40,6 +40,9 @@ pub struct Options {
     pub plain: bool,
     /// An init step that redirects the pod's traffic to the sidecar.
     pub intercept: bool,
+    /// What makes the pods, where the text cannot say it: a pod at its admission knows only its
+    /// owner.
+    pub workload: Option<String>,
 }
 
 impl Options {
@@ -52,11 +55,15 @@ impl Options {
             source: None,
             plain: false,
             intercept: false,
+            workload: None,
         }
     }
 
-    /// Refuses what an annotation could not say either.
-    fn check(&self) -> Result<(), Problem> {
+    /// Refuses what an annotation could not say either; [`inject`] asks by itself.
+    ///
+    /// # Errors
+    /// When an image or a source cannot be given to a sidecar.
+    pub fn check(&self) -> Result<(), Problem> {
         let refuse = |text: &str, help: &str| {
             Err(Problem::general(format!("`{}` cannot be given to a sidecar", text.escape_debug()))
                 .help(help))

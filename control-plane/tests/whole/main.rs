@@ -13,3 +13,4 @@ mod serving;
 #[allow(dead_code, reason = "not all that it can do is tested here")]
 mod standin;
 mod support;
+mod webhook;

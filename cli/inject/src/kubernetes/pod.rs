@@ -79,7 +79,8 @@ impl Pod<'_> {
         let admin = format!("{host}:{}", settings.admin_port);
         let node =
             settings.node.clone().unwrap_or_else(|| "$(POD_NAME).$(POD_NAMESPACE)".to_owned());
-        let own = self.workload.name.as_ref().map(|name| format!("{name}.$(POD_NAMESPACE)"));
+        let own = self.options.workload.as_ref().or(self.workload.name.as_ref());
+        let own = own.map(|name| format!("{name}.$(POD_NAMESPACE)"));
         let cluster = settings.cluster.clone().or(own);
         let arguments = settings.arguments(
             &node,

@@ -1,0 +1,388 @@
+//! The door: TLS, bounded bodies, bounded work.
+
+use std::{
+    convert::Infallible,
+    fmt::Write as _,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    certificate::{CertificateError, Keeper, Origin, ensure_authority},
+    options::{Identity, Webhook},
+    review::{self, Among, Outcome},
+};
+
+/// Largest review: what an API server takes in one request, and what is around it.
+const MAX_BODY: usize = 4 << 20;
+/// Bodies in memory at a time.
+const MAX_BODIES: usize = 16;
+/// Reviews worked on at a time, beside which xDS must go on.
+const MAX_REVIEWS: usize = 2;
+/// Connections at a time. An API server keeps few.
+const MAX_CONNECTIONS: usize = 256;
+/// Streams of one.
+const MAX_STREAMS: u32 = 32;
+/// A connection is asked to end after this, so that those who hold them for nothing give way.
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// Time for a handshake, for a head, and for a body with its answer. API servers wait for 10 s.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between looks at the certificate's files and age.
+const LOOK: Duration = Duration::from_secs(30);
+/// Folder of the authority within the state folder.
+const AUTHORITY: &str = "webhook-ca";
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    reviews: [AtomicU64; Outcome::ALL.len()],
+    micros: AtomicU64,
+}
+
+impl Counts {
+    fn count(&self, outcome: Outcome, took: Duration) {
+        self.reviews[outcome as usize].fetch_add(1, Relaxed);
+        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Prometheus text.
+    pub(crate) fn text(&self) -> String {
+        const REVIEWS: &str = "towpath_control_plane_webhook_reviews_total";
+        const SECONDS: &str = "towpath_control_plane_webhook_review_seconds";
+        let mut text = format!(
+            "# HELP {REVIEWS} Pods that the API server asked about, by what became of them.\n\
+             # TYPE {REVIEWS} counter\n"
+        );
+        let mut all = 0;
+        for outcome in Outcome::ALL {
+            let count = self.reviews[outcome as usize].load(Relaxed);
+            all += count;
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{REVIEWS}{{outcome=\"{}\"}} {count}", outcome.name());
+        }
+        let sum = Duration::from_micros(self.micros.load(Relaxed)).as_secs_f64();
+        let _ = write!(
+            text,
+            "# HELP {SECONDS} Time from the whole request to its answer.\n\
+             # TYPE {SECONDS} summary\n{SECONDS}_sum {sum}\n{SECONDS}_count {all}\n"
+        );
+        text
+    }
+}
+
+/// The webhook, before it answers.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// What it will count.
+    pub(crate) counts: Arc<Counts>,
+    listener: TcpListener,
+    webhook: Arc<Webhook>,
+    tls: watch::Sender<Arc<ServerConfig>>,
+    keeper: Keeper,
+}
+
+impl Door {
+    /// Makes or reads the certificate. `state` is where an authority of ours is kept.
+    pub(crate) fn new(
+        webhook: Webhook,
+        (listener, address): (TcpListener, SocketAddr),
+        state: &Path,
+    ) -> Result<Self, CertificateError> {
+        let now = SystemTime::now();
+        let (folder, origin) = match &webhook.identity {
+            Identity::Given(folder) => (folder.clone(), Origin::Given),
+            Identity::Authority(folder) => {
+                let folder = folder.clone().unwrap_or_else(|| state.join(AUTHORITY));
+                ensure_authority(&folder, now)?;
+                tracing::info!(
+                    authority = %folder.join("tls.crt").display(),
+                    "the webhook's certificates are signed by this one (caBundle)"
+                );
+                (folder, Origin::Authority(webhook.names.clone()))
+            }
+        };
+        let mut keeper = Keeper::new(folder.clone(), origin);
+        let Some(config) = keeper.look(now)? else {
+            return Err(CertificateError::Unusable { folder, what: "nothing to read".to_owned() });
+        };
+        let (tls, _) = watch::channel(config);
+        let (webhook, counts) = (Arc::new(webhook), Arc::default());
+        Ok(Self { address, counts, listener, webhook, tls, keeper })
+    }
+
+    /// Answers until `stop`, and renews what it serves with.
+    pub(crate) async fn serve(self, stop: watch::Receiver<bool>) -> Result<(), Infallible> {
+        let desk = Desk {
+            webhook: self.webhook,
+            counts: self.counts,
+            bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+            reviews: Arc::new(Semaphore::new(MAX_REVIEWS)),
+        };
+        let tls = self.tls.subscribe();
+        let _renewing = AbortOnDropHandle::new(tokio::spawn(renew(self.keeper, self.tls)));
+        accept(self.listener, tls, router(desk), stop).await;
+        Ok(())
+    }
+}
+
+async fn renew(mut keeper: Keeper, tls: watch::Sender<Arc<ServerConfig>>) {
+    let mut told = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A few small files and a signature; the disk may be slow.
+        let looked = tokio::task::spawn_blocking(move || {
+            let looked = keeper.look(SystemTime::now());
+            (keeper, looked)
+        });
+        let Ok((kept, looked)) = looked.await else { return };
+        keeper = kept;
+        match looked {
+            Ok(None) => {}
+            Ok(Some(config)) => {
+                told = None;
+                tracing::info!("the webhook has a new certificate");
+                tls.send_replace(config);
+            }
+            // Told once: it is the same every time.
+            Err(error) => {
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::error!(%error, "the webhook keeps its certificate");
+                }
+                told = Some(error);
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Dropped at the end, which ends them all.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let (Ok(place), Ok((stream, _))) = (place, accepted) else {
+            // Out of descriptors, mostly.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (config, router, stop) = (tls.borrow().clone(), router.clone(), stop.clone());
+        connections.spawn(async move {
+            connection(stream, config, router, stop).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(TIMEOUT, ended).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, handshake).await else { return };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    let service = TowerToHyperService::new(router);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = tokio::time::sleep(MAX_AGE) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(TIMEOUT, connection).await;
+}
+
+#[derive(Clone)]
+struct Desk {
+    webhook: Arc<Webhook>,
+    counts: Arc<Counts>,
+    bodies: Arc<Semaphore>,
+    reviews: Arc<Semaphore>,
+}
+
+fn router(desk: Desk) -> Router {
+    let all = async |desk: State<Desk>, request: Request| review(desk.0, Among::All, request).await;
+    let annotated =
+        async |desk: State<Desk>, request: Request| review(desk.0, Among::Annotated, request).await;
+    Router::new()
+        .route("/inject", post(all))
+        .route("/inject/annotated", post(annotated))
+        .with_state(desk)
+}
+
+async fn review(desk: Desk, among: Among, request: Request) -> Response {
+    let counts = desk.counts.clone();
+    let answer = tokio::time::timeout(TIMEOUT, desk.answer(among, request)).await;
+    let answer =
+        answer.unwrap_or_else(|_| Err((StatusCode::REQUEST_TIMEOUT, "too slow".to_owned())));
+    answer.unwrap_or_else(|(status, why)| {
+        counts.count(Outcome::BadRequest, Duration::ZERO);
+        (status, why + "\n").into_response()
+    })
+}
+
+impl Desk {
+    async fn answer(
+        self,
+        among: Among,
+        request: Request,
+    ) -> Result<Response, (StatusCode, String)> {
+        let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
+        let is_json = kind.is_some_and(|kind| {
+            let kind = kind.split(|b| *b == b';').next().unwrap_or_default();
+            kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        });
+        if !is_json {
+            let why = "expected application/json".to_owned();
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+        }
+        let ending = |_| (StatusCode::SERVICE_UNAVAILABLE, "ending".to_owned());
+        let _place = self.bodies.acquire().await.map_err(ending)?;
+        let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|error| {
+            let status = match error.is::<LengthLimitError>() {
+                true => StatusCode::PAYLOAD_TOO_LARGE,
+                false => StatusCode::BAD_REQUEST,
+            };
+            (status, error.to_string())
+        })?;
+        let (body, begin) = (body.to_bytes(), Instant::now());
+        let turn = self.reviews.clone().acquire_owned().await.map_err(ending)?;
+        let webhook = self.webhook.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let answer = review::answer(&body, &webhook.options, among, webhook.on_problem);
+            drop(turn);
+            answer
+        });
+        let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "failed".to_owned());
+        let answer = work.await.map_err(failed)?;
+        let (answer, outcome) = answer.map_err(|why| (StatusCode::BAD_REQUEST, why.to_string()))?;
+        self.counts.count(outcome, begin.elapsed());
+        Ok(Json(answer).into_response())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use axum::body::Body;
+    use bytes::Bytes;
+    use hyper::body::Frame;
+    use towpath_inject::Options;
+
+    use super::*;
+    use crate::webhook::OnProblem;
+
+    fn desk() -> Desk {
+        let webhook = Webhook {
+            address: ([127, 0, 0, 1], 0).into(),
+            names: Vec::new(),
+            identity: Identity::Authority(None),
+            options: Options::new("0.1.0"),
+            on_problem: OnProblem::Warn,
+        };
+        Desk {
+            webhook: Arc::new(webhook),
+            counts: Arc::default(),
+            bodies: Arc::new(Semaphore::new(1)),
+            reviews: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Sends so much, and then nothing for ever.
+    struct Slow(usize);
+
+    impl hyper::body::Body for Slow {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            const PART: usize = 64 << 10;
+            if self.0 < PART {
+                return Poll::Pending;
+            }
+            self.0 -= PART;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; PART])))))
+        }
+    }
+
+    fn request(kind: &str, body: Body) -> Request {
+        Request::post("/inject").header(header::CONTENT_TYPE, kind).body(body).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_send_too_much_too_slowly_or_something_else_are_sent_away() {
+        let desk = desk();
+        for (kind, body, expected) in [
+            ("application/json", Body::new(Slow(MAX_BODY + (1 << 20))), 413),
+            ("application/json", Body::new(Slow(0)), 408),
+            ("application/json; charset=utf-8", Body::from("{}"), 400),
+            ("text/plain", Body::from("{}"), 415),
+            ("", Body::from("{}"), 415),
+        ] {
+            let response = review(desk.clone(), Among::All, request(kind, body)).await;
+            assert_eq!(response.status().as_u16(), expected, "{kind}");
+        }
+        // Nobody is left behind in the queue for bodies.
+        assert_eq!(desk.bodies.available_permits(), 1);
+        let text = desk.counts.text();
+        assert!(text.contains("reviews_total{outcome=\"bad_request\"} 5\n"), "{text}");
+    }
+}

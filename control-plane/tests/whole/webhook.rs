@@ -1,0 +1,168 @@
+//! The admission webhook as an API server meets it: over TLS, by its name.
+
+use std::{fs, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use towpath_control_plane::{
+    Config, Running, start,
+    webhook::{Identity, OnProblem, Webhook},
+};
+
+use crate::support::{config, folder_of, policies, spec};
+
+const NAME: &str = "towpath-control-plane.towpath.svc";
+
+fn webhook(identity: Identity) -> Webhook {
+    Webhook {
+        address: ([127, 0, 0, 1], 0).into(),
+        names: vec![NAME.to_owned()],
+        identity,
+        options: towpath_inject::Options::new("0.1.0"),
+        on_problem: OnProblem::Warn,
+    }
+}
+
+async fn started(folder: &Path, identity: Identity) -> Running {
+    let source = spec(folder.to_str().unwrap());
+    start(Config { webhook: Some(webhook(identity)), ..config(source) }).await.unwrap()
+}
+
+async fn connected(
+    running: &Running,
+    authority: &Path,
+    protocol: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.join("tls.crt")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    let stream = TcpStream::connect(running.webhook_addr.unwrap()).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(NAME).unwrap(), stream).await
+}
+
+fn post(path: &str, kind: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
+    Request::post(format!("https://{NAME}{path}"))
+        .header("host", NAME)
+        .header("content-type", kind)
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+/// Asks over HTTP/2, as API servers do.
+async fn asked(
+    running: &Running,
+    authority: &Path,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, String) {
+    let stream = TokioIo::new(connected(running, authority, "h2").await.unwrap());
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn review(name: &str) -> Vec<u8> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/admission");
+    fs::read(Path::new(folder).join(format!("{name}.json"))).unwrap()
+}
+
+#[tokio::test]
+async fn an_api_server_is_answered_over_tls() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let authority = tempfile::tempdir().unwrap();
+    let identity = Identity::Authority(Some(authority.path().to_owned()));
+    let running = started(folder.path(), identity).await;
+    let json = "application/json";
+    for (path, kind, body, expected) in [
+        ("/inject?timeout=10s", json, review("deployment"), 200),
+        ("/inject/annotated?timeout=10s", json, review("deployment"), 200),
+        ("/inject?timeout=10s", json, b"{".to_vec(), 400),
+        ("/inject?timeout=10s", "text/yaml", review("deployment"), 415),
+        ("/inject?timeout=10s", json, vec![b' '; 5 << 20], 413),
+        ("/", json, review("deployment"), 404),
+    ] {
+        let (status, body) = asked(&running, authority.path(), post(path, kind, body)).await;
+        assert_eq!(status.as_u16(), expected, "{path} {kind}: {body}");
+        if expected == 200 {
+            let answer: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(answer["response"]["allowed"], true);
+            let patched = answer["response"]["patchType"] == "JSONPatch";
+            assert_eq!(patched, path.starts_with("/inject?"), "{path}");
+        }
+    }
+    // What was counted is told to operators.
+    let metrics = metrics(&running).await;
+    for line in
+        ["{outcome=\"injected\"} 1", "{outcome=\"passed_over\"} 1", "{outcome=\"bad_request\"} 3"]
+    {
+        let line = format!("towpath_control_plane_webhook_reviews_total{line}\n");
+        assert!(metrics.contains(&line), "{line} in\n{metrics}");
+    }
+    running.shutdown().await;
+}
+
+async fn metrics(running: &Running) -> String {
+    let stream = TokioIo::new(TcpStream::connect(running.admin_addr).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = Request::get("/metrics").header("host", "localhost");
+    let response =
+        sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    driver.abort();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn http_1_is_spoken_too_and_another_authority_is_not_trusted() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let (authority, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |folder: &Path| Identity::Authority(Some(folder.to_owned()));
+    let running = started(folder.path(), of(authority.path())).await;
+    let second = started(folder.path(), of(other.path())).await;
+    assert!(connected(&running, other.path(), "h2").await.is_err());
+    assert!(connected(&second, other.path(), "h2").await.is_ok());
+
+    let stream = TokioIo::new(connected(&running, authority.path(), "http/1.1").await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    let driver = tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = post("/inject", "application/json", review("job"));
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+        sender.ready().await.unwrap();
+    }
+    driver.abort();
+    // The end of a connection that nobody closes is not waited for.
+    let _idle = connected(&running, authority.path(), "h2").await.unwrap();
+    running.shutdown().await;
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_a_certificate_nothing_starts_and_it_says_what_to_give() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let nowhere = folder.path().join("nowhere");
+    let source = spec(folder.path().to_str().unwrap());
+    let config = Config { webhook: Some(webhook(Identity::Given(nowhere))), ..config(source) };
+    let error = start(config).await.unwrap_err().to_string();
+    assert!(error.contains("tls.crt") && error.contains("--webhook-certificate"), "{error}");
+}
