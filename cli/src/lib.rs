@@ -13,6 +13,7 @@ mod explain;
 mod inject;
 mod intercept;
 mod place;
+mod ready;
 mod run;
 mod schema;
 mod status;
@@ -42,7 +43,7 @@ enum Command {
     Check(check::Args),
     /// Show what changes between two commits or folders of policies
     Diff(diff::Args),
-    /// Write the JSON Schemas of the policy files, for editors
+    /// Write the JSON Schemas of the policy files, for editors, or definitions for clusters
     Schema(schema::Args),
     /// Run a sidecar or gateway proxy
     Proxy(towpath_proxy::Args),
@@ -55,6 +56,8 @@ enum Command {
     ControlPlane(towpath_control_plane::Args),
     /// Ask a control plane which proxies hold which version
     Status(status::Args),
+    /// Say whether a proxy or a control plane is ready (for probes)
+    Ready(ready::Args),
     /// Ask a proxy when each endpoint of a service would complete a request, and why
     Explain(explain::Args),
     /// Say where places are, what is at a point, and how long the way takes
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::RunInside(args) => Ok(run::inside(&args)),
         Command::ControlPlane(args) => towpath_control_plane::run(args),
         Command::Status(args) => status::run(args),
+        Command::Ready(args) => ready::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Place(args) => place::run(args),
         Command::Inject(args) => inject::run(&args),
