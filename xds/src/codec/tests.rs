@@ -13,8 +13,11 @@ use envoy_types::pb::{
         },
         extensions::filters::{
             http::router::v3::Router,
-            network::http_connection_manager::v3::{
-                self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
+            network::{
+                http_connection_manager::v3::{
+                    self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
+                },
+                tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
             },
         },
         extensions::load_balancing_policies::least_request::v3::LeastRequest,
@@ -24,8 +27,8 @@ use envoy_types::pb::{
 };
 use towpath_policies::model::{
     Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Endpoint, Forward, HostRewrite,
-    Listener, Locality, Location, OriginSource, PathMatch, PathRewrite, Protocol, Region,
-    Registered, RetryPolicy, Service, Thresholds, ValueMatch, Weights,
+    Listener, Locality, Location, Only, OriginSource, PathMatch, PathRewrite, Protocol, Region,
+    Registered, RetryPolicy, Service, Speaks, Thresholds, ValueMatch, Weights,
 };
 
 use super::*;
@@ -677,4 +680,76 @@ fn another_type_is_refused_by_name() {
     let (name, decoded) = decode(ResourceKind::Listener, &any);
     assert_eq!(name, None);
     assert!(decoded.unwrap_err().to_string().contains("\"type.googleapis.com/x\""));
+}
+
+#[test]
+fn what_a_foreign_server_redirects_is_understood_or_refused() {
+    let tcp = |cluster: &str| lds::Filter {
+        name: "tcp".to_owned(),
+        config_type: Some(lds::filter::ConfigType::TypedConfig(common::pack(&TcpProxy {
+            stat_prefix: "tcp".to_owned(),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+            ..Default::default()
+        }))),
+    };
+    let cidr = core::CidrRange {
+        address_prefix: "10.96.1.2".to_owned(),
+        prefix_len: common::u32_value(16),
+    };
+    let matches = lds::FilterChainMatch {
+        destination_port: common::u32_value(5432),
+        prefix_ranges: vec![cidr],
+        transport_protocol: "raw_buffer".to_owned(),
+        application_protocols: ["h2c", "http/1.1", "http/1.0"].map(str::to_owned).into(),
+        ..Default::default()
+    };
+    let outbound = lds::Listener {
+        name: "virtualOutbound".to_owned(),
+        address: Some(common::address(([0, 0, 0, 0], 15_001).into())),
+        use_original_dst: common::bool_value(true),
+        filter_chains: vec![lds::FilterChain {
+            filter_chain_match: Some(matches),
+            filters: vec![tcp("db")],
+            ..Default::default()
+        }],
+        default_filter_chain: Some(lds::FilterChain {
+            filters: vec![tcp("PassthroughCluster")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let decoded = listener::decode(&outbound).unwrap().listener;
+    assert!(matches!(&decoded.bind, Bind::Redirected(r) if !r.transparent));
+    let only = Only {
+        port: Some(5432),
+        networks: vec!["10.96.0.0/16".parse().unwrap()],
+        speaks: Some(Speaks::Http),
+    };
+    assert_eq!(decoded.chains[0].only, only);
+    assert!(decoded.chains[1].only.takes_all());
+    type Change = fn(&mut lds::FilterChainMatch);
+    let refused: [(Change, &str); 4] = [
+        (|m| m.destination_port = common::u32_value(70_000), "destination_port: is no port"),
+        (|m| m.prefix_ranges[0].prefix_len = common::u32_value(33), "33 is no length"),
+        (|m| m.application_protocols.truncate(1), "application_protocols: only"),
+        (|m| m.source_ports = vec![1], "filter_chain_match: only"),
+    ];
+    for (change, expected) in refused {
+        let mut changed = outbound.clone();
+        change(changed.filter_chains[0].filter_chain_match.as_mut().unwrap());
+        let error = listener::decode(&changed).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut plain = outbound;
+    plain.use_original_dst = None;
+    assert!(listener::decode(&plain).is_err(), "of a plain listener destinations are not matched");
+
+    let mut passthrough = foreign_cluster(cluster::DiscoveryType::OriginalDst, vec![]);
+    passthrough.lb_policy = cluster::LbPolicy::ClusterProvided as i32;
+    let decoded = service::decode(&passthrough).unwrap();
+    assert_eq!(decoded.service.discovery, Discovery::OriginalDestination);
+    assert_eq!(decoded.endpoints, EndpointSource::Resolved);
+    let by_header = cluster::OriginalDstLbConfig { use_http_header: true, ..Default::default() };
+    passthrough.lb_config = Some(cluster::LbConfig::OriginalDstLbConfig(by_header));
+    assert!(service::decode(&passthrough).is_err());
 }
