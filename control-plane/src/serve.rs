@@ -112,17 +112,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (stop, stopped) = watch::channel(false);
     let (first, mut looked) = watch::channel(None::<First>);
 
-    let follower = Follower::new(source, store.folder());
     let released = store.released();
     let names = Names::new(config.resolver, hub.clone(), shared.clone());
     let places = Places::new(config.maps, hub.clone(), shared.clone(), store.place());
-    let intensities = Intensities::new(config.carbon, hub.clone(), store.place());
     let follow = Follow {
-        follower,
+        follower: Follower::new(source, store.folder()),
+        intensities: Intensities::new(config.carbon, hub.clone(), store.place()),
         store,
         names,
         places,
-        intensities,
         hub: hub.clone(),
         shared: shared.clone(),
         poll,
