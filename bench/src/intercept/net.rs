@@ -72,7 +72,7 @@ impl Pair {
         for (namespace, chain) in [(&self.client, out), (&self.server, inward)] {
             let chain = if on { chain } else { String::new() };
             let table = "table ip bench";
-            namespace.nft(&format!("{table}\ndelete {table}\n{table} {{ {chain} }}\n"))?;
+            namespace.nft(&format!("{table}\ndelete {table}\n{table} {{\n{chain}\n}}\n"))?;
         }
         Ok(())
     }
