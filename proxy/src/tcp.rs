@@ -314,12 +314,10 @@ fn tried_all(service: &ServiceState, attempts: u32) -> bool {
 impl TcpChain {
     /// Whether connections fare the same by another.
     pub(crate) fn leads_like(&self, other: &Self) -> bool {
-        let same = |(one, two): (&(Arc<ServiceLive>, u32), &(Arc<ServiceLive>, u32))| {
-            Arc::ptr_eq(&one.0, &two.0) && one.1 == two.1
+        let backends = |chain: &Self| -> Vec<_> {
+            chain.backends.iter().map(|(service, weight)| (Arc::as_ptr(service), *weight)).collect()
         };
-        self.idle_timeout == other.idle_timeout
-            && self.backends.len() == other.backends.len()
-            && self.backends.iter().zip(&other.backends).all(same)
+        self.idle_timeout == other.idle_timeout && backends(self) == backends(other)
     }
 
     fn draw(&self) -> Option<Arc<ServiceState>> {
