@@ -148,19 +148,30 @@ pub(super) async fn one_way_tcp(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return End::ReadFailed(error),
         };
-        let mut rest = &buffer[..n];
-        while !rest.is_empty() {
-            if let Err(error) = to.ready(Interest::WRITABLE).await {
-                return meter.write_failed(direction, error);
-            }
-            match to.try_write(rest) {
-                Ok(n) => {
-                    meter.moved(direction, n);
-                    rest = &rest[n..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return meter.write_failed(direction, error),
-            }
+        if let Err(end) = write_all(to, &buffer[..n], meter, direction).await {
+            return end;
         }
     }
+}
+
+/// Writes all of it, counted as it goes.
+pub(super) async fn write_all(
+    to: &TcpStream,
+    mut bytes: &[u8],
+    meter: &Meter,
+    direction: Direction,
+) -> Result<(), End> {
+    while !bytes.is_empty() {
+        let failed = |error| meter.write_failed(direction, error);
+        to.ready(Interest::WRITABLE).await.map_err(failed)?;
+        match to.try_write(bytes) {
+            Ok(n) => {
+                meter.moved(direction, n);
+                bytes = &bytes[n..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
-//! Moves bytes from socket to socket through a pipe, without copying them into
-//! this process (`splice(2)`).
+//! Moves bytes from socket to socket: many through a pipe, without copying them into this process
+//! (`splice(2)`), and few through a buffer, since to move a message of a database that way costs less
+//! than the calls that it takes to fill and empty a pipe.
 
 use std::{
     cell::RefCell,
@@ -8,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::{read, retry_on_intr},
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -19,8 +23,10 @@ use super::{Direction, End, Meter, both, copy, reset};
 
 /// Asked of one `splice` call, and of the pipe where the kernel allows it.
 const CHUNK: usize = 1 << 20;
-/// Empty pipes a worker keeps for the next one who needs it.
-const MOST_IDLE_PIPES: usize = 64;
+/// Who sends less at a time is not worth a pipe.
+const PIECE: usize = 16 * 1024;
+/// Empty pipes, and buffers, a worker keeps for the next one who needs it.
+const MOST_IDLE: usize = 64;
 /// Bytes moved before the other connections of this worker have their turn.
 const BURST: usize = 4 << 20;
 
@@ -62,7 +68,7 @@ impl Drop for Breaks<'_> {
 }
 
 async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Direction) -> End {
-    let mut burst = 0;
+    let (mut burst, mut pieces) = (0, true);
     loop {
         // Readiness that is there at once costs no budget by itself.
         consume_budget().await;
@@ -73,39 +79,89 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
         if let Err(error) = from.readable().await {
             return End::ReadFailed(error);
         }
-        let Some(mut pipe) = Pipe::take() else {
-            // No more file descriptors: bytes pass all the same, by hand.
-            return copy::one_way_tcp(from, to, meter, direction).await;
+        let moved = if pieces {
+            piece(from, to, meter, direction).await
+        } else {
+            let Some(pipe) = Pipe::take() else {
+                // No more file descriptors: bytes pass all the same, by hand.
+                return copy::one_way_tcp(from, to, meter, direction).await;
+            };
+            stretch(pipe, from, to, meter, direction).await
         };
-        let filled = from.try_io(Interest::READABLE, || pipe.fill(from));
-        match filled {
-            Ok(0) => {
-                pipe.give_back();
-                return finish(to, meter, direction);
+        match moved {
+            Ok(Some(0)) => return finish(to, meter, direction),
+            Ok(Some(n)) => {
+                burst += n;
+                pieces = n < PIECE;
             }
-            Ok(n) => burst += n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                pipe.give_back();
-                continue;
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Ok(None) => {}
+            Err(End::ReadFailed(error)) if error.kind() == io::ErrorKind::InvalidInput => {
                 return copy::one_way_tcp(from, to, meter, direction).await;
             }
-            Err(error) => return End::ReadFailed(error),
+            Err(end) => return end,
         }
-        while pipe.held > 0 {
-            match to.try_io(Interest::WRITABLE, || pipe.empty(to)) {
-                Ok(n) => meter.moved(direction, n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Err(error) = to.writable().await {
-                        return meter.write_failed(direction, error);
-                    }
-                }
-                Err(error) => return meter.write_failed(direction, error),
-            }
-        }
-        pipe.give_back();
     }
+}
+
+/// Moves what has arrived, up to [`PIECE`] bytes, through a buffer; 0 at the end of the stream, `None` if
+/// nothing has.
+async fn piece(
+    from: &TcpStream,
+    to: &TcpStream,
+    meter: &Meter,
+    direction: Direction,
+) -> Result<Option<usize>, End> {
+    let mut buffer =
+        IDLE_BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; PIECE].into_boxed_slice());
+    let mut count = None;
+    let tried = from.try_io(Interest::READABLE, || {
+        let n = retry_on_intr(|| read(from, &mut buffer[..]))?;
+        count = Some(n);
+        // That was all, and asking again would only show it: the readiness goes, but not that of the end.
+        if n > 0 && n < PIECE { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    let moved = match (count, tried) {
+        (Some(n), _) => {
+            copy::write_all(to, &buffer[..n], meter, direction).await?;
+            Some(n)
+        }
+        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+            return Err(End::ReadFailed(error));
+        }
+        (None, _) => None,
+    };
+    IDLE_BUFFERS.with_borrow_mut(|idle| {
+        if idle.len() < MOST_IDLE {
+            idle.push(buffer);
+        }
+    });
+    Ok(moved)
+}
+
+/// As [`piece`], up to [`CHUNK`] bytes through a pipe.
+async fn stretch(
+    mut pipe: Pipe,
+    from: &TcpStream,
+    to: &TcpStream,
+    meter: &Meter,
+    direction: Direction,
+) -> Result<Option<usize>, End> {
+    let filled = match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+        Ok(n) => Some(n),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => return Err(End::ReadFailed(error)),
+    };
+    while pipe.held > 0 {
+        match to.try_io(Interest::WRITABLE, || pipe.empty(to)) {
+            Ok(n) => meter.moved(direction, n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                to.writable().await.map_err(|error| meter.write_failed(direction, error))?;
+            }
+            Err(error) => return Err(meter.write_failed(direction, error)),
+        }
+    }
+    pipe.give_back();
+    Ok(filled)
 }
 
 /// Passes the end of a stream on, if it is one.
@@ -128,6 +184,7 @@ struct Pipe {
 
 thread_local! {
     static IDLE: RefCell<Vec<(OwnedFd, OwnedFd)>> = const { RefCell::new(Vec::new()) };
+    static IDLE_BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Pipe {
@@ -145,7 +202,7 @@ impl Pipe {
         debug_assert_eq!(self.held, 0, "a pipe with bytes in it must not be reused");
         if let Some(ends) = self.ends.take() {
             IDLE.with_borrow_mut(|idle| {
-                if idle.len() < MOST_IDLE_PIPES {
+                if idle.len() < MOST_IDLE {
                     idle.push(ends);
                 }
             });
