@@ -53,3 +53,11 @@ for path in sorted(ADMITTED.glob("*.pod.json")):
 if valid < 80:
     sys.exit(f"only {valid} documents were valid to begin with")
 print(f"injected manifests: {valid} documents valid, in Kubernetes {' and '.join(VERSIONS)}")
+
+gateway = FOLDER.parents[2] / "examples" / "gateway" / "kubernetes.yaml"
+for document in documents(gateway):
+    for version in VERSIONS:
+        error = mistake(document, version)
+        if error:
+            sys.exit(f"{gateway.name} is not valid in Kubernetes {version}: {error}")
+print("examples/gateway: valid")

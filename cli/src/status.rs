@@ -1,6 +1,8 @@
 //! `towpath status`: what a control plane serves, what it rejected, and which
 //! proxy holds which version.
 
+mod conditions;
+
 use std::{
     fmt::Write as _,
     io::IsTerminal as _,
@@ -30,6 +32,7 @@ const FINDINGS_SHOWN: usize = 20;
 #[command(after_help = "Examples:
   towpath status
   towpath status --watch
+  towpath status --conditions
   towpath status --format json | jq '.proxies[] | select(.in_sync | not)'")]
 pub(crate) struct Args {
     /// Admin address of the control plane
@@ -39,6 +42,10 @@ pub(crate) struct Args {
     /// text is a table, json is all there is
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+
+    /// Show the conditions of Gateway API objects instead; as json, as Kubernetes has them
+    #[arg(long)]
+    conditions: bool,
 
     /// Show it again every second, until Ctrl-C
     #[arg(long)]
@@ -72,13 +79,20 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(args: &Args) -> anyhow::Result<String> {
-    let body = admin::ask(args.admin, "/status", "control plane").await?;
+    let path = if args.conditions { "/conditions" } else { "/status" };
+    let body = admin::ask(args.admin, path, "control plane").await?;
     if args.format == Format::Json {
         // Through a value, so that what is printed is JSON whatever came, and
         // fields of a newer control plane are kept.
         let value: serde_json::Value =
             serde_json::from_slice(&body).context("the answer is not JSON")?;
         return Ok(format!("{value:#}\n"));
+    }
+    if args.conditions {
+        let told = conditions::text(&body);
+        return told.with_context(|| {
+            format!("http://{}/conditions: not the answer of a control plane", args.admin)
+        });
     }
     let status: Status = serde_json::from_slice(&body).with_context(|| {
         format!("http://{}/status: not the status of a control plane (is this a proxy's admin address?)", args.admin)

@@ -3,7 +3,11 @@
 
 mod metrics;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use axum::{
     Json, Router,
@@ -18,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use towpath_policies::model::{Node, Snapshot};
 
 use crate::{
+    conditions::{self, Conditions, Transitions},
     follow::{self, Outcome, Refreshed},
     hub::Hub,
     status::{Shared, Status},
@@ -30,6 +35,8 @@ pub(crate) struct Admin {
     pub(crate) hub: Arc<Hub>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) requests: mpsc::Sender<follow::Request>,
+    /// Since when conditions are as they are.
+    pub(crate) transitions: Arc<Mutex<Transitions>>,
     /// Where it listens.
     pub(crate) address: IpAddr,
     /// The server for Linkerd's proxies, where there is one.
@@ -40,10 +47,11 @@ pub(crate) struct Admin {
 
 const INDEX: &str = "towpath control plane
 GET  /status              everything, as JSON (towpath status shows it as a table)
+GET  /conditions          the status of Gateway API objects, as Kubernetes has it (towpath status --conditions)
 GET  /ready               200 once policies are served, else 503
 GET  /live                200 while the process answers
 GET  /metrics             Prometheus text
-GET  /snapshot?node=NAME[&cluster=NAME]   what this node is served, as JSON
+GET  /snapshot?node=NAME[&cluster=NAME][&sidecar=true]   what this node is served, as JSON
 POST /refresh             look for a new version now; answers with what came of it
 ";
 
@@ -52,6 +60,7 @@ pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
         .route("/", get(async || INDEX))
         .route("/status", get(status))
+        .route("/conditions", get(conditions))
         .route("/ready", get(ready))
         .route("/live", get(async || "live\n"))
         .route("/metrics", get(metrics))
@@ -63,6 +72,17 @@ pub(crate) fn router(admin: Admin) -> Router {
 
 async fn status(State(admin): State<Admin>) -> Json<Status> {
     Json(admin.shared.look(|tracker| tracker.status()))
+}
+
+async fn conditions(State(admin): State<Admin>) -> Json<Conditions> {
+    let (objects, is_served, status) = admin.shared.look(|tracker| {
+        let (objects, is_served) = tracker.objects();
+        (objects, is_served, tracker.status())
+    });
+    let view = |node: &Node| admin.hub.view(node);
+    let served = is_served.then(|| conditions::served(&status, view));
+    let mut transitions = admin.transitions.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(transitions.told(objects, served.as_ref(), SystemTime::now()))
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
@@ -109,6 +129,8 @@ struct Wanted {
     node: String,
     #[serde(default)]
     cluster: String,
+    #[serde(default)]
+    sidecar: bool,
 }
 
 /// What one node is served: the JSON of `GET /snapshot`.
@@ -129,8 +151,9 @@ struct Origin {
 }
 
 async fn snapshot(State(admin): State<Admin>, Query(wanted): Query<Wanted>) -> Json<Dump> {
-    let Wanted { node, cluster } = wanted;
-    let snapshot = admin.hub.view(&Node { id: node.clone(), cluster: cluster.clone() });
+    let Wanted { node, cluster, sidecar } = wanted;
+    let asks = Node { id: node.clone(), cluster: cluster.clone(), sidecar };
+    let snapshot = admin.hub.view(&asks);
     let origin = |(key, source): (&towpath_policies::model::ResourceKey, &_)| Origin {
         kind: key.kind,
         name: key.name.clone(),

@@ -261,7 +261,7 @@ impl Publisher {
         seen: Moment,
         restored: bool,
     ) {
-        let compile::Compiled { mesh, warnings } = compiled;
+        let compile::Compiled { mesh, warnings, objects } = compiled;
         self.names.follow(&mesh).await;
         self.places.follow(&mesh);
         self.intensities.follow(&mesh);
@@ -293,11 +293,12 @@ impl Publisher {
         self.shared.update(move |tracker| {
             let changed = hub.publish(mesh);
             tracker.published(current, seen, now, &changed);
+            tracker.judged(objects, true);
         });
     }
 
     fn reject(&self, revision: &Revision, refusal: compile::Refusal, seen: Moment) {
-        let compile::Refusal { diagnostics, left_out } = refusal;
+        let compile::Refusal { diagnostics, left_out, objects } = refusal;
         let version = short(&revision.version);
         tracing::error!(
             version,
@@ -313,7 +314,10 @@ impl Publisher {
             diagnostics,
             left_out,
         };
-        self.shared.update(|tracker| tracker.rejected(rejected));
+        self.shared.update(|tracker| {
+            tracker.rejected(rejected);
+            tracker.judged(objects, false);
+        });
     }
 
     /// Serves the last good policies of an earlier run, if nothing is served yet.

@@ -444,6 +444,7 @@ pub(crate) mod tests {
             bind: Bind::Socket(([127, 0, 0, 1], 1).into()),
             chains: vec![Chain::new(vec![], None, kind)],
             location: Location::default(),
+            proxy_protocol: None,
         };
         let nodes = NodeSelector::Matching(vec![pattern.to_owned()]);
         let own = BTreeMap::new();
@@ -473,7 +474,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn node(id: &str) -> Node {
-        Node { id: id.to_owned(), cluster: String::new() }
+        Node { id: id.to_owned(), cluster: String::new(), sidecar: false }
     }
 
     fn addresses(name: &str, port: u16) -> EndpointSet {

@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod carbon;
+mod conditions;
 mod config;
 mod dns;
 mod fetch;
@@ -20,6 +21,7 @@ mod serve;
 pub mod source;
 pub mod status;
 mod store;
+mod utc;
 mod views;
 pub mod webhook;
 

@@ -140,6 +140,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         linkerd: linkerd.as_ref().map(|(server, _)| server.clone()),
         shared: shared.clone(),
         requests: requests.clone(),
+        transitions: Arc::default(),
         address: admin_addr.ip(),
         webhook: door.as_ref().map(|door| door.counts.clone()),
     });

@@ -121,6 +121,9 @@ pub struct Proxy {
     pub node: String,
     /// The group it gave itself; may be empty.
     pub cluster: String,
+    /// It says that it is a sidecar.
+    #[serde(default)]
+    pub sidecar: bool,
     /// Where it connects from.
     pub peer: String,
     /// When this stream began.

@@ -4,10 +4,12 @@
 mod adaptive;
 mod addresses;
 mod balancer;
+mod conditions;
 mod filters;
 mod gateways;
 mod index;
 mod limits;
+mod listeners;
 mod matches;
 mod origin;
 mod outlier;
@@ -39,6 +41,7 @@ use self::{
     sockets::Sockets,
 };
 use crate::{
+    conditions::ObjectStatus,
     diagnostic::Rule,
     document::Documents,
     model::{
@@ -54,7 +57,7 @@ pub(crate) fn compile(
     files: &[(PathBuf, String)],
     version: String,
     problems: &mut Problems,
-) -> (Mesh, Notes) {
+) -> (Mesh, Notes, Vec<ObjectStatus>) {
     let resolved = subset::resolve(documents, problems);
     let written = documents;
     let documents = resolved.as_ref().unwrap_or(documents);
@@ -71,7 +74,8 @@ pub(crate) fn compile(
     routes::compile_mesh(documents, &index, &routes, &policies, &mut output, problems);
     queue::check_routes(&output.mesh, &policies, problems);
     region::check_classes(&output.mesh, &policies, documents, problems);
-    (output.mesh, output.notes)
+    let conditions = conditions::all(documents, &index, &output.mesh);
+    (output.mesh, output.notes, conditions)
 }
 
 /// An endpoint that stands behind a proxy without a socket of its own.

@@ -3,6 +3,7 @@
 
 pub(crate) mod balancer;
 pub(crate) mod gateway;
+pub(crate) mod listener;
 pub(crate) mod own;
 pub(crate) mod read;
 pub(crate) mod region;
@@ -16,6 +17,7 @@ use serde_json::Value as Json;
 use self::{
     balancer::BalancerPolicySpec,
     gateway::{GatewaySpec, Metadata},
+    listener::ListenerPolicySpec,
     own::{BreakerPolicySpec, ServiceSpec, TransferPolicySpec},
     read::{Anything, Definitions, Field, Read, Shape, ticked},
     region::RegionSpec,
@@ -44,11 +46,12 @@ pub(crate) enum Kind {
     TransferPolicy,
     BalancerPolicy,
     BreakerPolicy,
+    ListenerPolicy,
     Region,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Gateway,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -58,6 +61,7 @@ impl Kind {
         Self::TransferPolicy,
         Self::BalancerPolicy,
         Self::BreakerPolicy,
+        Self::ListenerPolicy,
         Self::Region,
     ];
 
@@ -72,6 +76,7 @@ impl Kind {
             Self::TransferPolicy => "TransferPolicy",
             Self::BalancerPolicy => "BalancerPolicy",
             Self::BreakerPolicy => "BreakerPolicy",
+            Self::ListenerPolicy => "ListenerPolicy",
             Self::Region => "Region",
         }
     }
@@ -105,6 +110,7 @@ impl Kind {
             Self::TransferPolicy => TransferPolicySpec::schema(definitions),
             Self::BalancerPolicy => BalancerPolicySpec::schema(definitions),
             Self::BreakerPolicy => BreakerPolicySpec::schema(definitions),
+            Self::ListenerPolicy => ListenerPolicySpec::schema(definitions),
             Self::Region => RegionSpec::schema(definitions),
         }
     }
@@ -159,6 +165,7 @@ pub(crate) struct Documents {
     pub(crate) transfer_policies: Vec<Object<TransferPolicySpec>>,
     pub(crate) balancer_policies: Vec<Object<BalancerPolicySpec>>,
     pub(crate) breaker_policies: Vec<Object<BreakerPolicySpec>>,
+    pub(crate) listener_policies: Vec<Object<ListenerPolicySpec>>,
     pub(crate) regions: Vec<Object<RegionSpec>>,
     /// Documents of our kinds, whether they could be read or not.
     pub(crate) count: usize,
@@ -208,6 +215,7 @@ impl Documents {
             Kind::TransferPolicy => self.transfer_policies.extend(object(kind, node, problems)),
             Kind::BalancerPolicy => self.balancer_policies.extend(object(kind, node, problems)),
             Kind::BreakerPolicy => self.breaker_policies.extend(object(kind, node, problems)),
+            Kind::ListenerPolicy => self.listener_policies.extend(object(kind, node, problems)),
             Kind::Region => self.regions.extend(object(kind, node, problems)),
         }
         if problems.errors() > before {

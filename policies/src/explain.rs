@@ -81,6 +81,9 @@ impl Page<'_> {
             self.line(0, &format!("listener {name} on {}{place}", words::bind(&listener.bind)));
             let location = words::location(&listener.location);
             self.line(1, &format!("for {}{location}", words::nodes(&scoped.nodes)));
+            if let Some(terms) = &listener.proxy_protocol {
+                self.line(1, &words::proxy_protocol(terms));
+            }
         }
         for (node, own) in &scoped.own {
             self.line(1, &format!("before that for {node}"));
@@ -102,7 +105,11 @@ impl Page<'_> {
             let _ = write!(text, "server name {}: ", chain.server_names.join(", "));
         }
         if let Some(tls) = &chain.tls {
-            let _ = write!(text, "TLS with {}, then ", tls.certificate_file.display());
+            let _ = write!(text, "TLS with {}", tls.certificate_file.display());
+            if let Some(second) = &tls.second {
+                let _ = write!(text, " or {}", second.certificate_file.display());
+            }
+            text += ", then ";
         }
         match &chain.kind {
             ChainKind::Tcp(tcp) => {
@@ -131,6 +138,10 @@ impl Page<'_> {
                         ForwardedHeader::Rfc7239 => ", adds Forwarded",
                     };
                     self.line(1, &text);
+                    let limits = words::http_limits(options);
+                    if !limits.is_empty() {
+                        self.line(1, &limits);
+                    }
                 }
                 if let Some(table) = self.mesh.routes.get(route_table) {
                     self.table(&table.clone());
@@ -306,6 +317,9 @@ fn term(forward: &Forward, field: &str) -> String {
         "check digests" => forward.transfer.integrity.check.to_string(),
         "digest algorithm" => forward.transfer.integrity.algorithm.name().to_owned(),
         "rate limits" => words::rate_limits(&forward.transfer.limits),
+        "largest request body" => {
+            forward.transfer.max_request_bytes.map_or_else(|| "any".to_owned(), words::bytes)
+        }
         "retry attempts" => retry.attempts.to_string(),
         "retry conditions" => words::conditions(&retry.on),
         "per-try timeout" => words::limit(retry.per_try_timeout),
@@ -327,6 +341,7 @@ fn service_value(service: &Service, field: &str) -> String {
         "connect timeout" => words::time(service.connect_timeout),
         "pool idle timeout" => words::time(service.pool_idle_timeout),
         "health check" => words::health_check(service.health_check.as_ref()),
+        "PROXY protocol" => words::proxy_version(service),
         "balancer" => words::balancer(service),
         "limits" => words::thresholds(&service.breaker.service),
         "limits of each endpoint" => words::thresholds(&service.breaker.endpoint),

@@ -10,6 +10,7 @@
 //! [`folder`] touches a disk.
 
 mod compile;
+pub mod conditions;
 pub mod diagnostic;
 pub mod diff;
 pub mod dns;
@@ -36,6 +37,8 @@ pub struct Checked {
     pub mesh: Option<Mesh>,
     /// Errors and warnings.
     pub report: Report,
+    /// What the Gateway API has to say of its objects, whether there were errors or not.
+    pub conditions: Vec<conditions::ObjectStatus>,
     notes: Notes,
     /// Paths of the files, by the index that spans have.
     paths: Vec<PathBuf>,
@@ -70,8 +73,8 @@ pub fn check(files: impl IntoIterator<Item = (PathBuf, String)>, version: String
             documents.add(node, &mut problems);
         }
     }
-    let (mesh, notes) = compile::compile(&documents, &files, version, &mut problems);
+    let (mesh, notes, conditions) = compile::compile(&documents, &files, version, &mut problems);
     let report = problems.into_report(&files, documents.count);
     let paths = files.into_iter().map(|(path, _)| path).collect();
-    Checked { mesh: report.is_ok().then_some(mesh), report, notes, paths }
+    Checked { mesh: report.is_ok().then_some(mesh), report, conditions, notes, paths }
 }

@@ -27,9 +27,10 @@ pub use balancing::{
 pub use endpoint::{
     Coordinates, Endpoint, EndpointSet, Gpu, Health, Locality, LocalityWeight, Location, Spread,
 };
+pub use ipnetwork::IpNetwork;
 pub use listener::{
-    Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, Listener, Only, Redirected, Speaks,
-    TcpForward, TlsServer,
+    Bind, Chain, ChainKind, ForwardedHeader, HttpOptions, KeyFiles, Listener, Only, ProxyProtocol,
+    Redirected, Speaks, TcpForward, TlsServer,
 };
 pub(crate) use mesh::overlap;
 pub use mesh::{Mesh, Node, NodeSelector, ScopedListener};
@@ -42,8 +43,8 @@ pub use route::{
 };
 pub use service::{
     AdaptiveConcurrency, Admission, Breaker, BudgetShare, ClassWeights, Discovery, Goodput,
-    HealthCheck, HealthProbe, Latency, Outlier, Protocol, Queue, Recovery, Service, StreamAge,
-    SuccessRate, Thresholds, UpstreamTls,
+    HealthCheck, HealthProbe, Latency, Outlier, Protocol, ProxyVersion, Queue, Recovery, Service,
+    StreamAge, SuccessRate, Thresholds, UpstreamTls,
 };
 pub use snapshot::{ResourceKey, ResourceKind, Snapshot, Source};
 pub use transfer::{Class, DigestAlgorithm, Integrity, TenantKey, Transfer};

@@ -6,10 +6,11 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
-    HealthProbe, Hedge, HedgeAfter, KeySource, Locality, Location, NodeSelector, Only,
-    OriginSource, Outlier, PathMatch, PathRewrite, Prediction, Protocol, Queue, Rate, RateLimits,
-    Recovery, Region, RetryCondition, RouteMatch, Service, Speaks, Stall, StreamAge, TenantKey,
-    Thresholds, ValueMatch, Weighing, WeightedBackend, Weights,
+    HealthProbe, Hedge, HedgeAfter, HttpOptions, KeySource, Locality, Location, NodeSelector, Only,
+    OriginSource, Outlier, PathMatch, PathRewrite, Prediction, Protocol, ProxyProtocol,
+    ProxyVersion, Queue, Rate, RateLimits, Recovery, Region, RetryCondition, RouteMatch, Service,
+    Speaks, Stall, StreamAge, TenantKey, Thresholds, ValueMatch, Weighing, WeightedBackend,
+    Weights,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -470,9 +471,54 @@ pub(crate) fn locality(locality: &Locality) -> String {
     parts.into_iter().filter(|p| !p.is_empty()).cloned().collect::<Vec<_>>().join("/")
 }
 
+pub(crate) fn proxy_protocol(terms: &ProxyProtocol) -> String {
+    let trusted: Vec<_> = terms.trusted.iter().map(ToString::to_string).collect();
+    let must = if terms.required { "must" } else { "may" };
+    format!("connections from {} {must} begin with a PROXY protocol header", trusted.join(", "))
+}
+
+pub(crate) fn proxy_version(service: &Service) -> String {
+    let version = match service.proxy_protocol {
+        None => return "none".to_owned(),
+        Some(ProxyVersion::V1) => "v1",
+        Some(ProxyVersion::V2) => "v2",
+    };
+    let who = if service.protocol == Protocol::Tcp {
+        "the client"
+    } else {
+        "nobody, as clients share connections"
+    };
+    format!("{version}, for {who}")
+}
+
+/// What differs from the defaults.
+pub(crate) fn http_limits(options: &HttpOptions) -> String {
+    let usual = HttpOptions::default();
+    let mut parts = Vec::new();
+    if options.max_head_bytes != usual.max_head_bytes {
+        parts.push(format!("heads up to {}", bytes(options.max_head_bytes.into())));
+    }
+    if options.max_headers != usual.max_headers {
+        parts.push(format!("up to {} header fields", options.max_headers));
+    }
+    if options.head_timeout != usual.head_timeout {
+        parts.push(format!("heads within {}", time(options.head_timeout)));
+    }
+    if options.idle_timeout != usual.idle_timeout {
+        parts.push(format!("idle connections kept for {}", time(options.idle_timeout)));
+    }
+    if options.max_concurrent_streams != usual.max_concurrent_streams {
+        parts.push(format!("{} streams of a connection", options.max_concurrent_streams));
+    }
+    if !options.http10 {
+        parts.push("no HTTP/1.0".to_owned());
+    }
+    parts.join(", ")
+}
+
 pub(crate) fn nodes(nodes: &NodeSelector) -> String {
     match nodes {
-        NodeSelector::Unclaimed => "every proxy that nothing else names".to_owned(),
+        NodeSelector::Unclaimed => "every proxy that nothing else names, sidecars apart".to_owned(),
         NodeSelector::Any => "every client".to_owned(),
         NodeSelector::Matching(patterns) => patterns.join(", "),
     }

@@ -39,6 +39,21 @@ fn the_examples_have_nothing_wrong() {
     assert!(checked.report.files >= 2 && checked.report.documents >= 15);
 }
 
+/// The policies within the manifest that puts a gateway in front of a cluster.
+#[test]
+fn the_gateway_of_the_examples_has_nothing_wrong() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/gateway/kubernetes.yaml");
+    let text = fs::read_to_string(manifest).unwrap();
+    // The block scalar ends where its indent does.
+    let (_, block) = text.split_once("  edge.yaml: |\n").unwrap();
+    let within = |line: &&str| line.is_empty() || line.starts_with("    ");
+    let lines = block.lines().take_while(within).map(|l| l.strip_prefix("    ").unwrap_or(l));
+    let policies = lines.collect::<Vec<_>>().join("\n");
+    let checked = check([("edge.yaml".into(), policies)], "v".to_owned());
+    assert_eq!(checked.report.to_string(), "");
+    assert!(checked.mesh.unwrap().listeners.contains_key("gateway/edge/8080"));
+}
+
 #[test]
 fn the_wide_example_only_warns() {
     let files = folder::read(&Path::new(TESTDATA).join("wide")).unwrap();

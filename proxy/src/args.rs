@@ -45,6 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME", env = "TOWPATH_CLUSTER", default_value = "")]
     pub cluster: String,
 
+    /// It stands beside one application: gateways are served here only where they name it
+    #[arg(long)]
+    pub sidecar: bool,
+
     /// Where this proxy stands: a city, a cloud's region, or LATITUDE,LONGITUDE; requests that say nothing else come
     /// from there [default: as its Gateway or its sidecar's endpoint says]
     #[arg(long, value_name = "PLACE", value_parser = place, allow_hyphen_values = true)]
@@ -254,7 +258,8 @@ impl Args {
     /// # Errors
     /// When the flags contradict each other.
     pub fn into_config_of_any(self) -> anyhow::Result<Config> {
-        let node = Node { id: self.node.unwrap_or_default(), cluster: self.cluster };
+        let (id, cluster) = (self.node.unwrap_or_default(), self.cluster);
+        let node = Node { id, cluster, sidecar: self.sidecar };
         let source = match (self.policies, self.control_plane) {
             (Some(folder), None) => SourceConfig::Folder { folder, node },
             (None, Some(control_plane)) => SourceConfig::ControlPlane {
@@ -354,6 +359,19 @@ mod tests {
         let program =
             Program::try_parse_from(["towpath-proxy", "--policies", "policies", flag, value]);
         program.ok().map(|program| program.args)
+    }
+
+    #[test]
+    fn the_gateway_of_the_examples_is_started_by_flags_that_there_are() {
+        let manifest = include_str!("../../examples/gateway/kubernetes.yaml");
+        let flags: Vec<_> =
+            manifest.lines().filter_map(|l| l.trim().strip_prefix("- --")).collect();
+        assert!(flags.len() >= 5, "{flags:?}");
+        let flags = flags.iter().map(|flag| format!("--{flag}"));
+        let program =
+            Program::try_parse_from(std::iter::once("towpath-proxy".to_owned()).chain(flags));
+        let args = program.map(|program| program.args).unwrap();
+        assert!(!args.sidecar && args.into_config().is_ok());
     }
 
     #[test]

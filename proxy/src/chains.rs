@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use ahash::AHashMap;
 use ipnetwork::IpNetwork;
-use towpath_policies::model::{Only, Redirected, Speaks};
+use towpath_policies::model::{Only, ProxyProtocol, Redirected, Speaks};
 
 use crate::{explicit::Explicit, http::HttpListener, sniff::First, tcp::TcpChain, tls::ServerTls};
 
@@ -21,6 +21,8 @@ pub(crate) struct Chains {
     any_port: Networks,
     /// The chain that takes what no other does.
     rest: Option<usize>,
+    /// Who may say, before all this, for which client a connection is.
+    proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// Chains by the network of the destination.
@@ -79,7 +81,9 @@ pub(crate) enum Opening<'a> {
 impl Chains {
     pub(crate) fn new(list: Vec<Arc<Chain>>, redirected: Option<Redirected>) -> Self {
         let (ports, any_port, rest) = (AHashMap::new(), Networks::default(), None);
-        let mut chains = Self { list: Vec::new(), redirected, ports, any_port, rest };
+        let (list_so_far, proxy_protocol) = (Vec::new(), None);
+        let mut chains =
+            Self { list: list_so_far, redirected, ports, any_port, rest, proxy_protocol };
         for (index, chain) in list.iter().enumerate() {
             let all = chain.only.takes_all() && chain.server_names.is_empty();
             if all {
@@ -94,6 +98,15 @@ impl Chains {
         }
         chains.list = list;
         chains
+    }
+
+    /// The same, behind the PROXY protocol.
+    pub(crate) fn introduced(self, proxy_protocol: Option<ProxyProtocol>) -> Self {
+        Self { proxy_protocol, ..self }
+    }
+
+    pub(crate) fn proxy_protocol(&self) -> Option<&ProxyProtocol> {
+        self.proxy_protocol.as_ref()
     }
 
     pub(crate) fn list(&self) -> &[Arc<Chain>] {

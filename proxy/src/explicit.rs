@@ -104,6 +104,7 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
     };
     let caller = Caller {
         address: accepted.peer,
+        reached: destination,
         server_name: Some(destination.to_string()),
         protocol: "TCP",
         worker: accepted.worker,
@@ -142,6 +143,7 @@ async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, acc
     let directory = &explicit.directory;
     let caller = Caller {
         address: accepted.peer,
+        reached: accepted.local,
         server_name: Some(authority.to_string()),
         protocol: "TCP",
         worker: accepted.worker,

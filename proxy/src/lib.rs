@@ -31,6 +31,7 @@ mod logging;
 pub mod metrics;
 pub mod outlier;
 pub mod overload;
+mod proxy_protocol;
 pub mod router;
 mod run;
 mod sniff;

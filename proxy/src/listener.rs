@@ -27,6 +27,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::server::TlsStream;
+use towpath_policies::model::ProxyProtocol;
 
 use crate::{
     chains::{Chain, ChainKind, Chains, Opening},
@@ -35,6 +36,7 @@ use crate::{
     http::{self, ClientIo, Peer, TlsInfo},
     metrics::{Counter, Gauge, registry},
     overload::Overload,
+    proxy_protocol::{self, Ends, Opening as Introduction},
     sniff::{self, Hello, MAX_HELLO_BYTES, Prefixed},
     tcp::{self, Caller, Client},
     upstream::{connect::Wire, destination::Destination},
@@ -68,6 +70,7 @@ struct ListenerMetrics {
     accept_errors: Counter,
     handshake_errors: Counter,
     not_redirected: Counter,
+    introduction_errors: Counter,
 }
 
 /// Held by a connection to its end.
@@ -76,6 +79,8 @@ struct Held {
     worker: usize,
     /// Where it was made to, if it was redirected.
     destination: Option<Destination>,
+    /// Where the client connected to, if that was elsewhere, as the PROXY protocol tells.
+    reached: Option<SocketAddr>,
     _slot: OwnedSemaphorePermit,
     _load: Load,
 }
@@ -86,6 +91,8 @@ const BACKLOG: i32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time a client has to complete its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time a load balancer has to say whose connection it is.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the first request of a connection that was just accepted when the drain begins.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(250);
 /// A silent peer is asked whether it is still there after this, then this often.
@@ -136,6 +143,7 @@ impl Listening {
                 accept_errors: registry().counter("towpath_accept_errors_total", &of),
                 handshake_errors: registry().counter("towpath_tls_handshake_errors_total", &of),
                 not_redirected: registry().counter("towpath_not_redirected_total", &of),
+                introduction_errors: registry().counter("towpath_proxy_protocol_errors_total", &of),
             },
         });
         // Names spread the listeners over the workers; connections spread by load anyway.
@@ -219,7 +227,8 @@ fn hand_over(
 ) {
     let (worker, load) = workers.least_loaded(here);
     let listening = listening.clone();
-    let held = Held { listening, worker, destination: None, _slot: slot, _load: load };
+    let held =
+        Held { listening, worker, destination: None, reached: None, _slot: slot, _load: load };
     if worker == here {
         tokio::spawn(serve(tcp, peer, held));
     } else if let Ok(tcp) = tcp.into_std() {
@@ -260,16 +269,75 @@ async fn adopt(tcp: StdStream, peer: SocketAddr, held: Held) {
     }
 }
 
-async fn serve(tcp: TcpStream, peer: SocketAddr, held: Held) {
+async fn serve(tcp: TcpStream, mut peer: SocketAddr, mut held: Held) {
     let _open = Counted::new(held.listening.clone());
     let chains = held.listening.chains.load_full();
     if chains.redirected.is_some() {
         return redirected::serve(tcp, chains, peer, held).await;
     }
-    match chains.opening() {
-        Opening::Clear(chain) => clear(tcp, BytesMut::new(), chain, peer, None, held).await,
-        Opening::Hello => hello(tcp, chains, peer, held).await,
+    let mut seen = BytesMut::new();
+    if let Some(terms) = chains.proxy_protocol() {
+        match introduction(&tcp, peer, terms, &mut seen, &held.listening).await {
+            Ok(Some(Ends { client, server })) => (peer, held.reached) = (client, Some(server)),
+            Ok(None) => {}
+            Err(reason) => {
+                held.listening.metrics.introduction_errors.inc();
+                tracing::debug!(listener = %held.listening.name, %peer, reason, "connection refused");
+                return;
+            }
+        }
     }
+    match chains.opening() {
+        Opening::Clear(chain) => clear(tcp, seen, chain, peer, None, held).await,
+        Opening::Hello => hello(tcp, seen, chains, peer, held).await,
+    }
+}
+
+/// Takes the PROXY protocol's header off the front of a connection. Whose it is by that, or `None` where it is its
+/// peer's own; what was read behind it is left in `seen`.
+async fn introduction(
+    tcp: &TcpStream,
+    peer: SocketAddr,
+    terms: &ProxyProtocol,
+    seen: &mut BytesMut,
+    listening: &Listening,
+) -> Result<Option<Ends>, &'static str> {
+    if !terms.trusts(peer.ip()) {
+        return if terms.required { Err("not from a trusted network") } else { Ok(None) };
+    }
+    let decide = |bytes: &[u8]| match proxy_protocol::read(bytes) {
+        Introduction::Incomplete => None,
+        decided => Some(decided),
+    };
+    let reading = sniff::read_until(tcp, seen, proxy_protocol::MAX_HEADER, decide);
+    let draining = listening.drain.watch();
+    let read = tokio::select! {
+        read = timeout(INTRODUCTION_TIMEOUT, reading) => read,
+        () = first_request_grace(&draining) => return Err("drained before a header came"),
+    };
+    match read {
+        Ok(Ok(Some(Introduction::Header(length, ends)))) => {
+            drop(seen.split_to(length));
+            if seen.is_empty() {
+                // An idle connection holds no buffer.
+                *seen = BytesMut::new();
+            }
+            Ok(ends)
+        }
+        Ok(Ok(Some(Introduction::Malformed(why)))) => Err(why),
+        // Silent, or of another protocol.
+        Ok(Ok(_)) | Err(_) if !terms.required => Ok(None),
+        Ok(Ok(_)) => Err("no header of the PROXY protocol"),
+        Ok(Err(_)) => Err("the connection broke"),
+        Err(_) => Err("no header in time"),
+    }
+}
+
+/// Ready a moment after a drain has begun: nothing has been asked of us yet, and a connection without a
+/// request may go.
+async fn first_request_grace(draining: &drain::Watch) {
+    draining.idle_ends().await;
+    tokio::time::sleep(FIRST_REQUEST_GRACE).await;
 }
 
 /// An open connection, counted until dropped.
@@ -292,8 +360,13 @@ impl Drop for Counted {
 }
 
 /// Reads the ClientHello, chooses the chain by its server name, and goes on.
-async fn hello(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, held: Held) {
-    let mut seen = BytesMut::new();
+async fn hello(
+    tcp: TcpStream,
+    mut seen: BytesMut,
+    chains: Arc<Chains>,
+    peer: SocketAddr,
+    held: Held,
+) {
     let decide = |bytes: &[u8]| match sniff::client_hello(bytes) {
         Hello::Incomplete => None,
         decided => Some(decided),
@@ -345,6 +418,9 @@ impl Held {
     /// Where the client believes to have connected to.
     fn local_address(&self, tcp: &TcpStream) -> SocketAddr {
         let listening = self.listening.address;
+        if let Some(told) = self.reached {
+            return told;
+        }
         match &self.destination {
             Some(destination) => destination.address(),
             None if listening.ip().is_unspecified() => tcp.local_addr().unwrap_or(listening),
@@ -355,12 +431,13 @@ impl Held {
     /// Who has connected.
     fn caller(
         &self,
+        tcp: &TcpStream,
         address: SocketAddr,
         server_name: Option<String>,
         protocol: &'static str,
     ) -> Caller {
-        let destination = self.destination.clone();
-        Caller { address, server_name, protocol, worker: self.worker, destination }
+        let (reached, destination) = (self.local_address(tcp), self.destination.clone());
+        Caller { address, reached, server_name, protocol, worker: self.worker, destination }
     }
 }
 
@@ -377,7 +454,7 @@ async fn clear(
         ChainKind::Http(http) => http.clone(),
         ChainKind::Tcp(forward) => {
             let protocol = if name.is_some() { "TLS" } else { "TCP" };
-            let caller = held.caller(peer, name, protocol);
+            let caller = held.caller(&tcp, peer, name, protocol);
             let client = Client::<NoTls>::Clear(tcp, seen.freeze());
             return tcp::relay(forward.clone(), client, caller).await;
         }
@@ -401,12 +478,7 @@ async fn clear(
                     // Nothing was asked, so nothing is answered.
                     _ => return,
                 },
-                // Nothing has been asked of us yet: a connection without a request may go,
-                // after a moment for one that is on its way.
-                () = async {
-                    draining.idle_ends().await;
-                    tokio::time::sleep(FIRST_REQUEST_GRACE).await;
-                } => return,
+                () = first_request_grace(&draining) => return,
             }
         }
     };
@@ -427,7 +499,7 @@ async fn terminated(
 ) {
     match &chain.kind {
         ChainKind::Tcp(forward) => {
-            let caller = held.caller(peer, name, "TLS");
+            let caller = held.caller(stream.get_ref().0.get_ref(), peer, name, "TLS");
             tcp::relay(forward.clone(), Client::Tls(stream), caller).await;
         }
         ChainKind::Http(http) => {

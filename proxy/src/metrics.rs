@@ -365,7 +365,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 59] = [
+const HELP: [(&str, &str); 60] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -439,6 +439,10 @@ const HELP: [(&str, &str); 59] = [
     ("towpath_overload_level", "Shed now: 0 nothing, 1 background, 2 bulk too, 3 everything."),
     ("towpath_picks_total", "Times an endpoint was picked."),
     ("towpath_process_resident_bytes", "Resident memory of the process."),
+    (
+        "towpath_proxy_protocol_errors_total",
+        "Connections closed because they did not begin as the PROXY protocol must, or came from elsewhere.",
+    ),
     ("towpath_queue_bytes", "Declared body bytes of requests that wait for a slot."),
     ("towpath_queue_displaced_total", "Requests that had to leave the queue for a better class."),
     ("towpath_queue_expired_total", "Requests whose time ran out in the queue."),

@@ -486,6 +486,7 @@ mod tests {
             bind: Bind::Socket(listen),
             chains,
             location: Location::default(),
+            proxy_protocol: None,
         };
         let set = EndpointSet::new("s".into(), vec![Endpoint::new(origin)]);
         let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };

@@ -228,7 +228,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Reads until `decide` has decided on the bytes so far, or `limit` is reached;
+/// Reads until `decide` has decided on the bytes so far, those in `seen` first, or `limit` is reached;
 /// `None` when the client sent no more than could be decided.
 pub(crate) async fn read_until<T>(
     tcp: &TcpStream,
@@ -236,6 +236,11 @@ pub(crate) async fn read_until<T>(
     limit: usize,
     mut decide: impl FnMut(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
+    if !seen.is_empty()
+        && let Some(decided) = decide(seen)
+    {
+        return Ok(Some(decided));
+    }
     while seen.len() < limit {
         tcp.readable().await?;
         // On the stack only between two waits, so that an idle connection holds no buffer.

@@ -30,6 +30,7 @@ use crate::{
     },
     metrics::{Counter, registry},
     outlier::{self, Failure, Outcome},
+    proxy_protocol::Ends,
     transfers::{Listed, Transfer, Transfers},
     upstream::{
         ServiceLive, ServiceState,
@@ -75,6 +76,8 @@ pub(crate) enum Client<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     pub(crate) address: SocketAddr,
+    /// Where it connected to.
+    pub(crate) reached: SocketAddr,
     pub(crate) server_name: Option<String>,
     pub(crate) protocol: &'static str,
     /// The worker it is on.
@@ -248,6 +251,7 @@ async fn connect(
     caller: &Caller,
 ) -> Result<(UpstreamIo, ConnectionGuard, Ticket), &'static str> {
     let client = caller.address;
+    let ends = Ends { client, server: caller.reached };
     let original = caller.destination.as_ref().and_then(|d| d.endpoint(service));
     let destination = caller.destination.as_ref().map(Destination::address);
     let shown = caller.destination.as_ref().and_then(Destination::client);
@@ -275,7 +279,7 @@ async fn connect(
         ticket.comes_from(origin.cell);
         // There is none in opaque bytes.
         ticket.has_head();
-        match Connector::connect_as(shown, service, &endpoint).await {
+        match Connector::connect_as(shown, service, &endpoint, ends).await {
             Ok((io, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);
                 return Ok((io, guard, ticket));

@@ -5,6 +5,7 @@
 //! sockets.
 
 use std::{
+    iter,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -61,7 +62,7 @@ pub(crate) enum TlsError {
 #[derive(Debug)]
 pub(crate) struct ServerTls {
     spec: TlsServer,
-    key: Arc<Key>,
+    keys: Arc<Keys>,
     read: Mutex<Read>,
     settings: Arc<ServerConfig>,
 }
@@ -75,16 +76,21 @@ struct Read {
     failed: Option<(Stamps, String)>,
 }
 
-/// Of both files.
-type Stamps = [Option<Stamp>; 2];
+/// Of all files.
+type Stamps = Vec<Option<Stamp>>;
 
-/// Serves whatever certificate is current, to any name: the chain was chosen by name before.
+/// Serves whatever certificate is current, to any name: the chain was chosen by name before. Of two it
+/// is the first whose kind of key the client takes.
 #[derive(Debug)]
-struct Key(ArcSwap<CertifiedKey>);
+struct Keys(ArcSwap<Vec<Arc<CertifiedKey>>>);
 
-impl ResolvesServerCert for Key {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+impl ResolvesServerCert for Keys {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let keys = self.0.load();
+        let schemes = hello.signature_schemes();
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        // The handshake says what is wrong where none fits.
+        keys.iter().find(fits).or_else(|| keys.first()).cloned()
     }
 }
 
@@ -93,16 +99,16 @@ impl ServerTls {
     pub(crate) fn new(spec: &TlsServer) -> Result<Self, TlsError> {
         // Taken before the files are read: a change in between is then seen as one.
         let stamp = stamps(spec);
-        let key = Arc::new(Key(ArcSwap::from_pointee(load(spec)?)));
+        let keys = Arc::new(Keys(ArcSwap::from_pointee(load(spec)?)));
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
                 .with_safe_default_protocol_versions()?
                 .with_no_client_auth()
-                .with_cert_resolver(key.clone());
+                .with_cert_resolver(keys.clone());
         config.alpn_protocols = spec.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.ticketer = aws_lc_rs::Ticketer::new()?;
         let read = Mutex::new(Read { stamp, failed: None });
-        Ok(Self { spec: spec.clone(), key, read, settings: Arc::new(config) })
+        Ok(Self { spec: spec.clone(), keys, read, settings: Arc::new(config) })
     }
 
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
@@ -122,8 +128,8 @@ impl ServerTls {
             return Ok(false);
         }
         match load(&self.spec) {
-            Ok(key) => {
-                self.key.0.store(Arc::new(key));
+            Ok(keys) => {
+                self.keys.0.store(Arc::new(keys));
                 *read = Read { stamp: now, failed: None };
                 Ok(true)
             }
@@ -139,15 +145,26 @@ impl ServerTls {
     }
 }
 
-fn stamps(spec: &TlsServer) -> Stamps {
-    [&spec.certificate_file, &spec.private_key_file].map(|path| stamp::of(path))
+/// Certificate and key of each pair.
+fn pairs(spec: &TlsServer) -> impl Iterator<Item = (&Path, &Path)> {
+    let second = spec.second.as_ref();
+    iter::once((spec.certificate_file.as_path(), spec.private_key_file.as_path()))
+        .chain(second.map(|s| (s.certificate_file.as_path(), s.private_key_file.as_path())))
 }
 
-fn load(spec: &TlsServer) -> Result<CertifiedKey, TlsError> {
-    let chain = certificates(&spec.certificate_file)?;
-    let bad_key = |reason: String| TlsError::Key { path: spec.private_key_file.clone(), reason };
-    let key = PrivateKeyDer::from_pem_file(&spec.private_key_file)
-        .map_err(|error| bad_key(describe(&error)))?;
+fn stamps(spec: &TlsServer) -> Stamps {
+    pairs(spec).flat_map(|(certificate, key)| [stamp::of(certificate), stamp::of(key)]).collect()
+}
+
+/// All pairs or none, so that what is served fits together.
+fn load(spec: &TlsServer) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
+    pairs(spec).map(|(certificate, key)| load_pair(certificate, key).map(Arc::new)).collect()
+}
+
+fn load_pair(certificate_file: &Path, key_file: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(certificate_file)?;
+    let bad_key = |reason: String| TlsError::Key { path: key_file.to_owned(), reason };
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| bad_key(describe(&error)))?;
     let key =
         aws_lc_rs::sign::any_supported_type(&key).map_err(|error| bad_key(error.to_string()))?;
     let certified = CertifiedKey::new(chain, key);
@@ -157,11 +174,11 @@ fn load(spec: &TlsServer) -> Result<CertifiedKey, TlsError> {
             Ok(certified)
         }
         Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::Mismatch {
-            key: spec.private_key_file.clone(),
-            certificate: spec.certificate_file.clone(),
+            key: key_file.to_owned(),
+            certificate: certificate_file.to_owned(),
         }),
         Err(error) => Err(TlsError::Certificate {
-            path: spec.certificate_file.clone(),
+            path: certificate_file.to_owned(),
             reason: error.to_string(),
         }),
     }

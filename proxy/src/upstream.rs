@@ -311,14 +311,16 @@ pub fn reconcile_at(
     spec: Arc<Service>,
     set: &EndpointSet,
 ) -> Result<Arc<ServiceState>, connect::ConnectorError> {
+    let same_wire = |o: &Arc<ServiceState>| {
+        let of = |s: &Service| (s.tls.clone(), s.protocol, s.proxy_protocol);
+        of(&o.spec) == of(&spec)
+    };
     let connector = match old {
-        Some(old) if old.spec.tls == spec.tls && old.spec.protocol == spec.protocol => {
-            old.connector.clone()
-        }
+        Some(old) if same_wire(old) => old.connector.clone(),
         _ => connect::Connector::new(&spec)?,
     };
     // Connections made under other terms must not be reused.
-    let same_wire = old.is_none_or(|o| o.spec.tls == spec.tls && o.spec.protocol == spec.protocol);
+    let same_wire = old.is_none_or(same_wire);
     let live = old.map_or_else(|| Arc::new(ServiceLive::new(&spec.name)), |o| o.live.clone());
     let known: HashMap<SocketAddr, &Arc<EndpointState>> =
         old.iter().flat_map(|o| o.endpoints.iter()).map(|e| (e.spec.address, e)).collect();

@@ -134,6 +134,7 @@ fn http(port: u16) -> Listener {
         bind: socket(port),
         chains,
         location: Location::default(),
+        proxy_protocol: None,
     }
 }
 
@@ -148,6 +149,7 @@ fn tcp(port: u16) -> Listener {
         bind: socket(port),
         chains,
         location: Location::default(),
+        proxy_protocol: None,
     }
 }
 
@@ -159,6 +161,7 @@ fn sni(port: u16) -> Listener {
         bind: socket(port),
         chains,
         location: Location::default(),
+        proxy_protocol: None,
     }
 }
 
@@ -166,7 +169,13 @@ fn api(service: &str) -> Listener {
     let kind =
         ChainKind::Http { route_table: format!("mesh/{service}"), options: HttpOptions::default() };
     let chains = vec![Chain::new(vec![], None, kind)];
-    Listener { name: service.to_owned(), bind: Bind::Api, chains, location: Location::default() }
+    Listener {
+        name: service.to_owned(),
+        bind: Bind::Api,
+        chains,
+        location: Location::default(),
+        proxy_protocol: None,
+    }
 }
 
 fn mesh(service: &str, prefix: &str) -> RouteTable {

@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [address, id, flavour @ ..] = &arguments[..] else {
         return Err("HOST:PORT and NODE are needed".into());
     };
-    let node = Node { id: id.clone(), cluster: String::new() };
+    let node = Node { id: id.clone(), cluster: String::new(), sidecar: false };
     let mut options = Options::new(address, node);
     if flavour.first().is_some_and(|flavour| flavour == "sotw") {
         options.flavour = Flavour::StateOfTheWorld;

@@ -22,6 +22,7 @@ mod listener;
 pub(crate) mod loads;
 mod matching;
 mod outlier;
+mod proxy_protocol;
 mod redirected;
 mod retry;
 mod route;

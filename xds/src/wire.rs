@@ -5,7 +5,11 @@
 //! state machines speak the types below, and only this file knows which
 //! protobuf message carries them.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use envoy_types::pb::{
     envoy::{
@@ -15,7 +19,10 @@ use envoy_types::pb::{
             DiscoveryResponse,
         },
     },
-    google::{protobuf::Any, rpc::Status},
+    google::{
+        protobuf::{Any, Struct, Value, value::Kind},
+        rpc::Status,
+    },
 };
 use prost::{Message, Name};
 use towpath_policies::model::{Node, ResourceKind};
@@ -36,6 +43,8 @@ const MAX_REASONS: usize = 256;
 const KEEPS_ENDPOINTS: &str = "towpath.dev/keeps-endpoints";
 /// Among `node.client_features`: it can be asked for the load of all its services at once.
 const REPORTS_ALL: &str = "envoy.lrs.supports_send_all_clusters";
+/// In `node.metadata`, as `true`: the client stands beside one application.
+const SIDECAR: &str = "towpath.dev/sidecar";
 /// Prefix of `control_plane.identifier` when it carries a snapshot's version.
 const IDENTIFIER: &str = "towpath ";
 
@@ -438,6 +447,12 @@ pub(crate) fn node_to_pb(node: &Node) -> core::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
         user_agent_name: "towpath".to_owned(),
+        metadata: node.sidecar.then(|| Struct {
+            fields: HashMap::from([(
+                SIDECAR.to_owned(),
+                Value { kind: Some(Kind::BoolValue(true)) },
+            )]),
+        }),
         client_features: vec![KEEPS_ENDPOINTS.to_owned(), REPORTS_ALL.to_owned()],
         user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentVersion(
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -459,7 +474,9 @@ pub(crate) fn reports_all(node: &core::Node) -> bool {
 
 /// The domain form of a client's name; overlong names are cut.
 pub(crate) fn node_from_pb(node: core::Node) -> Node {
-    Node { id: cut(node.id, MAX_NAME_BYTES), cluster: cut(node.cluster, MAX_NAME_BYTES) }
+    let told = node.metadata.as_ref().and_then(|metadata| metadata.fields.get(SIDECAR));
+    let sidecar = told.is_some_and(|told| told.kind == Some(Kind::BoolValue(true)));
+    Node { id: cut(node.id, MAX_NAME_BYTES), cluster: cut(node.cluster, MAX_NAME_BYTES), sidecar }
 }
 
 fn identify(version: String) -> core::ControlPlane {

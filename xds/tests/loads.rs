@@ -99,6 +99,7 @@ fn world(version: &str) -> Arc<Snapshot> {
         bind: Bind::Socket(([127, 0, 0, 1], 80).into()),
         chains: vec![Chain::new(vec![], None, kind)],
         location: Location::default(),
+        proxy_protocol: None,
     };
     world.listeners.insert(version.to_owned(), Arc::new(listener));
     world.services.insert("s".to_owned(), Arc::new(Service::new("s", Protocol::Tcp)));
@@ -194,7 +195,7 @@ fn terms() -> Terms {
 }
 
 fn options(address: SocketAddr) -> Options {
-    let node = Node { id: "proxy-1".to_owned(), cluster: "proxies".to_owned() };
+    let node = Node { id: "proxy-1".to_owned(), cluster: "proxies".to_owned(), sidecar: false };
     Options::new(address.to_string(), node)
 }
 

@@ -35,6 +35,7 @@ fn world(version: u32, port: u16) -> Arc<Snapshot> {
         bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], 80))),
         chains: vec![Chain::new(vec![], None, kind)],
         location: Location::default(),
+        proxy_protocol: None,
     };
     let endpoints = vec![Endpoint::new(SocketAddr::from(([10, 0, 0, 1], port)))];
     world.listeners.insert("l".to_owned(), Arc::new(listener));
@@ -111,7 +112,7 @@ impl Client {
     fn start(address: SocketAddr, flavour: Flavour) -> Self {
         let (sender, applied) = mpsc::unbounded_channel();
         let sender = Mutex::new(sender);
-        let node = Node { id: "proxy-1".to_owned(), cluster: "proxies".to_owned() };
+        let node = Node { id: "proxy-1".to_owned(), cluster: "proxies".to_owned(), sidecar: false };
         let options = Options {
             flavour,
             backoff_max: Duration::from_millis(200),

@@ -624,6 +624,7 @@ impl Generator {
             bind: Bind::Socket(SocketAddr::from(([127, 0, 0, 1], port))),
             chains: vec![chain],
             location: Location::default(),
+            proxy_protocol: None,
         };
         self.listeners.insert(name.to_owned(), Arc::new(listener));
     }

@@ -208,6 +208,7 @@ impl Settings {
         };
         arguments.push(format!("--node={node}"));
         arguments.extend(cluster.map(|cluster| format!("--cluster={cluster}")));
+        arguments.push("--sidecar".to_owned());
         arguments.push(format!("--admin={admin}"));
         arguments.push(format!("--workers={}", self.workers));
         arguments.push(format!("--drain-timeout={drain}"));

@@ -201,7 +201,7 @@ impl Names {
              \n\
              [Service]\n\
              Type={kind}\n\
-             ExecStart={proxy} {source} --node={node} --admin=127.0.0.1:{admin} --spool-dir=${{STATE_DIRECTORY}} --drain-timeout=25s\n\
+             ExecStart={proxy} {source} --node={node} --sidecar --admin=127.0.0.1:{admin} --spool-dir=${{STATE_DIRECTORY}} --drain-timeout=25s\n\
              Restart=on-failure\n\
              TimeoutStopSec=30s\n\
              KillMode=mixed\n\

@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said() {
-        let node = Node { id: "job".into(), cluster: String::new() };
+        let node = Node { id: "job".into(), cluster: String::new(), sidecar: true };
         let source = SourceConfig::ControlPlane { address: "mesh:1".into(), node, cache_dir: None };
         let told =
             missing(&source, Duration::from_secs(2), &["listener `a` has not come yet".into()]);

@@ -194,7 +194,7 @@ impl MapService for AppleMaps {
                 let mut target =
                     format!("/v1/etas?origin={from}&destinations={to}&transportType=Automobile");
                 if let Some(departure) = departure {
-                    target += &format!("&departureDate={}", shapes::utc(departure));
+                    target += &format!("&departureDate={}", crate::utc::utc(departure));
                 }
                 etas.extend(self.call::<Etas>(&target).await?.of(some));
             }

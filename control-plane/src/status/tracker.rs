@@ -7,7 +7,10 @@ use std::{
 };
 
 use tokio::time::Instant;
-use towpath_policies::model::{Node, ResourceKind, Snapshot};
+use towpath_policies::{
+    conditions::ObjectStatus,
+    model::{Node, ResourceKind, Snapshot},
+};
 
 use super::{
     Applied, Counters, Current, Nack, Name, Proxy, Rejected, ServiceFigures, SourceStatus, Status,
@@ -39,6 +42,9 @@ pub(crate) struct Tracker {
     source: SourceStatus,
     current: Option<Current>,
     rejected: Option<Rejected>,
+    /// What the Gateway API has to say of the objects of these two.
+    current_objects: Vec<ObjectStatus>,
+    rejected_objects: Vec<ObjectStatus>,
     streams: BTreeMap<StreamId, Stream>,
     versions: VecDeque<Version>,
     names: BTreeMap<String, Name>,
@@ -83,6 +89,8 @@ impl Tracker {
             source,
             current: None,
             rejected: None,
+            current_objects: Vec::new(),
+            rejected_objects: Vec::new(),
             streams: BTreeMap::new(),
             versions: VecDeque::new(),
             names: BTreeMap::new(),
@@ -127,6 +135,23 @@ impl Tracker {
     /// The newest version of the source, where it is not served.
     pub(crate) fn rejection(&self) -> Option<&Rejected> {
         self.rejected.as_ref()
+    }
+
+    /// What the Gateway API has to say of the newest objects, and whether these are the ones that are served.
+    pub(crate) fn objects(&self) -> (Vec<ObjectStatus>, bool) {
+        match &self.rejected {
+            Some(_) => (self.rejected_objects.clone(), false),
+            None => (self.current_objects.clone(), true),
+        }
+    }
+
+    /// Of the version that is served, or of the one that is rejected.
+    pub(crate) fn judged(&mut self, objects: Vec<ObjectStatus>, served: bool) {
+        if served {
+            self.current_objects = objects;
+        } else {
+            self.rejected_objects = objects;
+        }
     }
 
     /// Looks that failed in a row.
@@ -218,6 +243,7 @@ impl Tracker {
         let proxy = Proxy {
             node: node.id.clone(),
             cluster: node.cluster.clone(),
+            sidecar: node.sidecar,
             peer,
             connected_unix_ms: unix_ms(now.wall),
             ..Proxy::default()
@@ -345,7 +371,8 @@ impl Tracker {
 
 impl Stream {
     fn node(&self) -> Node {
-        Node { id: self.proxy.node.clone(), cluster: self.proxy.cluster.clone() }
+        let Proxy { node, cluster, sidecar, .. } = &self.proxy;
+        Node { id: node.clone(), cluster: cluster.clone(), sidecar: *sidecar }
     }
 
     fn status(&self, current: &str) -> Proxy {

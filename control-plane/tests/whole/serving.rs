@@ -29,7 +29,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(running: &Running, node: &str, flavour: Flavour) -> Self {
-        let node = Node { id: node.to_owned(), cluster: "test".to_owned() };
+        let node = Node { id: node.to_owned(), cluster: "test".to_owned(), sidecar: false };
         let options = Options { flavour, ..Options::new(running.xds_addr.to_string(), node) };
         let (sender, snapshots) = mpsc::unbounded_channel();
         let refused = Arc::new(Mutex::new(BTreeSet::new()));
@@ -202,6 +202,16 @@ async fn the_admin_endpoint_answers() {
     let gateway = sources.iter().find(|source| source["name"] == "gateway/edge/8080").unwrap();
     let source = gateway["source"].as_str().unwrap();
     assert!(source.starts_with("policies.yaml:") && gateway["kind"] == "listener", "{gateway}");
+    let programmed = async || {
+        let (_, body) = ask("GET", "/conditions").await;
+        let list: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let items = list["items"].as_array().unwrap();
+        let gateway = items.iter().find(|item| item["kind"] == "Gateway").unwrap().clone();
+        let conditions = gateway["status"]["conditions"].as_array().unwrap();
+        let found = conditions.iter().find(|condition| condition["type"] == "Programmed");
+        found.unwrap()["status"] == "True"
+    };
+    assert!(!programmed().await, "no proxy is there");
     let (_, body) = ask("GET", "/metrics").await;
     for line in [
         "towpath_control_plane_ready 1",
@@ -211,6 +221,10 @@ async fn the_admin_endpoint_answers() {
     ] {
         assert!(body.lines().any(|l| l == line), "{line} is not in {body}");
     }
+    let mut client = Client::connect(&running, "edge", Flavour::Delta);
+    client.next().await;
+    when(&running, |s| s.proxies.len() == 1 && s.proxies[0].in_sync).await;
+    assert!(programmed().await, "a proxy has acknowledged it");
     assert_eq!(http(running.admin_addr, "GET", "/status", "evil.example").await.0, 403);
     assert_eq!(ask("GET", "/refresh").await.0, 405);
 }

@@ -1,6 +1,6 @@
 //! Gateways: which routes attach to which listeners, and the sockets that come of it.
 
-mod attach;
+pub(crate) mod attach;
 mod redirected;
 mod settings;
 
@@ -13,10 +13,10 @@ use crate::{
     diagnostic::Rule,
     document::{
         Documents, Kind, Object,
-        gateway::{GatewayListener, GatewaySpec, ListenerProtocol, TlsMode},
+        gateway::{GatewayListener, GatewaySpec, ListenerProtocol, TlsMode, TlsOptions},
         read::ticked,
     },
-    model::{Bind, Chain, ChainKind, Listener, NodeSelector, TcpForward, TlsServer},
+    model::{Bind, Chain, ChainKind, KeyFiles, Listener, NodeSelector, TcpForward, TlsServer},
     problem::{Problems, Span},
 };
 
@@ -25,12 +25,16 @@ use super::{
     Output,
     addresses::Addresses,
     index::Index,
+    listeners::{self, ListenerLevels},
     policies::Policies,
     routes::PreparedRoute,
     sockets::{Opener, Sockets},
     streams::PreparedStream,
     table::{self, HostedRule, Section},
 };
+
+/// The class of Gateways that are served.
+pub(crate) const CLASS: &str = "towpath";
 
 /// Routes of all kinds.
 pub(crate) struct Routes<'a, 'd> {
@@ -50,7 +54,7 @@ pub(crate) fn compile(
 ) {
     for gateway in documents.gateways.iter().filter(|g| index.is_first(Kind::Gateway, g)) {
         let class = &gateway.spec.class;
-        if class.value != "towpath" {
+        if class.value != CLASS {
             problems
                 .warning(
                     Rule::NoEffect,
@@ -80,6 +84,9 @@ pub(crate) fn compile(
                 continue;
             }
             let mut port = Port { gateway, name, settings: &settings, policies, output };
+            let levels: Vec<_> = group.iter().map(|plan| (*plan, port.levels(plan))).collect();
+            listeners::check_http(&levels, problems);
+            let proxy_protocol = listeners::of_port(&levels, problems);
             if redirected {
                 port.redirected(group[0], &addresses, routes.addresses, problems);
                 continue;
@@ -91,7 +98,8 @@ pub(crate) fn compile(
                 continue;
             }
             let location = settings.location.clone();
-            let listener = Listener { name, bind: Bind::Socket(address), chains, location };
+            let bind = Bind::Socket(address);
+            let listener = Listener { name, bind, chains, location, proxy_protocol };
             output.listener(settings.nodes.clone(), listener, span, problems);
         }
     }
@@ -134,17 +142,10 @@ fn claim_socket(
 fn fits_together(group: &[&Plan<'_>], problems: &mut Problems) -> bool {
     let mut good = true;
     for (index, plan) in group.iter().enumerate() {
-        let family = |p: &Plan<'_>| match p.written.protocol.value {
-            ListenerProtocol::Http => 0,
-            ListenerProtocol::Https | ListenerProtocol::Tls => 1,
-            ListenerProtocol::Tcp => 2,
-            ListenerProtocol::Outbound => 3,
-            ListenerProtocol::Inbound => 4,
-        };
         let alone =
             plan.written.protocol.value == ListenerProtocol::Tcp || redirected::is(plan.written);
         let clash = group[..index].iter().find_map(|earlier| {
-            if family(earlier) != family(plan) {
+            if earlier.family() != plan.family() {
                 Some((earlier, "the port is used with another protocol already"))
             } else if alone {
                 Some((earlier, "the port is taken: the protocol has no host names to share it by"))
@@ -185,7 +186,7 @@ impl Port<'_, '_, '_> {
             let table = table::build(&self.name, sections, problems);
             let span = group[0].table_span();
             self.output.route_table(table, span, problems);
-            return vec![self.http_chain(&self.name, Vec::new(), None)];
+            return vec![self.http_chain(&self.name, group[0], Vec::new(), None)];
         }
         let https =
             group.iter().filter(|p| p.written.protocol.value == ListenerProtocol::Https).count();
@@ -204,7 +205,8 @@ impl Port<'_, '_, '_> {
             let table = table::build(&table_name, vec![section], problems);
             self.output.route_table(table, plan.table_span(), problems);
             let names = server_names(&plan.host);
-            chains.push(self.http_chain(&table_name, names, tls_server(plan.written, true)));
+            let tls = tls_server(plan.written, true);
+            chains.push(self.http_chain(&table_name, plan, names, tls));
         }
         server_name_conflicts(group, problems);
         chains
@@ -223,8 +225,18 @@ impl Port<'_, '_, '_> {
         Section { host: plan.host.clone(), rules }
     }
 
-    fn http_chain(&self, table: &str, server_names: Vec<String>, tls: Option<TlsServer>) -> Chain {
-        let options = self.settings.http.clone();
+    fn levels(&self, plan: &Plan<'_>) -> ListenerLevels<'_> {
+        self.policies.listener(&self.gateway.id(), &plan.written.name)
+    }
+
+    fn http_chain(
+        &self,
+        table: &str,
+        plan: &Plan<'_>,
+        server_names: Vec<String>,
+        tls: Option<TlsServer>,
+    ) -> Chain {
+        let options = self.levels(plan).http(&self.settings.http);
         let kind = ChainKind::Http { route_table: table.to_owned(), options };
         Chain::new(server_names, tls, kind)
     }
@@ -263,7 +275,17 @@ fn tls_server(listener: &GatewayListener, http: bool) -> Option<TlsServer> {
     Some(TlsServer {
         certificate_file: options.certificate_file.to_string().into(),
         private_key_file: options.private_key_file.to_string().into(),
+        second: second(options),
         alpn,
+    })
+}
+
+fn second(options: &TlsOptions) -> Option<KeyFiles> {
+    let (certificate, key) =
+        (options.second_certificate_file.as_ref()?, options.second_private_key_file.as_ref()?);
+    Some(KeyFiles {
+        certificate_file: certificate.to_string().into(),
+        private_key_file: key.to_string().into(),
     })
 }
 

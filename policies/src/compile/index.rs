@@ -36,6 +36,7 @@ impl<'d> Index<'d> {
         index.all(Kind::TransferPolicy, &documents.transfer_policies, problems);
         index.all(Kind::BalancerPolicy, &documents.balancer_policies, problems);
         index.all(Kind::BreakerPolicy, &documents.breaker_policies, problems);
+        index.all(Kind::ListenerPolicy, &documents.listener_policies, problems);
         index.all(Kind::Region, &documents.regions, problems);
         for service in &documents.services {
             let protocol =
@@ -85,6 +86,12 @@ impl<'d> Index<'d> {
     /// Whether an object is the first of its name; the others have been told of and count for nothing.
     pub(crate) fn is_first<S>(&self, kind: Kind, object: &Object<S>) -> bool {
         self.names.get(&(kind, object.id())) == Some(&object.span)
+    }
+
+    /// Whether a document of this kind and name is there, broken or not.
+    pub(crate) fn contains(&self, kind: Kind, id: String) -> bool {
+        let key = (kind, id);
+        self.names.contains_key(&key) || self.documents.broken.contains(&key)
     }
 
     /// Follows a reference; tells when nothing has the name. `None` also when

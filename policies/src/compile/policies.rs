@@ -7,6 +7,7 @@ use crate::{
     document::{
         Documents, Kind, Object,
         balancer::BalancerPolicySpec,
+        listener::ListenerPolicySpec,
         own::{
             BreakerPolicySpec, ClassName, RetryOn, TargetRef, TenantSpec, TransferPolicySpec,
             TransferRetry,
@@ -20,6 +21,7 @@ use crate::{
 use super::{
     index::{Index, namespace_of},
     limits,
+    listeners::{self, ListenerLevels},
     origin::{Origin, Origins},
     rules::PreparedRule,
     tries,
@@ -42,6 +44,7 @@ pub(crate) struct Policies<'d> {
     transfer: Attached<'d, TransferPolicySpec>,
     balancer: Attached<'d, BalancerPolicySpec>,
     breaker: Attached<'d, BreakerPolicySpec>,
+    listener: Attached<'d, ListenerPolicySpec>,
 }
 
 /// The terms of an exchange, and who said them.
@@ -69,6 +72,8 @@ impl<'d> Policies<'d> {
         let transfer = &documents.transfer_policies;
         let balancer = &documents.balancer_policies;
         let breaker = &documents.breaker_policies;
+        let listener = &documents.listener_policies;
+        listener.iter().for_each(|policy| listeners::check(policy, problems));
         for policy in transfer {
             check_transfer(policy, problems);
         }
@@ -84,6 +89,7 @@ impl<'d> Policies<'d> {
             transfer: attached,
             balancer: attach(balancer, |s| &s.target_refs, &[Kind::Service], index, problems),
             breaker: attach(breaker, |s| &s.target_refs, &[Kind::Service], index, problems),
+            listener: attach(listener, |s| &s.target_refs, &[Kind::Gateway], index, problems),
         }
     }
 
@@ -93,6 +99,13 @@ impl<'d> Policies<'d> {
 
     pub(crate) fn breaker(&self, service: &str) -> Option<&'d Object<BreakerPolicySpec>> {
         self.breaker.get(&target(Kind::Service, service, None)).map(|(policy, _)| *policy)
+    }
+
+    /// The policies of a listener of a Gateway.
+    pub(crate) fn listener(&self, gateway: &str, name: &str) -> ListenerLevels<'d> {
+        let targets = [Some(name), None].map(|section| target(Kind::Gateway, gateway, section));
+        let attached = targets.iter().filter_map(|target| self.listener.get(target));
+        ListenerLevels(attached.map(|(policy, _)| *policy).collect())
     }
 
     pub(crate) fn service_transfer(&self, service: &str) -> Option<&'d Object<TransferPolicySpec>> {
@@ -220,10 +233,11 @@ fn check_transfer(policy: &Object<TransferPolicySpec>, problems: &mut Problems) 
         && spec.tenant.is_none()
         && spec.integrity.is_none()
         && spec.limits.is_none()
+        && spec.max_request_bytes.is_none()
     {
         problems
             .warning(Rule::NoEffect, policy.span, "the policy says nothing")
-            .help("give `class`, `tenant`, `limits`, `timeouts`, `retry`, `resume`, `hedge` or `integrity`");
+            .help("give `class`, `tenant`, `limits`, `maxRequestBytes`, `timeouts`, `retry`, `resume`, `hedge` or `integrity`");
     }
 }
 
@@ -345,6 +359,11 @@ impl Levels<'_> {
         let limits = self.pick(|s| s.limits.as_ref().map(|l| (limits::compile(l), l.span)));
         let (limits, origin) = split(limits);
         note("rate limits", origin);
+        let body = self.pick(|s| s.max_request_bytes.as_ref().map(|b| (b.0, b.span)));
+        let (max_request_bytes, origin) = split(body);
+        if origin.is_some() {
+            note("largest request body", origin);
+        }
         let uploads = self.pick(|s| s.resume.as_ref()?.uploads.as_ref().map(|u| (u.value, u.span)));
         let (uploads, origin) = split(uploads);
         note("resume uploads", origin);
@@ -355,6 +374,7 @@ impl Levels<'_> {
             stall: stall.flatten(),
             hedge: hedge.flatten(),
             limits: limits.unwrap_or_default(),
+            max_request_bytes,
             resume_uploads: uploads.unwrap_or_default(),
         }
     }

@@ -258,6 +258,7 @@ pub(crate) fn compile_mesh(
             bind: Bind::Api,
             chains: vec![chain],
             location: Location::default(),
+            proxy_protocol: None,
         };
         output.listener(NodeSelector::Any, listener, service.span, problems);
     }

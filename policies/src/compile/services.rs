@@ -8,7 +8,7 @@ use crate::{
         Documents, Kind, Object,
         own::{
             BreakerPolicySpec, EndpointSpec, GpuVendor, HealthCheckSpec, LimitsSpec,
-            ServiceProtocol, ServiceSpec, SidecarSpec,
+            ProxyProtocolVersion, ServiceProtocol, ServiceSpec, SidecarSpec,
         },
         read::{invalid, ticked},
         value::{Positive, PositiveTime},
@@ -16,7 +16,7 @@ use crate::{
     model::{
         Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet, Gpu,
         HealthCheck, HealthProbe, HttpOptions, Listener, Locality, Location, NodeSelector, Only,
-        Protocol, RateLimits, Service, Speaks, TcpForward, Thresholds, UpstreamTls,
+        Protocol, ProxyVersion, RateLimits, Service, Speaks, TcpForward, Thresholds, UpstreamTls,
         WeightedBackend,
     },
     problem::{At, Problems, Span},
@@ -91,6 +91,14 @@ fn service(
         server_name: tls.server_name.to_string(),
         ca_file: tls.ca_file.as_ref().map(|f| f.to_string().into()),
     });
+    service.proxy_protocol = spec.proxy_protocol.as_ref().map(|version| match version.value {
+        ProxyProtocolVersion::V1 => ProxyVersion::V1,
+        ProxyProtocolVersion::V2 => ProxyVersion::V2,
+    });
+    if let Some(version) = &spec.proxy_protocol {
+        origins.push(("PROXY protocol", own(version.span)));
+        check_proxy_protocol(object, version.span, problems);
+    }
     service.health_check = spec.health_check.as_ref().map(|h| health_check(h, spec, problems));
     origins.push(("health check", or_default(spec.health_check.as_ref().map(|h| h.span))));
 
@@ -126,6 +134,25 @@ fn service(
     ));
     output.note_service(&id, origins);
     service
+}
+
+/// A sidecar's socket would have to read the header, which nobody tells it; clients of HTTP share connections.
+fn check_proxy_protocol(object: &Object<ServiceSpec>, span: Span, problems: &mut Problems) {
+    let spec = &object.spec;
+    if let Some((endpoint, _)) = listed(object).find(|(e, _)| e.sidecar.is_some()) {
+        problems
+            .error(Rule::Unsupported, span, "a sidecar does not take the PROXY protocol")
+            .related(endpoint.address.span, "this endpoint has one")
+            .help("remove `proxyProtocol` or `sidecar`");
+    } else if protocol(spec) != Protocol::Tcp {
+        problems
+            .warning(
+                Rule::NoEffect,
+                span,
+                "connections of HTTP are shared by clients, so their headers name none",
+            )
+            .help("endpoints find clients in X-Forwarded-For; TCP has connections of their own");
+    }
 }
 
 fn protocol(spec: &ServiceSpec) -> Protocol {
@@ -377,7 +404,8 @@ impl Inbound<'_> {
         let chain = Chain::new(Vec::new(), None, kind);
         let bind = Bind::Socket(self.endpoint.address.value);
         let location = self.location.clone();
-        let listener = Listener { name, bind, chains: vec![chain], location };
+        let chains = vec![chain];
+        let listener = Listener { name, bind, chains, location, proxy_protocol: None };
         output.listener(self.nodes(), listener, span, problems);
     }
 

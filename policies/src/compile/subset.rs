@@ -48,6 +48,7 @@ fn inherit(spec: &mut ServiceSpec, whole: &ServiceSpec) {
     or(&mut spec.pool_idle_timeout, &whole.pool_idle_timeout);
     or(&mut spec.health_check, &whole.health_check);
     or(&mut spec.tls, &whole.tls);
+    or(&mut spec.proxy_protocol, &whole.proxy_protocol);
 }
 
 /// The endpoints that it takes.

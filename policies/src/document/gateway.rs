@@ -96,6 +96,10 @@ object! {
         "towpath.dev/certificate-file" => certificate_file: At<FilePath>,
         /// PEM file with the private key.
         "towpath.dev/private-key-file" => private_key_file: At<FilePath>,
+        /// A second certificate of another kind of key (RSA beside ECDSA), for clients that do not take the first.
+        "towpath.dev/second-certificate-file" => second_certificate_file: Option<At<FilePath>>,
+        /// Its private key.
+        "towpath.dev/second-private-key-file" => second_private_key_file: Option<At<FilePath>>,
     }
 }
 

@@ -24,6 +24,9 @@ object! {
         "healthCheck" => health_check: Option<HealthCheckSpec>,
         /// TLS towards the endpoints; left out means cleartext.
         "tls" => tls: Option<ServiceTls>,
+        /// Each connection begins with a header of the PROXY protocol that says for which client it is; left out
+        /// means none.
+        "proxyProtocol" => proxy_protocol: Option<At<ProxyProtocolVersion>>,
         /// Listed endpoints.
         "endpoints" => endpoints: Option<At<Vec<EndpointSpec>>>,
         /// Endpoints from all addresses of a DNS name.
@@ -60,6 +63,16 @@ choice! {
         "FOLLOW" => Follow,
         /// Opaque bytes.
         "TCP" => Tcp,
+    }
+}
+
+choice! {
+    /// Versions of the PROXY protocol.
+    enum ProxyProtocolVersion {
+        /// A line of text.
+        "v1" => V1,
+        /// Binary.
+        "v2" => V2,
     }
 }
 
@@ -261,6 +274,8 @@ object! {
         "tenant" => tenant: Option<At<TenantSpec>>,
         /// What one proxy lets pass; default unlimited.
         "limits" => limits: Option<RateLimitsSpec>,
+        /// Largest request body; larger ones are answered 413. Default unlimited.
+        "maxRequestBytes" => max_request_bytes: Option<At<Bytes>>,
         /// Time limits.
         "timeouts" => timeouts: Option<TransferTimeouts>,
         /// Further tries after a failed one.

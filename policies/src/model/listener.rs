@@ -1,6 +1,10 @@
 //! What a proxy listens on, and what it does with what it accepts.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -20,6 +24,32 @@ pub struct Listener {
     /// Where the proxy stands that serves it.
     #[serde(default)]
     pub location: Location,
+    /// Who may say in front of a connection for which client it is; `None` = nobody.
+    #[serde(default)]
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Whose word is taken for who the client is: HAProxy's PROXY protocol, version 1 or 2, in front of everything else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyProtocol {
+    /// A connection that does not come from a trusted network, or does not begin with a header, is closed; else it
+    /// is its peer's own.
+    pub required: bool,
+    /// The networks of load balancers, at most [`Self::MOST_TRUSTED`] and never none: from elsewhere no header is
+    /// looked for.
+    pub trusted: Vec<IpNetwork>,
+}
+
+impl ProxyProtocol {
+    /// Each new connection is held against so many networks at most.
+    pub const MOST_TRUSTED: usize = 64;
+
+    /// Whether a peer's word is taken.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted.iter().any(|network| network.contains(peer))
+    }
 }
 
 /// Where a listener is reached.
@@ -118,6 +148,9 @@ pub struct TlsServer {
     pub certificate_file: PathBuf,
     /// PEM private key.
     pub private_key_file: PathBuf,
+    /// For clients that do not take the first by its kind of key, e.g. RSA beside ECDSA.
+    #[serde(default)]
+    pub second: Option<KeyFiles>,
     /// ALPN protocols in order of preference, e.g. `h2`, `http/1.1`. Empty for opaque TCP.
     pub alpn: Vec<String>,
 }
@@ -156,8 +189,18 @@ impl Chain {
     }
 }
 
+/// A certificate and its key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyFiles {
+    /// Certificate chain, leaf first.
+    pub certificate_file: PathBuf,
+    /// Private key.
+    pub private_key_file: PathBuf,
+}
+
 /// Limits and header behaviour of an HTTP listener. All limits are finite by default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HttpOptions {
     /// Longest accepted request head in bytes (request line and headers). Default 64 KiB.
     pub max_head_bytes: u32,
@@ -174,8 +217,9 @@ pub struct HttpOptions {
     /// What to tell the upstream about the client.
     pub forwarded: ForwardedHeader,
     /// What stands behind it is on this machine: responses carry a load report where the request asks for one.
-    #[serde(default)]
     pub reports_load: bool,
+    /// HTTP/1.0 is served too; else it is refused. Default true.
+    pub http10: bool,
 }
 
 /// How the client's address is passed on.
@@ -200,6 +244,7 @@ impl Default for HttpOptions {
             via: None,
             forwarded: ForwardedHeader::XForwarded,
             reports_load: false,
+            http10: true,
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct ScopedListener {
 /// Chooses proxies by the names they give themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeSelector {
-    /// Every proxy that no other listener names (gateways without an explicit selection).
+    /// Every proxy that no other listener names and that is no sidecar (gateways without an explicit selection).
     Unclaimed,
     /// Proxies whose id or cluster matches one of these patterns; `*` matches any run of characters.
     Matching(Vec<String>),
@@ -56,6 +56,8 @@ pub struct Node {
     pub id: String,
     /// Group; may be empty.
     pub cluster: String,
+    /// It stands beside one application (`--sidecar`): sockets that no policy gives to it by name are not for it.
+    pub sidecar: bool,
 }
 
 impl NodeSelector {
@@ -81,7 +83,7 @@ impl Mesh {
     /// Cuts the mesh to what `node` needs: its listeners, the API listeners,
     /// and every route table, service and endpoint set they reach.
     pub fn view(&self, node: &Node) -> Snapshot {
-        let claimed = self.listeners.values().any(|l| l.nodes.names(node));
+        let claimed = node.sidecar || self.listeners.values().any(|l| l.nodes.names(node));
         let mut view = Snapshot { version: self.version.clone(), ..Snapshot::default() };
         for (name, scoped) in &self.listeners {
             let serves = match scoped.nodes {
@@ -196,7 +198,42 @@ pub(crate) fn overlap(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{glob, overlap};
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use super::{Mesh, Node, NodeSelector, ScopedListener, glob, overlap};
+    use crate::model::{Bind, Listener, Location};
+
+    #[test]
+    fn gateways_that_name_nobody_are_for_proxies_that_are_neither_named_nor_sidecars() {
+        let listener = |name: &str, nodes| {
+            let bind = Bind::Socket(([0, 0, 0, 0], 80).into());
+            let listener = Listener {
+                name: name.to_owned(),
+                bind,
+                chains: Vec::new(),
+                location: Location::default(),
+                proxy_protocol: None,
+            };
+            (
+                name.to_owned(),
+                ScopedListener { nodes, listener: Arc::new(listener), own: BTreeMap::new() },
+            )
+        };
+        let some = NodeSelector::Matching(vec!["worker-*".to_owned()]);
+        let listeners = [listener("rest", NodeSelector::Unclaimed), listener("workers", some)];
+        let mesh = Mesh { listeners: BTreeMap::from(listeners), ..Mesh::default() };
+        for (id, sidecar, expected) in [
+            ("edge-1", false, &["rest"][..]),
+            ("worker-1", false, &["workers"]),
+            ("app-1", true, &[]),
+            ("worker-1", true, &["workers"]),
+        ] {
+            let node = Node { id: id.to_owned(), cluster: String::new(), sidecar };
+            let view = mesh.view(&node);
+            let names: Vec<_> = view.listeners.keys().map(String::as_str).collect();
+            assert_eq!(names, expected, "{id}, sidecar: {sidecar}");
+        }
+    }
 
     #[test]
     fn globs_match_whole_names() {

@@ -17,6 +17,10 @@ pub struct Service {
     pub discovery: Discovery,
     /// TLS towards the endpoints.
     pub tls: Option<UpstreamTls>,
+    /// Each connection begins by saying for which client it is, in front of TLS; those that clients share, and
+    /// those of the proxy's own, say that they are for none.
+    #[serde(default)]
+    pub proxy_protocol: Option<ProxyVersion>,
     /// How one is picked.
     pub balancer: Balancer,
     /// Where the endpoints' weights come from.
@@ -89,6 +93,16 @@ pub enum Discovery {
     },
     /// There are none: each connection goes on to where it was made to, before it was redirected.
     OriginalDestination,
+}
+
+/// A version of HAProxy's PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// Client-side TLS.
@@ -420,6 +434,7 @@ impl Service {
             protocol,
             discovery: Discovery::Listed,
             tls: None,
+            proxy_protocol: None,
             balancer: Balancer::default(),
             weights: Weights::default(),
             prediction: Prediction::default(),

@@ -23,6 +23,8 @@ pub struct Transfer {
     pub hedge: Option<Hedge>,
     /// What one proxy lets pass.
     pub limits: RateLimits,
+    /// The largest request body that is taken; `None` = any.
+    pub max_request_bytes: Option<u64>,
     /// A `PUT` or `POST` that breaks goes on where it broke, at servers of resumable uploads. Nothing without attempts.
     pub resume_uploads: bool,
 }

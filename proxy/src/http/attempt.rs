@@ -332,6 +332,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 "The request body does not match its digest, or the digest is malformed.",
             ))),
             Err(Cut::Digest(Side::Response)) => Err(Stop::Reply(Reply::DIGEST)),
+            Err(Cut::TooLarge) => Err(Stop::Reply(Reply::BODY_TOO_LARGE)),
             // Only a response under way moves.
             Err(Cut::Moves) => Err(Stop::Reply(Reply::BROKEN)),
             Err(Cut::Spool(error)) => {
@@ -414,7 +415,9 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(Cut::Expired(expired)) => Ok(Err(expired)),
             Err(Cut::Client(broken) | Cut::Endpoint(broken)) => Err(Stop::Client(broken)),
             // Nothing is read or moved while a connection is waited for.
-            Err(Cut::Spool(_) | Cut::Digest(_) | Cut::Moves) => Err(Stop::Reply(Reply::SPOOL)),
+            Err(Cut::Spool(_) | Cut::Digest(_) | Cut::TooLarge | Cut::Moves) => {
+                Err(Stop::Reply(Reply::SPOOL))
+            }
         }
     }
 

@@ -80,6 +80,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) digests: Option<Box<Digests>>,
     /// Who wants a load report.
     pub(super) asked: Asked,
+    /// The largest request body that is taken.
+    pub(super) most_taken: u64,
 }
 
 /// A client that closed its sending side after its request is answered if the
@@ -126,6 +128,7 @@ pub(super) fn run<'a, D: Downstream>(
         uploading: None,
         digests: None,
         asked: Asked::default(),
+        most_taken: u64::MAX,
         record: Recorder::new(client, &head, start),
         head,
     };
@@ -202,6 +205,10 @@ impl<D: Downstream> Exchange<'_, D> {
         self.limits.ours = overall == forward.timeout;
         self.limits.look = start.checked_add(LISTED_AFTER);
         self.limits.hold(forward.transfer.stall.as_ref(), start);
+        self.most_taken = forward.transfer.max_request_bytes.unwrap_or(u64::MAX);
+        if self.head.length.declared() > self.most_taken {
+            return Err(Stop::Reply(Reply::BODY_TOO_LARGE));
+        }
         self.admit_to_proxy(forward, backend)?;
         if backend.service.as_ref().is_some_and(|service| service.queue.get().is_some()) {
             // Before the route changes any field.
@@ -403,6 +410,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             // None moves here.
             Cut::Moves | Cut::Spool(_) => ("spool", None, Broken::Closed),
+            Cut::TooLarge => ("body_too_large", None, Broken::Reset(ErrorCode::CANCEL)),
             Cut::Digest(Side::Request) => ("digest", None, Broken::Closed),
             Cut::Digest(Side::Response) => ("digest", Some(Failure::Reset), Broken::Closed),
             Cut::Expired(Expired::HalfClosed) => ("client_gone", None, Broken::Closed),

@@ -140,6 +140,9 @@ async fn one<I: ClientIo>(
         return refuse(conn, client, reply).await;
     }
     let http10 = frame.http10;
+    if http10 && !client.listener.options.http10 {
+        return refuse(conn, client, Reply::HTTP10).await;
+    }
     let options = &frame.fields.options;
     let wants = if http10 { options.keep_alive } else { true } && !options.close;
     conn.reader.start(frame.framing);

@@ -108,6 +108,8 @@ pub(super) enum Cut {
     Client(Broken),
     Endpoint(Broken),
     Expired(Expired),
+    /// The request body is larger than is taken.
+    TooLarge,
     /// A body is not what its digest says.
     Digest(Side),
     /// The response is to go on with another endpoint, if one takes it.
@@ -335,6 +337,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 Poll::Ready(Ok(piece)) => {
                     if let Piece::Data { bytes, .. } = &piece {
                         self.count_taken(bytes.len() as u64);
+                        if self.record.request_bytes > self.most_taken {
+                            return Err(Cut::TooLarge);
+                        }
                     }
                     piece
                 }
@@ -357,6 +362,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.down.tunnel();
             up.tunnel();
             self.upload = Upload::Active;
+            self.most_taken = u64::MAX;
             // A tunnel lasts as long as something moves in it.
             self.limits.overall = None;
         }

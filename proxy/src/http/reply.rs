@@ -67,6 +67,8 @@ replies! {
     LIMITED = TOO_MANY_REQUESTS, "rate_limit", "The limit on requests per second is reached.";
     REPORTS_OF_ONE = NOT_IMPLEMENTED, "reports_of_one", "Reports out of band are of one endpoint, and there are others behind this proxy: ask the endpoint.";
     REPORTS_FULL = TOO_MANY_REQUESTS, "reports_full", "Too many ask for reports out of band already.";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE, "body_too_large", "The request body is larger than is taken here.";
+    HTTP10 = HTTP_VERSION_NOT_SUPPORTED, "http10", "HTTP/1.0 is not served here: use HTTP/1.1 or HTTP/2.";
     VERSION = HTTP_VERSION_NOT_SUPPORTED, "version", "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.";
 }
 
@@ -147,7 +149,7 @@ impl Reply {
     pub(super) fn grpc_status(&self) -> u32 {
         match (self.reason, self.status.as_u16()) {
             ("overflow" | "queue_full" | "queue_displaced" | "queue_wait" | "rate_limit", _)
-            | ("reports_full", _) => 8,
+            | ("reports_full" | "body_too_large", _) => 8,
             ("digest", _) => 15,
             (_, 408 | 504) => 4,
             (_, 404 | 405 | 501) => 12,

@@ -45,6 +45,7 @@ pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr,
     }
     let caller = Caller {
         address: peer,
+        reached: address,
         server_name: None,
         protocol: "TCP",
         worker: held.worker,

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn what_is_kept_comes_back_equal_and_only_to_its_node() {
         let dir = tempfile::tempdir().unwrap();
-        let node = |id: &str| Node { id: id.into(), cluster: String::new() };
+        let node = |id: &str| Node { id: id.into(), cluster: String::new(), sidecar: false };
         let cache = Cache::new(&dir.path().join("deep/er"), &node("a")).unwrap();
         assert!(cache.load().unwrap().is_none());
         let mut snapshot = Snapshot { version: "v1".into(), ..Snapshot::default() };

@@ -15,17 +15,19 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpSocket, TcpStream},
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
-use towpath_policies::model::{Protocol, Redirected, Service, UpstreamTls};
+use towpath_policies::model::{Protocol, ProxyVersion, Redirected, Service, UpstreamTls};
 
 use super::{
     EndpointState, ServiceState,
     admission::{ConnectionGuard, Limit},
     io::UpstreamIo,
 };
+use crate::proxy_protocol::{self, Ends};
 
 /// The HTTP version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Wire {
 #[derive(Clone, Debug)]
 pub struct Connector {
     tls: Option<Tls>,
+    /// In front of TLS.
+    proxy_protocol: Option<ProxyVersion>,
     /// Unlike for every connector built, and the same for its clones.
     terms: u64,
 }
@@ -108,7 +112,8 @@ impl Connector {
             None => None,
         };
         static TERMS: AtomicU64 = AtomicU64::new(0);
-        Ok(Self { tls, terms: TERMS.fetch_add(1, Relaxed) + 1 })
+        let terms = TERMS.fetch_add(1, Relaxed) + 1;
+        Ok(Self { tls, proxy_protocol: spec.proxy_protocol, terms })
     }
 
     /// Under which terms it connects: connections under others must not be shared.
@@ -135,15 +140,16 @@ impl Connector {
         Ok((io, guard))
     }
 
-    /// As [`Self::connect`], for opaque bytes, under a client's address where one is given.
+    /// As [`Self::connect`], for the opaque bytes of one client, and under its address where one is given.
     pub(crate) async fn connect_as(
         client: Option<IpAddr>,
         service: &ServiceState,
         endpoint: &EndpointState,
+        ends: Ends,
     ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
         let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint, None, client);
+        let standing = service.connector.connect_now(endpoint, None, client, Some(ends));
         let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
         Ok((io, guard))
     }
@@ -156,7 +162,7 @@ impl Connector {
         wire: Option<Wire>,
     ) -> Result<UpstreamIo, ConnectError> {
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint, wire, None);
+        let standing = service.connector.connect_now(endpoint, wire, None, None);
         timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
     }
 
@@ -165,6 +171,7 @@ impl Connector {
         endpoint: &EndpointState,
         wire: Option<Wire>,
         client: Option<IpAddr>,
+        ends: Option<Ends>,
     ) -> Result<UpstreamIo, ConnectError> {
         let start = Instant::now();
         let address = endpoint.spec.address;
@@ -173,9 +180,13 @@ impl Connector {
             _ if MARKED.load(Relaxed) => marked(address).await,
             _ => TcpStream::connect(address).await,
         };
-        let tcp = tcp.map_err(ConnectError::Tcp)?;
+        let mut tcp = tcp.map_err(ConnectError::Tcp)?;
         endpoint.live.learned.connected(start.elapsed().as_secs_f32());
         tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        if let Some(version) = self.proxy_protocol {
+            let header = proxy_protocol::header(version, ends);
+            tcp.write_all(&header).await.map_err(ConnectError::Tcp)?;
+        }
         let Some(tls) = &self.tls else { return Ok(UpstreamIo::Tcp(tcp)) };
         let connector = match wire {
             Some(Wire::Http1) => &tls.http1,

@@ -340,7 +340,8 @@ impl World {
             let (server_names, only) = (spec.server_names.clone(), spec.only.clone());
             Arc::new(Chain { server_names, only, tls: tls.clone(), kind })
         });
-        Chains::new(chains.collect(), redirected)
+        let chains = Chains::new(chains.collect(), redirected);
+        chains.introduced(prepared.spec.proxy_protocol.clone())
     }
 
     fn forward(&self, listener: &Arc<str>, forward: &TcpForward) -> Arc<TcpChain> {

@@ -308,6 +308,42 @@ async fn a_head_beyond_the_limits_is_a_431() {
     assert!(requests.all().is_empty());
 }
 
+#[tokio::test]
+async fn http_1_0_is_refused_where_a_policy_says_so() {
+    let (addr, requests) = answering(OK).await;
+    let proxy = Setup::to(addr).with(|s| s.options.http10 = false).start().await;
+    let reply = soon(proxy.talk("GET / HTTP/1.0\r\nHost: a\r\n\r\n")).await;
+    assert!(reply.starts_with("HTTP/1.1 505 "), "{reply}");
+    assert!(reply.contains("x-towpath-reason: http10\r\n"), "{reply}");
+    assert!(requests.all().is_empty());
+    let newer = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(soon(proxy.talk(newer)).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_a_413_whether_its_length_was_told_or_not() {
+    let (addr, requests) = answering(OK).await;
+    let limited = |s: &mut Setup| s.forward.transfer.max_request_bytes = Some(10);
+    let proxy = Setup::to(addr).with(limited).start().await;
+    let post = |fields: &str, body: &str| {
+        format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n\r\n{body}")
+    };
+    let fits = post("Content-Length: 10", "0123456789");
+    assert!(soon(proxy.talk(&fits)).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(requests.all().len(), 1);
+    for (fields, body) in [
+        ("Content-Length: 11", "0123456789a"),
+        // Told before the client sends it, and not asked for.
+        ("Content-Length: 11\r\nExpect: 100-continue", ""),
+        ("Transfer-Encoding: chunked", "6\r\n012345\r\n6\r\n6789ab\r\n0\r\n\r\n"),
+    ] {
+        let reply = soon(proxy.talk(&post(fields, body))).await;
+        assert!(reply.starts_with("HTTP/1.1 413 "), "{fields}: {reply}");
+        assert!(reply.contains("x-towpath-reason: body_too_large\r\n"), "{fields}: {reply}");
+    }
+    assert_eq!(requests.all().len(), 1, "no endpoint took more of them for whole");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_head_that_does_not_end_in_time_is_a_408() {
     let (addr, _) = answering(OK).await;

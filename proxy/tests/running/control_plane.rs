@@ -79,7 +79,7 @@ impl ControlPlane {
 }
 
 async fn obeying(address: SocketAddr, cache_dir: Option<&Path>) -> Running {
-    let node = Node { id: "edge-1".into(), cluster: "edge".into() };
+    let node = Node { id: "edge-1".into(), cluster: "edge".into(), sidecar: false };
     let source = SourceConfig::ControlPlane {
         address: address.to_string(),
         node,
@@ -112,6 +112,7 @@ async fn what_the_control_plane_sends_is_obeyed_or_rejected_by_name() {
     let tls = TlsServer {
         certificate_file: "/nowhere/tls.crt".into(),
         private_key_file: "/nowhere/tls.key".into(),
+        second: None,
         alpn: vec![],
     };
     let chain = Chain::new(vec![], Some(tls), tcp("s"));

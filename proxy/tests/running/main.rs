@@ -14,6 +14,7 @@ mod origins;
 mod outlier;
 mod overload;
 mod program;
+mod proxy_protocol;
 mod reload;
 mod shares;
 mod spool;

@@ -103,8 +103,15 @@ impl World {
             bind: Bind::Socket(at),
             chains,
             location: Location::default(),
+            proxy_protocol: None,
         };
         self.0.listeners.insert(name.into(), Arc::new(listener));
+        self
+    }
+
+    /// Load balancers before this listener say who the client is.
+    pub(crate) fn introduced(mut self, listener: &str, terms: Option<ProxyProtocol>) -> Self {
+        Arc::make_mut(self.0.listeners.get_mut(listener).unwrap()).proxy_protocol = terms;
         self
     }
 

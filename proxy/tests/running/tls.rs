@@ -2,10 +2,13 @@
 
 use std::{fs, io, path::Path, sync::Arc};
 
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::{
+    CertificateParams, CertifiedKey, KeyPair, PKCS_RSA_SHA256, RsaKeySize,
+    generate_simple_self_signed,
+};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::aws_lc_rs,
+    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{
@@ -26,7 +29,7 @@ fn write_certificate(dir: &Path, file: &str, name: &str) -> TlsServer {
         (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
     fs::write(&certificate_file, cert.pem()).unwrap();
     fs::write(&private_key_file, signing_key.serialize_pem()).unwrap();
-    TlsServer { certificate_file, private_key_file, alpn: vec![] }
+    TlsServer { certificate_file, private_key_file, second: None, alpn: vec![] }
 }
 
 /// Trusts nothing but the certificate in this file.
@@ -234,6 +237,94 @@ async fn a_rotated_certificate_is_served_without_a_new_configuration() {
     handshake(&proxy, &after, "a.test").await.unwrap();
 }
 
+/// Takes certificates with RSA keys only.
+fn old_client(certificate: &Path) -> TlsConnector {
+    let mut provider = aws_lc_rs::default_provider();
+    let all = provider.signature_verification_algorithms;
+    let rsa = |(scheme, _): &&(SignatureScheme, _)| format!("{scheme:?}").starts_with("RSA");
+    let mapping = all.mapping.iter().filter(rsa).copied().collect::<Vec<_>>().leak();
+    provider.signature_verification_algorithms =
+        WebPkiSupportedAlgorithms { all: all.all, mapping };
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config).into()
+}
+
+#[tokio::test]
+async fn of_two_certificates_a_client_gets_the_one_whose_key_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tls = write_certificate(dir.path(), "ecdsa", "a.test");
+    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+    let rsa = KeyFiles {
+        certificate_file: dir.path().join("rsa.crt"),
+        private_key_file: dir.path().join("rsa.key"),
+    };
+    fs::write(&rsa.certificate_file, certificate.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(&rsa.private_key_file, key.serialize_pem()).unwrap();
+    let ecdsa_alone = tls.clone();
+    tls.second = Some(rsa.clone());
+    let origin = named("hello").await;
+    let world = |tls: &TlsServer| {
+        World::default()
+            .service("s", Protocol::Tcp, &[origin.address])
+            .listener("in", vec![chain(&[], Some(tls), tcp("s"))])
+    };
+    let proxy = proxy_with(world(&tls)).await;
+    let new = trusting(&tls.certificate_file, &[]);
+    assert_eq!(hear(handshake(&proxy, &new, "a.test").await.unwrap()).await, "hello");
+    let old = old_client(&rsa.certificate_file);
+    assert_eq!(hear(handshake(&proxy, &old, "a.test").await.unwrap()).await, "hello");
+    proxy.apply(world(&ecdsa_alone).build("v2")).unwrap();
+    assert!(
+        handshake(&proxy, &old, "a.test").await.is_err(),
+        "it would be served one it cannot take"
+    );
+}
+
+/// As Kubernetes updates what it mounts: the files are links through a link that is swapped.
+#[tokio::test]
+async fn a_swapped_link_brings_new_certificates_and_cuts_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let certify = |folder: &str| {
+        fs::create_dir(at(folder)).unwrap();
+        write_certificate(&at(folder), "tls", "a.test")
+    };
+    let swap = |folder: &str| {
+        std::os::unix::fs::symlink(folder, at("..data_tmp")).unwrap();
+        fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    };
+    let first = certify("..1");
+    swap("..1");
+    for file in ["tls.crt", "tls.key"] {
+        std::os::unix::fs::symlink(Path::new("..data").join(file), at(file)).unwrap();
+    }
+    let (certificate_file, private_key_file) = (at("tls.crt"), at("tls.key"));
+    let tls = TlsServer { certificate_file, private_key_file, second: None, alpn: vec![] };
+    let echo = echo().await;
+    let world = World::default()
+        .service("s", Protocol::Tcp, &[echo.address])
+        .listener("in", vec![chain(&[], Some(&tls), tcp("s"))]);
+    let proxy = proxy_with(world).await;
+    let before = trusting(&first.certificate_file, &[]);
+    let mut open = handshake(&proxy, &before, "a.test").await.unwrap();
+    let second = certify("..2");
+    swap("..2");
+    proxy.reload_certificates();
+    handshake(&proxy, &trusting(&second.certificate_file, &[]), "a.test").await.unwrap();
+    assert!(handshake(&proxy, &before, "a.test").await.is_err(), "the first is served no more");
+    open.write_all(b"still here").await.unwrap();
+    let mut said = [0; 10];
+    open.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"still here");
+}
+
 #[tokio::test]
 async fn certificates_that_cannot_be_used_reject_the_listener_and_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,6 +362,7 @@ async fn certificates_that_cannot_be_used_reject_the_listener_and_change_nothing
         let tls = TlsServer {
             certificate_file: certificate.clone(),
             private_key_file: key.clone(),
+            second: None,
             alpn: vec![],
         };
         let world = services.clone().listener("in", vec![chain(&[], Some(&tls), tcp("s"))]);

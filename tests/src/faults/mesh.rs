@@ -164,6 +164,7 @@ impl Mesh {
             bind: Bind::Socket(([127, 0, 0, 1], 0).into()),
             chains: vec![Chain::new(vec![], None, kind)],
             location: Location::default(),
+            proxy_protocol: None,
         };
         snapshot.listeners.insert(LISTENER.into(), Arc::new(listener));
         snapshot
@@ -185,7 +186,7 @@ impl Mesh {
 async fn proxy(node: &str, plane: Option<&Plane>, disk: Disk) -> anyhow::Result<Running> {
     let source = plane.map_or(SourceConfig::Manual, |plane| SourceConfig::ControlPlane {
         address: plane.address.to_string(),
-        node: Node { id: node.into(), cluster: String::new() },
+        node: Node { id: node.into(), cluster: String::new(), sidecar: false },
         cache_dir: None,
     });
     let mut config = Config::new(source);

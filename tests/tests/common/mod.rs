@@ -34,7 +34,7 @@ pub(crate) async fn proxy_by_xds(address: &str) -> proxy::Running {
 
 /// As [`proxy_by_xds`], under this name.
 pub(crate) async fn proxy_called(id: &str, address: &str) -> proxy::Running {
-    let node = Node { id: id.into(), cluster: "edge".into() };
+    let node = Node { id: id.into(), cluster: "edge".into(), sidecar: false };
     let source =
         proxy::SourceConfig::ControlPlane { address: address.into(), node, cache_dir: None };
     proxy::start(proxy::Config::new(source)).await.expect("the proxy starts")

@@ -6,7 +6,8 @@ use envoy_types::pb::envoy::{
     config::{
         common::mutation_rules::v3::{HeaderMutation as Mutation, header_mutation::Action},
         core::v3::{
-            Http2ProtocolOptions, HttpProtocolOptions, header_value_option::HeaderAppendAction,
+            Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+            header_value_option::HeaderAppendAction,
         },
         route::v3::RouteConfiguration,
     },
@@ -64,6 +65,9 @@ pub(super) fn encode(
             max_headers_count: u32_value(options.max_headers.max(1)),
             ..Default::default()
         }),
+        http_protocol_options: options
+            .http10
+            .then(|| Http1ProtocolOptions { accept_http_10: true, ..Default::default() }),
         http2_protocol_options: Some(Http2ProtocolOptions {
             max_concurrent_streams: u32_value(options.max_concurrent_streams.clamp(1, MAX_STREAMS)),
             ..Default::default()
@@ -139,6 +143,7 @@ fn decode_options(pb: &HttpConnectionManager) -> Result<HttpOptions> {
     if let Some(kb) = read_u32(pb.max_request_headers_kb.as_ref()) {
         options.max_head_bytes = kb.min(MAX_HEAD_KB) * 1024;
     }
+    options.http10 = pb.http_protocol_options.as_ref().is_some_and(|http1| http1.accept_http_10);
     // 0 is "no limit" for Envoy; every limit here is finite.
     if let Some(limit) =
         optional_duration(pb.request_headers_timeout.as_ref(), "request_headers_timeout")?

@@ -35,7 +35,7 @@ use super::{
         At, Result, address, duration, pack, read_address, refuse, refuse_if, timeout, unpack,
     },
     extension::Extra,
-    http, redirected, route, tls,
+    http, proxy_protocol, redirected, route, tls,
 };
 
 pub(super) type Pb = lds::Listener;
@@ -48,6 +48,9 @@ pub(super) fn encode(listener: &Listener) -> Pb {
             encode_socket(*socket, listener, &mut pb);
             if listener.chains.iter().any(|chain| !chain.server_names.is_empty()) {
                 pb.listener_filters = vec![tls_inspector()];
+            }
+            if let Some(terms) = &listener.proxy_protocol {
+                proxy_protocol::encode(terms, &mut pb);
             }
         }
         Bind::Redirected(bind) => {
@@ -159,6 +162,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedListener> {
     extra.restore("location", &mut location)?;
     let odd = location.coordinates.is_some_and(|at| !at.on_earth());
     refuse_if(odd, "location.coordinates", "out of range")?;
+    let mut proxy_protocol = None;
     let (bind, chains) = match &pb.api_listener {
         Some(api) => {
             let any = api.api_listener.clone().unwrap_or_default();
@@ -168,14 +172,21 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedListener> {
         }
         None => {
             check_supported(pb)?;
+            proxy_protocol = proxy_protocol::decode(pb)?;
             let socket = read_address(pb.address.as_ref()).at("address")?;
             let mut bind = redirected::decode(pb, socket)?;
             extra.restore("redirected", &mut bind)?;
+            refuse_if(
+                bind.is_some() && proxy_protocol.is_some(),
+                "listener_filters",
+                "the PROXY protocol and original_dst are not supported together",
+            )?;
             let chains = decode_chains(pb, bind.is_some(), &mut inline)?;
             (bind.map_or(Bind::Socket(socket), Bind::Redirected), chains)
         }
     };
-    let listener = Arc::new(Listener { name: pb.name.clone(), bind, chains, location });
+    let name = pb.name.clone();
+    let listener = Arc::new(Listener { name, bind, chains, location, proxy_protocol });
     Ok(DecodedListener { listener, inline })
 }
 
@@ -247,7 +258,6 @@ fn decode_chain(
 fn decode_match(pb: &FilterChainMatch, redirected: bool) -> Result<(Vec<String>, Only)> {
     let narrows = !pb.address_suffix.is_empty()
         || pb.suffix_len.is_some()
-        || !pb.direct_source_prefix_ranges.is_empty()
         || pb.source_type != 0
         || !pb.source_prefix_ranges.is_empty()
         || !pb.source_ports.is_empty();

@@ -14,7 +14,8 @@ use envoy_types::pb::envoy::{
     },
     extensions::filters::listener::{
         http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
-        original_src::v3::OriginalSrc, tls_inspector::v3::TlsInspector,
+        original_src::v3::OriginalSrc, proxy_protocol::v3::ProxyProtocol,
+        tls_inspector::v3::TlsInspector,
     },
     r#type::v3::Int32Range,
 };
@@ -93,6 +94,8 @@ pub(super) fn decode(pb: &Listener, address: std::net::SocketAddr) -> Result<Opt
             redirected = true;
         } else if url == OriginalSrc::type_url() {
             keeps_source = true;
+        } else if url == ProxyProtocol::type_url() {
+            // Whose word is taken is another's to say.
         } else if url == TlsInspector::type_url() || url == HttpInspector::type_url() {
             let ports = decode_ports(filter.filter_disabled.as_ref())
                 .at("filter_disabled")

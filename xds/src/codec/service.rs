@@ -24,7 +24,7 @@ use super::{
     },
     endpoints,
     extension::Extra,
-    outlier, tls,
+    outlier, proxy_protocol, tls,
     upstream::{self, Balancing},
 };
 
@@ -45,7 +45,10 @@ pub(super) fn encode(service: &Service) -> Pb {
             .iter()
             .map(|check| upstream::encode_health_check(check, service.protocol))
             .collect(),
-        transport_socket: service.tls.as_ref().map(|tls| tls::encode_client(tls, service.protocol)),
+        transport_socket: proxy_protocol::encode_socket(
+            service.proxy_protocol,
+            service.tls.as_ref().map(|tls| tls::encode_client(tls, service.protocol)),
+        ),
         load_balancing_policy: Some(upstream::encode_balancer(service)),
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(outlier::encode_panic(&service.recovery)),
@@ -83,6 +86,7 @@ fn lost(pb: &Pb, service: &Service) -> Extra {
     extra.keep("protocol", &service.protocol, &carried.protocol);
     extra.keep("discovery", &service.discovery, &carried.discovery);
     extra.keep("tls", &service.tls, &carried.tls);
+    extra.keep("proxyProtocol", &service.proxy_protocol, &carried.proxy_protocol);
     extra.keep("balancer", &service.balancer, &carried.balancer);
     extra.keep("weights", &service.weights, &carried.weights);
     extra.keep("prediction", &service.prediction, &carried.prediction);
@@ -115,6 +119,7 @@ pub(super) fn decode(pb: &Pb) -> Result<DecodedService> {
     extra.restore("protocol", &mut service.protocol)?;
     extra.restore("discovery", &mut service.discovery)?;
     extra.restore("tls", &mut service.tls)?;
+    extra.restore("proxyProtocol", &mut service.proxy_protocol)?;
     extra.restore("balancer", &mut service.balancer)?;
     extra.restore("weights", &mut service.weights)?;
     extra.restore("prediction", &mut service.prediction)?;
@@ -169,11 +174,14 @@ fn decode_standard(pb: &Pb, discovery: Discovery) -> Result<Service> {
         Discovery::OriginalDestination => Balancing::default(),
         _ => upstream::decode_balancer(pb)?,
     };
+    let (proxy_protocol, socket) =
+        proxy_protocol::decode_socket(pb.transport_socket.as_ref()).at("transport_socket")?;
     Ok(Service {
         name: pb.name.clone(),
         protocol,
         discovery,
-        tls: tls::decode_client(pb.transport_socket.as_ref()).at("transport_socket")?,
+        tls: tls::decode_client(socket.as_ref()).at("transport_socket")?,
+        proxy_protocol,
         balancer,
         weights: Weights::Declared,
         prediction: Prediction::default(),

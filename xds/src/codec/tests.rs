@@ -13,6 +13,9 @@ use envoy_types::pb::{
         },
         extensions::filters::{
             http::router::v3::Router,
+            listener::{
+                proxy_protocol::v3::ProxyProtocol as ProxyFilter, tls_inspector::v3::TlsInspector,
+            },
             network::{
                 http_connection_manager::v3::{
                     self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
@@ -27,8 +30,8 @@ use envoy_types::pb::{
 };
 use towpath_policies::model::{
     Action, Balancer, Bind, ChainKind, Coordinates, Discovery, Endpoint, Forward, HostRewrite,
-    Listener, Locality, Location, Only, OriginSource, PathMatch, PathRewrite, Protocol, Region,
-    Registered, RetryPolicy, Service, Speaks, Thresholds, ValueMatch, Weights,
+    HttpOptions, Listener, Locality, Location, Only, OriginSource, PathMatch, PathRewrite,
+    Protocol, Region, Registered, RetryPolicy, Service, Speaks, Thresholds, ValueMatch, Weights,
 };
 
 use super::*;
@@ -146,7 +149,8 @@ fn a_plain_foreign_listener_is_taken() {
         panic!("http")
     };
     assert_eq!(route_table, "local_route");
-    assert_eq!(*options, Default::default());
+    // Envoy serves HTTP/1.0 only where it is told to.
+    assert_eq!(*options, HttpOptions { http10: false, ..HttpOptions::default() });
 }
 
 #[test]
@@ -752,4 +756,113 @@ fn what_a_foreign_server_redirects_is_understood_or_refused() {
     let by_header = cluster::OriginalDstLbConfig { use_http_header: true, ..Default::default() };
     passthrough.lb_config = Some(cluster::LbConfig::OriginalDstLbConfig(by_header));
     assert!(service::decode(&passthrough).is_err());
+}
+
+/// Changes a listener that is otherwise good.
+type Change<'a> = &'a dyn Fn(&mut lds::Listener);
+
+fn takes(filter: &ProxyFilter) -> lds::ListenerFilter {
+    let config = lds::listener_filter::ConfigType::TypedConfig(common::pack(filter));
+    lds::ListenerFilter { config_type: Some(config), ..Default::default() }
+}
+
+fn introduced(pb: &mut lds::Listener) {
+    pb.listener_filters.insert(0, takes(&ProxyFilter::default()));
+}
+
+fn comes_from(pb: &mut lds::Listener, networks: &[(&str, u32)]) {
+    let range = |(address, prefix): &(&str, u32)| core::CidrRange {
+        address_prefix: (*address).to_owned(),
+        prefix_len: common::u32_value(*prefix),
+    };
+    let matches = pb.filter_chains[0].filter_chain_match.get_or_insert_default();
+    matches.direct_source_prefix_ranges = networks.iter().map(range).collect();
+}
+
+fn two_chains(pb: &mut lds::Listener) {
+    let mut chain = pb.filter_chains[0].clone();
+    chain.filter_chain_match.get_or_insert_default().server_names = vec!["a.test".to_owned()];
+    pb.filter_chains.push(chain);
+}
+
+#[test]
+fn whose_word_is_taken_is_said_by_the_addresses_that_connections_may_come_from() {
+    let optional =
+        ProxyFilter { allow_requests_without_proxy_protocol: true, ..ProxyFilter::default() };
+    let cases: [(Change<'_>, bool, &[&str]); 3] = [
+        (&introduced, true, &["0.0.0.0/0", "::/0"]),
+        (
+            &|pb| {
+                pb.listener_filters.push(takes(&optional));
+                comes_from(pb, &[("10.1.2.3", 8), ("fd00::", 8)]);
+            },
+            false,
+            &["10.0.0.0/8", "fd00::/8"],
+        ),
+        (
+            &|pb| {
+                introduced(pb);
+                comes_from(pb, &[("10.0.0.0", 8)]);
+                two_chains(pb);
+            },
+            true,
+            &["10.0.0.0/8"],
+        ),
+    ];
+    for (change, required, networks) in cases {
+        let mut pb = foreign_listener(&foreign_hcm());
+        change(&mut pb);
+        let decoded = listener::decode(&pb).unwrap();
+        let terms = decoded.listener.proxy_protocol.clone().unwrap();
+        let trusted: Vec<_> = terms.trusted.iter().map(ToString::to_string).collect();
+        assert_eq!(trusted, networks);
+        assert_eq!(terms.required, required);
+    }
+}
+
+#[test]
+fn what_would_take_the_word_of_others_is_refused() {
+    let old = ProxyFilter { disallowed_versions: vec![1], ..ProxyFilter::default() };
+    let cases: [(Change<'_>, &str); 6] = [
+        (
+            &|pb| {
+                pb.listener_filters.push(takes(&ProxyFilter::default()));
+                let config = common::pack(&TlsInspector::default());
+                let config = Some(lds::listener_filter::ConfigType::TypedConfig(config));
+                let inspector = lds::ListenerFilter { config_type: config, ..Default::default() };
+                pb.listener_filters.insert(0, inspector);
+            },
+            "must come first",
+        ),
+        (
+            &|pb| {
+                introduced(pb);
+                two_chains(pb);
+                comes_from(pb, &[("10.0.0.0", 8)]);
+            },
+            "the same in all chains",
+        ),
+        (&|pb| comes_from(pb, &[("10.0.0.0", 8)]), "only beside the PROXY protocol"),
+        (
+            &|pb| {
+                introduced(pb);
+                comes_from(pb, &[("10.0.0.0", 33)]);
+            },
+            "is not a network",
+        ),
+        (
+            &|pb| {
+                introduced(pb);
+                comes_from(pb, &[("10.0.0.0", 8); 65]);
+            },
+            "too many networks",
+        ),
+        (&|pb| pb.listener_filters.push(takes(&old)), "disallowed_versions"),
+    ];
+    for (change, expected) in cases {
+        let mut pb = foreign_listener(&foreign_hcm());
+        change(&mut pb);
+        let said = listener::decode(&pb).unwrap_err().to_string();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
 }

@@ -1,6 +1,6 @@
 //! TLS on both sides ↔ transport sockets.
 
-use std::path::Path;
+use std::{iter, path::Path};
 
 use envoy_types::pb::{
     envoy::{
@@ -18,23 +18,29 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use prost::{Message, Name};
-use towpath_policies::model::{Protocol, TlsServer, UpstreamTls};
+use towpath_policies::model::{KeyFiles, Protocol, TlsServer, UpstreamTls};
 
 use super::common::{At, Result, file, pack, read_bool, read_file, refuse, refuse_if, unpack};
 
 pub(super) fn encode_server(tls: &TlsServer) -> TransportSocket {
     socket(&DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
-            tls_certificates: vec![TlsCertificate {
-                certificate_chain: file(&tls.certificate_file),
-                private_key: file(&tls.private_key_file),
-                ..Default::default()
-            }],
+            tls_certificates: iter::once(certificate(&tls.certificate_file, &tls.private_key_file))
+                .chain(
+                    tls.second
+                        .iter()
+                        .map(|s| certificate(&s.certificate_file, &s.private_key_file)),
+                )
+                .collect(),
             alpn_protocols: tls.alpn.clone(),
             ..Default::default()
         }),
         ..Default::default()
     })
+}
+
+fn certificate(chain: &Path, key: &Path) -> TlsCertificate {
+    TlsCertificate { certificate_chain: file(chain), private_key: file(key), ..Default::default() }
 }
 
 pub(super) fn decode_server(socket: Option<&TransportSocket>) -> Result<Option<TlsServer>> {
@@ -46,16 +52,24 @@ pub(super) fn decode_server(socket: Option<&TransportSocket>) -> Result<Option<T
         "client certificates are not supported, and nobody would be asked for one",
     )?;
     let common = pb.common_tls_context.unwrap_or_default();
-    let [certificate] = common.tls_certificates.as_slice() else {
-        return refuse("exactly one certificate, from files, is supported (no SDS)")
-            .at("common_tls_context.tls_certificates");
+    let (first, second) = match common.tls_certificates.as_slice() {
+        [first] => (first, None),
+        [first, second] => (first, Some(second)),
+        _ => {
+            return refuse("one certificate or two, from files, are supported (no SDS)")
+                .at("common_tls_context.tls_certificates");
+        }
     };
-    Ok(Some(TlsServer {
-        certificate_file: read_file(certificate.certificate_chain.as_ref())
-            .at("certificate_chain")?,
-        private_key_file: read_file(certificate.private_key.as_ref()).at("private_key")?,
-        alpn: common.alpn_protocols,
-    }))
+    let KeyFiles { certificate_file, private_key_file } = read_files(first)?;
+    let second = second.map(read_files).transpose()?;
+    Ok(Some(TlsServer { certificate_file, private_key_file, second, alpn: common.alpn_protocols }))
+}
+
+fn read_files(pb: &TlsCertificate) -> Result<KeyFiles> {
+    Ok(KeyFiles {
+        certificate_file: read_file(pb.certificate_chain.as_ref()).at("certificate_chain")?,
+        private_key_file: read_file(pb.private_key.as_ref()).at("private_key")?,
+    })
 }
 
 pub(super) fn encode_client(tls: &UpstreamTls, protocol: Protocol) -> TransportSocket {

@@ -160,6 +160,7 @@ fn transfer() -> impl Strategy<Value = Transfer> {
     let limits =
         (rate_limit(), rate_limit()).prop_map(|(route, tenant)| RateLimits { route, tenant });
     let tries = (option::of(stall), option::of(hedge()), any::<bool>());
+    let limits = (limits, option::of(0u64..1 << 53));
     (select(Class::ALL.to_vec()), option::of(tenant), integrity, tries, limits).prop_map(
         |(class, tenant, integrity, (stall, hedge, resume_uploads), limits)| Transfer {
             class,
@@ -167,7 +168,8 @@ fn transfer() -> impl Strategy<Value = Transfer> {
             integrity,
             stall,
             hedge,
-            limits,
+            limits: limits.0,
+            max_request_bytes: limits.1,
             resume_uploads,
         },
     )
@@ -271,10 +273,19 @@ fn http_options() -> impl Strategy<Value = HttpOptions> {
         1u32..10_000,
         option::of(token()),
         forwarded,
-        any::<bool>(),
+        (any::<bool>(), any::<bool>()),
     )
         .prop_map(
-            |(head, headers, head_timeout, idle_timeout, streams, via, forwarded, reports)| {
+            |(
+                head,
+                headers,
+                head_timeout,
+                idle_timeout,
+                streams,
+                via,
+                forwarded,
+                (reports, http10),
+            )| {
                 HttpOptions {
                     max_head_bytes: head,
                     max_headers: headers,
@@ -284,6 +295,7 @@ fn http_options() -> impl Strategy<Value = HttpOptions> {
                     via,
                     forwarded,
                     reports_load: reports,
+                    http10,
                 }
             },
         );
@@ -302,17 +314,31 @@ fn chain_kind() -> impl Strategy<Value = ChainKind> {
 }
 
 fn tls_server() -> impl Strategy<Value = TlsServer> {
-    (select(vec![vec![], vec!["h2", "http/1.1"]])).prop_map(|alpn| TlsServer {
-        certificate_file: "/etc/towpath/tls.crt".into(),
-        private_key_file: "/etc/towpath/tls.key".into(),
-        alpn: alpn.into_iter().map(str::to_owned).collect(),
+    (select(vec![vec![], vec!["h2", "http/1.1"]]), any::<bool>()).prop_map(|(alpn, two)| {
+        TlsServer {
+            certificate_file: "/etc/towpath/tls.crt".into(),
+            private_key_file: "/etc/towpath/tls.key".into(),
+            second: two.then(|| KeyFiles {
+                certificate_file: "/etc/towpath/rsa.crt".into(),
+                private_key_file: "/etc/towpath/rsa.key".into(),
+            }),
+            alpn: alpn.into_iter().map(str::to_owned).collect(),
+        }
     })
+}
+
+fn proxy_protocol() -> impl Strategy<Value = ProxyProtocol> {
+    let networks =
+        ["0.0.0.0/0", "::/0", "10.0.0.0/8", "192.0.2.7/32", "fd00::/8", "2001:db8::1/128"];
+    let networks: Vec<IpNetwork> = networks.iter().filter_map(|n| n.parse().ok()).collect();
+    (any::<bool>(), vec(select(networks), 1..4))
+        .prop_map(|(required, trusted)| ProxyProtocol { required, trusted })
 }
 
 pub(crate) fn listener() -> impl Strategy<Value = Listener> {
     let chains = vec((option::of(tls_server()), chain_kind(), any::<bool>()), 1..4);
-    let socket = (name(), address(), chains, location());
-    let socket = socket.prop_map(|(name, socket, chains, location)| Listener {
+    let socket = (name(), address(), chains, location(), option::of(proxy_protocol()));
+    let socket = socket.prop_map(|(name, socket, chains, location, proxy_protocol)| Listener {
         name,
         bind: Bind::Socket(socket),
         chains: chains
@@ -328,12 +354,14 @@ pub(crate) fn listener() -> impl Strategy<Value = Listener> {
             })
             .collect(),
         location,
+        proxy_protocol,
     });
     let api = (name(), http_chain(), location()).prop_map(|(name, kind, location)| Listener {
         name,
         bind: Bind::Api,
         chains: vec![Chain::new(vec![], None, kind)],
         location,
+        proxy_protocol: None,
     });
     // Boxed: all of it on one stack would not fit a test's thread.
     prop_oneof![4 => socket.boxed(), 4 => redirected(), 1 => api.boxed()].boxed()
@@ -362,7 +390,8 @@ fn redirected() -> BoxedStrategy<Listener> {
             chains.retain(|chain| !chain.only.takes_all() || !chain.server_names.is_empty());
             let rest = rest.or_else(|| chains.is_empty().then(|| (None, http_of("rest"))));
             chains.extend(rest.map(|(tls, kind)| Chain::new(vec![], tls, kind)));
-            Listener { name, bind: Bind::Redirected(bind), chains, location }
+            let bind = Bind::Redirected(bind);
+            Listener { name, bind, chains, location, proxy_protocol: None }
         })
         .boxed()
 }
@@ -577,6 +606,10 @@ fn balancing() -> BoxedStrategy<Balancing> {
 
 type Balancing = (Balancer, Prediction, Hashing, (Weights, Weighing, Option<Duration>), bool);
 
+fn breaker() -> impl Strategy<Value = Breaker> {
+    (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint })
+}
+
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let protocol = select(vec![Protocol::Http1, Protocol::Http2, Protocol::Follow, Protocol::Tcp]);
     let discovery = prop_oneof![
@@ -593,10 +626,8 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let balancing = balancing();
     let budget = (0u32..200, 0u32..100)
         .prop_map(|(percent, min_concurrent)| BudgetShare { percent, min_concurrent });
-    let breaker =
-        (thresholds(), thresholds()).prop_map(|(service, endpoint)| Breaker { service, endpoint });
     (
-        (name(), protocol, discovery, option::of(tls), balancing, breaker),
+        (name(), protocol, discovery, option::of(tls), balancing, breaker()),
         (
             option::of(outlier()),
             recovery(),
@@ -604,7 +635,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
             duration(),
             duration(),
             budget,
-            admission(),
+            (admission(), option::of(select(vec![ProxyVersion::V1, ProxyVersion::V2]))),
         ),
     )
         .prop_map(
@@ -624,9 +655,10 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                     connect_timeout,
                     pool_idle_timeout,
                     retry_budget,
-                    admission,
+                    (admission, proxy_protocol),
                 ),
             )| Service {
+                proxy_protocol,
                 name,
                 protocol,
                 discovery,

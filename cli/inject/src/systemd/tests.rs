@@ -25,7 +25,7 @@ fn a_unit_gets_a_sidecar_it_wants_and_does_not_need() {
         "Type=notify",
         "DynamicUser=yes",
         "BindReadOnlyPaths=/etc/towpath",
-        "ExecStart=/usr/bin/towpath-proxy --policies=/etc/towpath --node=etl --admin=127.0.0.1:9901 \
+        "ExecStart=/usr/bin/towpath-proxy --policies=/etc/towpath --node=etl --sidecar --admin=127.0.0.1:9901 \
          --spool-dir=${STATE_DIRECTORY} --drain-timeout=25s",
     ] {
         assert!(files[0].text.lines().any(|other| other == line), "{line} in\n{}", files[0].text);

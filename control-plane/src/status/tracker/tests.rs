@@ -45,7 +45,7 @@ impl Fixture {
 }
 
 fn node(name: &str) -> Node {
-    Node { id: name.to_owned(), cluster: String::new() }
+    Node { id: name.to_owned(), cluster: String::new(), sidecar: false }
 }
 
 /// A snapshot with a service `etl`, of which there are many.

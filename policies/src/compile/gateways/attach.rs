@@ -4,7 +4,9 @@ use crate::{
     diagnostic::Rule,
     document::{
         GATEWAY_GROUP, Kind, Object,
-        gateway::{FromNamespaces, GatewayListener, GatewaySpec, ListenerProtocol, TlsMode},
+        gateway::{
+            FromNamespaces, GatewayListener, GatewaySpec, ListenerProtocol, TlsMode, TlsOptions,
+        },
         read::ticked,
     },
     problem::{Problems, Span},
@@ -39,6 +41,24 @@ pub(crate) struct AttachedStream<'d> {
     pub(crate) hosts: Vec<String>,
 }
 
+impl<'d> Plan<'d> {
+    pub(crate) fn new(written: &'d GatewayListener) -> Self {
+        let host = written.hostname.as_ref().map_or_else(|| "*".to_owned(), |h| h.to_string());
+        Self { written, host, http: Vec::new(), streams: Vec::new() }
+    }
+
+    /// What can share a port.
+    pub(crate) fn family(&self) -> u8 {
+        match self.written.protocol.value {
+            ListenerProtocol::Http => 0,
+            ListenerProtocol::Https | ListenerProtocol::Tls => 1,
+            ListenerProtocol::Tcp => 2,
+            ListenerProtocol::Outbound => 3,
+            ListenerProtocol::Inbound => 4,
+        }
+    }
+}
+
 impl Plan<'_> {
     /// The place that a route table is said to come from.
     pub(crate) fn table_span(&self) -> Span {
@@ -47,11 +67,18 @@ impl Plan<'_> {
 }
 
 /// What attachment needs to know of any kind of route.
-struct Candidate<'a> {
-    kind: Kind,
-    id: &'a str,
-    namespace: &'a str,
-    hostnames: Vec<&'a str>,
+pub(crate) struct Candidate<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) id: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) hostnames: Vec<&'a str>,
+}
+
+/// Why a listener does not take a route.
+pub(crate) struct Refusal {
+    /// As the Gateway API words it.
+    pub(crate) reason: &'static str,
+    pub(crate) why: String,
 }
 
 pub(crate) fn plan<'d>(
@@ -69,8 +96,7 @@ pub(crate) fn plan<'d>(
         }
         check_tls(written, problems);
         check_kinds(written, problems);
-        let host = written.hostname.as_ref().map_or_else(|| "*".to_owned(), |h| h.to_string());
-        plans.push(Plan { written, host, http: Vec::new(), streams: Vec::new() });
+        plans.push(Plan::new(written));
     }
     let id = gateway.id();
     for route in routes.http {
@@ -145,7 +171,9 @@ fn attach(
         let mut found = 0;
         for (index, plan) in plans.iter().enumerate().filter(|(_, plan)| named(plan)) {
             match accept(route, &gateway.namespace, plan) {
-                Err(why) => refusals.push(format!("listener `{}` {why}", plan.written.name)),
+                Err(Refusal { why, .. }) => {
+                    refusals.push(format!("listener `{}` {why}", plan.written.name));
+                }
                 Ok(hosts) => {
                     found += 1;
                     if let Some((.., first)) = attached.iter().find(|(at, ..)| *at == index) {
@@ -196,27 +224,28 @@ fn refused(
 }
 
 /// The hosts for which a listener takes a route, or why it does not.
-fn accept(
+pub(crate) fn accept(
     route: &Candidate<'_>,
     gateway_namespace: &str,
     plan: &Plan<'_>,
-) -> Result<Vec<String>, String> {
+) -> Result<Vec<String>, Refusal> {
+    let not_allowed = |why: String| Refusal { reason: "NotAllowedByListeners", why };
     let listener = plan.written;
     if !carries(listener).contains(&route.kind) {
-        return Err(format!("does not carry {}s", route.kind.name()));
+        return Err(not_allowed(format!("does not carry {}s", route.kind.name())));
     }
     if let Some(allowed) = &listener.allowed_routes {
         let kinds = &allowed.kinds;
         if !kinds.is_empty() && !kinds.iter().any(|k| k.kind.value == route.kind.name()) {
-            return Err("does not allow this kind".to_owned());
+            return Err(not_allowed("does not allow this kind".to_owned()));
         }
     }
     let from = listener.allowed_routes.as_ref().and_then(|a| a.namespaces.as_ref()?.from.as_ref());
     let all = from.is_some_and(|from| from.value == FromNamespaces::All);
     if !all && route.namespace != gateway_namespace {
-        return Err(
-            "allows only routes of its own namespace (allowedRoutes.namespaces.from)".to_owned()
-        );
+        return Err(not_allowed(
+            "allows only routes of its own namespace (allowedRoutes.namespaces.from)".to_owned(),
+        ));
     }
     if route.hostnames.is_empty() {
         return Ok(vec![plan.host.clone()]);
@@ -230,13 +259,14 @@ fn accept(
         }
     }
     if hosts.is_empty() {
-        return Err(format!("serves {} only", plan.host));
+        let why = format!("serves {} only", plan.host);
+        return Err(Refusal { reason: "NoMatchingListenerHostname", why });
     }
     Ok(hosts)
 }
 
 /// The kinds of routes that fit a listener's protocol.
-fn carries(listener: &GatewayListener) -> &'static [Kind] {
+pub(crate) fn carries(listener: &GatewayListener) -> &'static [Kind] {
     match listener.protocol.value {
         ListenerProtocol::Http | ListenerProtocol::Https => &[Kind::HttpRoute, Kind::GrpcRoute],
         ListenerProtocol::Tcp => &[Kind::TcpRoute],
@@ -247,7 +277,7 @@ fn carries(listener: &GatewayListener) -> &'static [Kind] {
     }
 }
 
-fn passes_through(listener: &GatewayListener) -> bool {
+pub(crate) fn passes_through(listener: &GatewayListener) -> bool {
     let mode = listener.tls.as_ref().and_then(|tls| tls.mode.as_ref());
     mode.is_some_and(|mode| mode.value == TlsMode::Passthrough)
 }
@@ -285,6 +315,9 @@ fn check_tls(listener: &GatewayListener, problems: &mut Problems) {
                     )
                     .help("remove `options`, or use mode: Terminate");
             }
+            if let Some(options) = &tls.options {
+                check_second(options, problems);
+            }
             if tls.options.is_none() && !passthrough {
                 problems
                     .error(Rule::MissingField, tls.span, "`options` is missing: TLS needs a certificate")
@@ -302,6 +335,17 @@ fn check_tls(listener: &GatewayListener, problems: &mut Problems) {
             .error(Rule::Conflict, host.span, "the protocol carries no host name")
             .help("remove `hostname`, or use HTTP, HTTPS or TLS");
     }
+}
+
+/// A second certificate needs its key, and the other way round.
+fn check_second(options: &TlsOptions, problems: &mut Problems) {
+    let (there, missing) =
+        match (&options.second_certificate_file, &options.second_private_key_file) {
+            (Some(certificate), None) => (certificate.span, "towpath.dev/second-private-key-file"),
+            (None, Some(key)) => (key.span, "towpath.dev/second-certificate-file"),
+            _ => return,
+        };
+    problems.error(Rule::MissingField, there, format!("`{missing}` is missing beside this"));
 }
 
 fn check_kinds(listener: &GatewayListener, problems: &mut Problems) {

@@ -77,6 +77,7 @@ impl Port<'_, '_, '_> {
                 bind: Bind::Redirected(redirected),
                 chains: chains.clone(),
                 location: self.settings.location.clone(),
+                proxy_protocol: None,
                 name,
             };
             let own = if inbound { self.own(&listener) } else { BTreeMap::new() };
@@ -150,7 +151,7 @@ impl Port<'_, '_, '_> {
         let opaque = ChainKind::Tcp(TcpForward { backends, idle_timeout });
         let mut chains = Vec::new();
         if destination.reached.http {
-            let chain = self.http_chain(&format!("mesh/{service}"), Vec::new(), None);
+            let chain = self.http_chain(&format!("mesh/{service}"), plan, Vec::new(), None);
             chains.push(Chain { only: only(Some(Speaks::Http)), ..chain });
         }
         if destination.reached.tls {
@@ -175,7 +176,7 @@ impl Port<'_, '_, '_> {
             let mut table = table::build(&name, vec![section], problems);
             pass_the_rest(&mut table);
             self.output.route_table(table, plan.table_span(), problems);
-            chains.push(speaks(Speaks::Http, self.http_chain(&name, Vec::new(), None)));
+            chains.push(speaks(Speaks::Http, self.http_chain(&name, plan, Vec::new(), None)));
         }
         chains
     }

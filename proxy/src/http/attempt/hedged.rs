@@ -237,8 +237,8 @@ impl<D: Downstream> Exchange<'_, D> {
             // The hedge had less time, and is not blamed.
             Cut::Expired(expired) => self.expired(expired, service, endpoint, false),
             Cut::Spool(_) => Err(Stop::Reply(Reply::SPOOL)),
-            // What has digests is not hedged, and nothing moves before there is an answer.
-            Cut::Digest(_) | Cut::Moves => Err(Stop::Reply(Reply::BROKEN)),
+            // What has digests, or a body, is not hedged, and nothing moves before there is an answer.
+            Cut::Digest(_) | Cut::TooLarge | Cut::Moves => Err(Stop::Reply(Reply::BROKEN)),
         }
     }
 }

@@ -102,7 +102,7 @@ mod tests {
         let serve = knows_nothing.serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(serve);
         let channel = Endpoint::from_shared(uri).unwrap().connect_lazy();
-        let node = Node { id: "proxy-1".to_owned(), cluster: String::new() };
+        let node = Node { id: "proxy-1".to_owned(), cluster: String::new(), sidecar: false };
         let ends = report(channel, node, Arc::new(Vec::new));
         timeout(Duration::from_secs(20), ends).await.expect("it gives up");
         server.abort();

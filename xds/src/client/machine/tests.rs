@@ -118,6 +118,7 @@ fn listener(name: &str, kind: ChainKind) -> Item {
             bind,
             chains,
             location: Location::default(),
+            proxy_protocol: None,
         }),
     )
 }
@@ -141,6 +142,7 @@ fn broken(name: &str) -> Item {
             bind,
             chains: vec![],
             location: Location::default(),
+            proxy_protocol: None,
         }),
     )
 }

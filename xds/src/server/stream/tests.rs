@@ -27,7 +27,13 @@ fn put_listener(world: &mut Snapshot, name: &str, table: &str, bind: Bind) {
     let chains = vec![Chain::new(vec![], None, kind)];
     world.listeners.insert(
         name.to_owned(),
-        Arc::new(Listener { name: name.to_owned(), bind, chains, location: Location::default() }),
+        Arc::new(Listener {
+            name: name.to_owned(),
+            bind,
+            chains,
+            location: Location::default(),
+            proxy_protocol: None,
+        }),
     );
 }
 
