@@ -113,14 +113,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (first, mut looked) = watch::channel(None::<First>);
 
     let released = store.released();
-    let names = Names::new(config.resolver, hub.clone(), shared.clone());
-    let places = Places::new(config.maps, hub.clone(), shared.clone(), store.place());
     let follow = Follow {
         follower: Follower::new(source, store.folder()),
         intensities: Intensities::new(config.carbon, hub.clone(), store.place()),
+        places: Places::new(config.maps, hub.clone(), shared.clone(), store.place()),
         store,
-        names,
-        places,
+        names: Names::new(config.resolver, hub.clone(), shared.clone()),
         hub: hub.clone(),
         shared: shared.clone(),
         poll,
