@@ -117,31 +117,38 @@ pub(super) fn ensure_authority(folder: &Path, now: SystemTime) -> Result<(), Cer
     if folder.join(CERTIFICATE).exists() {
         return Ok(());
     }
-    let failed = |path: &Path, cause| CertificateError::Io { path: path.to_owned(), cause };
-    let unusable = |error: rcgen::Error| CertificateError::Unusable {
-        folder: folder.to_owned(),
-        what: error.to_string(),
+    let unusable = |what: String| CertificateError::Unusable { folder: folder.to_owned(), what };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|cause| CertificateError::Io { path: folder.to_owned(), cause })?;
+    let kept = folder.join(KEY);
+    // A start that broke off left it there, or it is somebody else's: it is never replaced.
+    let key = if kept.exists() {
+        let key = key_of(&read(&kept)?).map_err(&unusable)?;
+        KeyPair::try_from(&key).map_err(|error| unusable(format!("{KEY}: {error}")))?
+    } else {
+        let key = KeyPair::generate().map_err(|error| unusable(error.to_string()))?;
+        write(&kept, 0o600, &key.serialize_pem())?;
+        key
     };
-    let key = KeyPair::generate().map_err(unusable)?;
-    let certificate = authority(now).self_signed(&key).map_err(unusable)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| failed(folder, e))?;
+    let certificate = authority(now).self_signed(&key);
+    let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
     // The certificate last: with it, the authority is there.
-    for (name, mode, text) in
-        [(KEY, 0o600, key.serialize_pem()), (CERTIFICATE, 0o644, certificate.pem())]
-    {
-        let path = folder.join(name);
-        let unfinished = folder.join(format!(".{name}"));
-        let write = || {
-            let mut options = fs::OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(true).mode(mode).open(&unfinished)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&unfinished, &path)
-        };
-        write().map_err(|cause| failed(&path, cause))?;
-    }
-    Ok(())
+    write(&folder.join(CERTIFICATE), 0o644, &certificate.pem())
+}
+
+/// Writes a file of the authority, whole or not at all.
+fn write(path: &Path, mode: u32, text: &str) -> Result<(), CertificateError> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let write = || {
+        let mut options = fs::OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(mode).open(&unfinished)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    };
+    write().map_err(|cause| CertificateError::Io { path: path.to_owned(), cause })
 }
 
 fn authority(now: SystemTime) -> CertificateParams {
@@ -162,21 +169,21 @@ fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     Ok(bytes)
 }
 
-fn key_of(files: &Files) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&files.key).map_err(|error| format!("{KEY}: {error}"))
+fn key_of(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("{KEY}: {error}"))
 }
 
 fn given(files: &Files) -> Result<Arc<ServerConfig>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files.certificate).collect();
     let chain = chain.map_err(|error| format!("{CERTIFICATE}: {error}"))?;
-    config(chain, key_of(files)?)
+    config(chain, key_of(&files.key)?)
 }
 
 /// A new certificate for `names`.
 fn signed(files: &Files, names: &[String], now: SystemTime) -> Result<Arc<ServerConfig>, String> {
     let told = |error: rcgen::Error| error.to_string();
     let authority =
-        KeyPair::try_from(&key_of(files)?).map_err(|error| format!("{KEY}: {error}"))?;
+        KeyPair::try_from(&key_of(&files.key)?).map_err(|error| format!("{KEY}: {error}"))?;
     let first = CertificateDer::from_pem_slice(&files.certificate)
         .map_err(|error| format!("{CERTIFICATE}: {error}"))?;
     let issuer = Issuer::from_ca_cert_der(&first, authority)

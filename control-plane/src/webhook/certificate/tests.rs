@@ -24,11 +24,24 @@ fn an_authority_is_made_once_and_its_key_is_its_owners() {
     assert_eq!(mode & 0o777, 0o600);
     ensure_authority(&place, now).unwrap();
     assert_eq!(read(), made);
-    // A start that broke off between the two files is made up for.
+    // A start that broke off between the two files is made up for, and a key that is there stays.
+    let key = fs::read_to_string(place.join(KEY)).unwrap();
     fs::remove_file(place.join(CERTIFICATE)).unwrap();
     ensure_authority(&place, now).unwrap();
-    assert_ne!(read(), made);
+    assert!(read().starts_with("-----BEGIN CERTIFICATE-----"));
+    assert_eq!(fs::read_to_string(place.join(KEY)).unwrap(), key);
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 2, "nothing unfinished is left");
     assert!(Keeper::new(place, Origin::Authority(names())).look(now).unwrap().is_some());
+}
+
+#[test]
+fn a_key_that_cannot_be_used_is_told_and_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(KEY), "somebody's").unwrap();
+    let error = ensure_authority(folder.path(), SystemTime::now()).unwrap_err().to_string();
+    assert!(error.contains(KEY), "{error}");
+    assert_eq!(fs::read_to_string(folder.path().join(KEY)).unwrap(), "somebody's");
+    assert!(!folder.path().join(CERTIFICATE).exists());
 }
 
 #[test]
