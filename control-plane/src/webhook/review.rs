@@ -158,7 +158,13 @@ fn decide(
     }
     let pod = &request.object;
     let annotations = &pod["metadata"]["annotations"];
-    if among == Among::Annotated && annotations[ASKED] != "true" {
+    let wanted = match among {
+        // Before anything else of a pod that refuses is looked at: it must not be kept from
+        // starting by what would be wrong with its sidecar.
+        Among::All => annotations[ASKED] != "false",
+        Among::Annotated => annotations[ASKED] == "true",
+    };
+    if !wanted {
         return Outcome::PassedOver;
     }
     // Whoever injected it may have said more than we are told.

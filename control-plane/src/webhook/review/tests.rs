@@ -164,6 +164,22 @@ fn a_pod_that_cannot_have_one_is_refused_only_where_told() {
 }
 
 #[test]
+fn a_pod_that_refuses_is_asked_nothing_else() {
+    for (key, value) in [
+        ("towpath.dev/workers", "many"),
+        ("towpath.dev/unknown", "1"),
+        ("towpath.dev/injected", "999.0.0 from a newer one"),
+    ] {
+        let mut review = review("refused");
+        review["request"]["object"]["metadata"]["annotations"][key] = value.into();
+        let (answer, outcome) = answered(&review, Among::All, OnProblem::Refuse);
+        let allowed = &answer["response"]["allowed"];
+        assert_eq!((outcome, allowed), (Outcome::PassedOver, &json!(true)), "{key}: {answer}");
+        assert!(answer["response"].get("warnings").is_none(), "{key}: {answer}");
+    }
+}
+
+#[test]
 fn an_annotation_without_a_sidecar_is_not_believed() {
     let mut review = review("already-injected");
     review["request"]["object"]["spec"]["initContainers"].as_array_mut().unwrap().remove(0);
