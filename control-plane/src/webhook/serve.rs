@@ -42,6 +42,9 @@ use super::{
 
 /// Largest review: what an API server takes in one request, and what is around it.
 const MAX_BODY: usize = 4 << 20;
+/// Most values in a review, each of which takes many times its text while it is looked at: without
+/// this, `[0,0,…` of two strangers is more than half a gigabyte. Large pods have some thousands.
+const MAX_VALUES: usize = 250_000;
 /// Bodies in memory at a time.
 const MAX_BODIES: usize = 16;
 /// Reviews worked on at a time, beside which xDS must go on.
@@ -297,6 +300,9 @@ impl Desk {
             (status, error.to_string())
         })?;
         let (body, begin) = (body.to_bytes(), Instant::now());
+        if values(&body) > MAX_VALUES {
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, "too many values".to_owned()));
+        }
         let turn = self.reviews.clone().acquire_owned().await.map_err(ending)?;
         let webhook = self.webhook.clone();
         let work = tokio::task::spawn_blocking(move || {
@@ -310,6 +316,11 @@ impl Desk {
         self.counts.count(outcome, begin.elapsed());
         Ok(Json(answer).into_response())
     }
+}
+
+/// No fewer than the values in a JSON text: each stands behind one of these, or is the first.
+fn values(json: &[u8]) -> usize {
+    1 + json.iter().filter(|b| b"[{:,".contains(b)).count()
 }
 
 #[cfg(test)]
@@ -373,6 +384,7 @@ mod tests {
         for (kind, body, expected) in [
             ("application/json", Body::new(Slow(MAX_BODY + (1 << 20))), 413),
             ("application/json", Body::new(Slow(0)), 408),
+            ("application/json", Body::from("0,".repeat(MAX_VALUES)), 413),
             ("application/json; charset=utf-8", Body::from("{}"), 400),
             ("text/plain", Body::from("{}"), 415),
             ("", Body::from("{}"), 415),
@@ -383,6 +395,6 @@ mod tests {
         // Nobody is left behind in the queue for bodies.
         assert_eq!(desk.bodies.available_permits(), 1);
         let text = desk.counts.text();
-        assert!(text.contains("reviews_total{outcome=\"bad_request\"} 5\n"), "{text}");
+        assert!(text.contains("reviews_total{outcome=\"bad_request\"} 6\n"), "{text}");
     }
 }
