@@ -117,6 +117,8 @@ def charts(own):
         ({"controlPlane": {"replicas": 2, "persistence": {"enabled": True}, "policies": {"configMap": "y"}}}, "one replica"),
         ({"serviceMonitor": {"enabled": True}, "controlPlane": {"policies": {"configMap": "y"}}}, "expose"),
         ({"controlPlane": {"policies": {"git": {"url": "https://user:secret@git.example.com/a"}}}}, "url"),
+        (gateway_at("http", 9901), "ports/0/targetPort"),
+        (gateway_at("443", 8443), "ports/0/name"),
     ):
         try:
             chart.render(values, name="towpath", namespace="towpath")
@@ -126,6 +128,11 @@ def charts(own):
             sys.exit(f"helm template with {values}: expected {why!r} in: {error}")
         sys.exit(f"helm template took {values}")
     return count
+
+
+def gateway_at(name, port):
+    ports = [{"name": name, "port": 80, "targetPort": port}]
+    return {"controlPlane": {"policies": {"configMap": "y"}}, "gateway": {"ports": ports}}
 
 
 def kustomize(own):
