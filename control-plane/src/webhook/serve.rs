@@ -1,9 +1,10 @@
 //! The door: TLS, bounded bodies, bounded work.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     fmt::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -47,10 +48,14 @@ const MAX_BODY: usize = 4 << 20;
 const MAX_VALUES: usize = 250_000;
 /// Bodies in memory at a time.
 const MAX_BODIES: usize = 16;
+/// Of these, for one address.
+const BODIES_OF_ONE: usize = 4;
 /// Reviews worked on at a time, beside which xDS must go on.
 const MAX_REVIEWS: usize = 2;
 /// Connections at a time. An API server keeps few.
 const MAX_CONNECTIONS: usize = 256;
+/// Of these, from one address: a pod that holds on to all it gets must not keep the API server out.
+const CONNECTIONS_OF_ONE: usize = 32;
 /// Streams of one.
 const MAX_STREAMS: u32 = 32;
 /// A connection is asked to end after this, so that those who hold them for nothing give way.
@@ -194,6 +199,7 @@ async fn accept(
     mut stop: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut peers: HashMap<IpAddr, Arc<Peer>> = HashMap::new();
     // Dropped at the end, which ends them all.
     let mut connections = JoinSet::new();
     loop {
@@ -206,15 +212,21 @@ async fn accept(
             next = next => next,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let (Ok(place), Ok((stream, _))) = (place, accepted) else {
+        let (Ok(place), Ok((stream, from))) = (place, accepted) else {
             // Out of descriptors, mostly.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (config, router, stop) = (tls.borrow().clone(), router.clone(), stop.clone());
+        if peers.len() > MAX_CONNECTIONS {
+            peers.retain(|_, peer| Arc::strong_count(peer) > 1);
+        }
+        let peer = peers.entry(from.ip().to_canonical()).or_default().clone();
+        let Ok(share) = peer.connections.clone().try_acquire_owned() else { continue };
+        let router = router.clone().layer(Extension(peer));
+        let (config, stop) = (tls.borrow().clone(), stop.clone());
         connections.spawn(async move {
             connection(stream, config, router, stop).await;
-            drop(place);
+            drop((share, place));
         });
     }
     drop(listener);
@@ -243,6 +255,22 @@ async fn connection(
     }
     connection.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(TIMEOUT, connection).await;
+}
+
+/// What one address may take at a time.
+#[derive(Debug)]
+struct Peer {
+    connections: Arc<Semaphore>,
+    bodies: Semaphore,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(CONNECTIONS_OF_ONE)),
+            bodies: Semaphore::new(BODIES_OF_ONE),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -290,6 +318,9 @@ impl Desk {
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
         let ending = |_| (StatusCode::SERVICE_UNAVAILABLE, "ending".to_owned());
+        let peer = request.extensions().get::<Arc<Peer>>().cloned().unwrap_or_default();
+        // One's own share first: who waits for that stands in nobody's way.
+        let _share = peer.bodies.acquire().await.map_err(ending)?;
         let _place = self.bodies.acquire().await.map_err(ending)?;
         let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|error| {
@@ -371,6 +402,28 @@ mod tests {
             }
             self.0 -= PART;
             Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; PART])))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_cannot_take_all_places_for_bodies() {
+        let desk = Desk { bodies: Arc::new(Semaphore::new(MAX_BODIES)), ..desk() };
+        let (slow, other) = (Arc::<Peer>::default(), Arc::<Peer>::default());
+        let asked = |peer: &Arc<Peer>, body| {
+            let mut request = request("application/json", body);
+            request.extensions_mut().insert(peer.clone());
+            review(desk.clone(), Among::All, request)
+        };
+        let held = (0..MAX_BODIES).map(|_| asked(&slow, Body::new(Slow(0))));
+        let held: Vec<_> = held.map(tokio::spawn).collect();
+        while slow.bodies.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let response = asked(&other, Body::from("{}")).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert!(held.iter().all(|one| !one.is_finished()), "nobody had to give up for it");
+        for one in held {
+            assert_eq!(one.await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
         }
     }
 

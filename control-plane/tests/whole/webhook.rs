@@ -158,6 +158,28 @@ async fn http_1_is_spoken_too_and_another_authority_is_not_trusted() {
 }
 
 #[tokio::test]
+async fn one_address_cannot_hold_all_connections() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let authority = tempfile::tempdir().unwrap();
+    let identity = Identity::Authority(Some(authority.path().to_owned()));
+    let running = started(folder.path(), identity).await;
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        held.push(connected(&running, authority.path(), "h2").await.unwrap());
+    }
+    assert!(connected(&running, authority.path(), "h2").await.is_err());
+    // What is let go is free again, once that is seen.
+    held.clear();
+    let again = async {
+        while connected(&running, authority.path(), "h2").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), again).await.unwrap();
+    running.shutdown().await;
+}
+
+#[tokio::test]
 async fn without_a_certificate_nothing_starts_and_it_says_what_to_give() {
     let folder = folder_of(&[("a.yaml", &policies(9000))]);
     let nowhere = folder.path().join("nowhere");
