@@ -1,7 +1,7 @@
 //! The command line, and the configuration it becomes.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -14,6 +14,7 @@ use towpath_policies::{
 };
 
 use crate::{
+    Credentials,
     access_log::Target,
     energy::Counters,
     gpu::{Cards, GpuConfig, MetricsUrl},
@@ -59,9 +60,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub geoip: Option<PathBuf>,
 
-    /// Where the admin endpoint listens; it has no authentication, so keep it on loopback
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
-    pub admin: SocketAddr,
+    /// Where the admin endpoint listens; it has no authentication, so keep it on loopback [default: 127.0.0.1:9901]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
 
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
@@ -146,8 +147,8 @@ pub struct Args {
 pub struct Config {
     /// Where configuration comes from.
     pub source: SourceConfig,
-    /// Where the admin endpoint binds; port 0 takes a free one.
-    pub admin: SocketAddr,
+    /// Where the admin endpoint binds; port 0 takes a free one, `None` opens none.
+    pub admin: Option<SocketAddr>,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Access log.
@@ -189,8 +190,9 @@ pub struct Config {
 /// Sockets that no configuration names, for the programs whose proxy this is.
 #[derive(Clone, Debug, Default)]
 pub struct Programs {
-    /// For those that are told of it as their proxy.
-    pub told: Option<Arc<TcpListener>>,
+    /// For those that are told of it as their proxy, and what they have to say (`user:password`): any program of
+    /// this machine can connect.
+    pub told: Option<(Arc<TcpListener>, Credentials)>,
     /// For those whose connections are taken (TPROXY): their own address is where they were made to.
     pub taken: Vec<Arc<TcpListener>>,
 }
@@ -211,6 +213,7 @@ impl Default for Readings {
     }
 }
 
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 const DEFAULT_SPOOL_BYTES: u64 = 16 << 30;
 
 impl Config {
@@ -218,7 +221,7 @@ impl Config {
     pub fn new(source: SourceConfig) -> Self {
         Self {
             source,
-            admin: ([127, 0, 0, 1], 0).into(),
+            admin: Some(([127, 0, 0, 1], 0).into()),
             workers: 1,
             access_log: Target::Off,
             drain_timeout: Duration::from_secs(30),
@@ -246,14 +249,16 @@ impl Args {
     ///
     /// # Errors
     /// When the flags contradict each other.
-    pub fn into_config(self) -> anyhow::Result<Config> {
+    pub fn into_config(mut self) -> anyhow::Result<Config> {
+        self.admin.get_or_insert(DEFAULT_ADMIN);
         if self.policies.is_none() && self.control_plane.is_none() {
             bail!("give either --policies <DIR> or --control-plane <ADDR> --node <NAME>");
         }
         self.into_config_of_any()
     }
 
-    /// As [`Self::into_config`]; without a source, whoever embeds the proxy applies what is to be in force.
+    /// As [`Self::into_config`]; without a source, whoever embeds the proxy applies what is to be in force, and
+    /// without an address there is no admin endpoint.
     ///
     /// # Errors
     /// When the flags contradict each other.

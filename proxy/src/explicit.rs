@@ -13,15 +13,16 @@ mod strangers;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use http::uri::Authority;
 use tokio::{net::TcpStream, time::timeout};
 use towpath_policies::model::Redirected;
 
 use crate::{
     access_log::Record,
     drain,
-    http::{self, HttpListener, Peer, connect},
+    http::{HttpListener, Peer, connect, serve_connection},
     listener::who_speaks,
-    sniff::{self, MAX_HELLO_BYTES, Prefixed},
+    sniff::{self, First, MAX_HELLO_BYTES, Prefixed},
     tcp::{self, Caller, Client},
     upstream::connect::Wire,
 };
@@ -43,12 +44,13 @@ pub(crate) struct Accepted {
     pub(crate) drain: drain::Watch,
 }
 
-/// What a connection begins with.
+/// What a connection to us begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum First {
+enum Asked {
     Connect,
     Http(Wire),
-    Tls,
+    /// Nothing that a proxy is asked for.
+    Nothing,
 }
 
 /// Time for a client to speak in a tunnel to what routes know: one that has not by then is taken
@@ -65,20 +67,21 @@ pub(crate) async fn serve(tcp: TcpStream, explicit: Arc<Explicit>, accepted: Acc
         return taken(tcp, &explicit, accepted).await;
     }
     let mut seen = BytesMut::new();
-    let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, first);
-    let first = tokio::select! {
+    let reading = sniff::read_until(&tcp, &mut seen, MAX_HELLO_BYTES, asked);
+    let asked = tokio::select! {
         read = timeout(explicit.http.options.idle_timeout, reading) => match read {
-            Ok(Ok(Some(first))) => first,
+            Ok(Ok(Some(asked))) => asked,
             // Nothing was asked, so nothing is answered.
             _ => return,
         },
         () = accepted.drain.idle_ends() => return,
     };
-    match first {
-        First::Connect => tunnel(tcp, seen, &explicit, accepted).await,
-        First::Http(wire) => requests(tcp, seen, wire, &explicit, accepted).await,
-        // A program that takes this for something else is answered as HTTP would.
-        First::Tls => requests(tcp, seen, Wire::Http1, &explicit, accepted).await,
+    match asked {
+        Asked::Connect => tunnel(tcp, seen, &explicit, accepted).await,
+        Asked::Http(wire) => requests(tcp, seen, wire, &explicit, accepted, None).await,
+        Asked::Nothing => {
+            tracing::debug!(client = %accepted.peer, "closed what asks nothing of a proxy");
+        }
     }
 }
 
@@ -88,11 +91,12 @@ async fn requests(
     wire: Wire,
     explicit: &Explicit,
     accepted: Accepted,
+    tunnel: Option<Authority>,
 ) {
     let Accepted { peer, local, worker, drain } = accepted;
     let io = Prefixed::new(seen.freeze(), tcp);
-    let peer = Peer { addr: peer, local, tls: None, destination: None };
-    http::serve_connection(io, wire, explicit.http.clone(), peer, worker, drain).await;
+    let peer = Peer { addr: peer, local, tls: None, destination: None, tunnel };
+    serve_connection(io, wire, explicit.http.clone(), peer, worker, drain).await;
 }
 
 /// A connection that its program made to somewhere else.
@@ -121,7 +125,7 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
     let Ok((first, opened)) = speaking else { return };
     if let Some(wire) = directory.routes(destination, &first) {
         drop(opened);
-        return requests(tcp, seen, wire, explicit, accepted).await;
+        return requests(tcp, seen, wire, explicit, accepted, None).await;
     }
     let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
     match opened {
@@ -134,7 +138,8 @@ async fn taken(tcp: TcpStream, explicit: &Explicit, accepted: Accepted) {
 /// A connection to the host and port that a `CONNECT` names.
 async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, accepted: Accepted) {
     let options = &explicit.http.options;
-    let heading = connect::read_head(&tcp, &mut seen, options);
+    let credentials = explicit.http.credentials.as_ref();
+    let heading = connect::read_head(&tcp, &mut seen, options, credentials);
     let authority = match timeout(options.head_timeout, heading).await {
         Ok(Ok(Some(authority))) => authority,
         Ok(Ok(None)) | Err(_) => return,
@@ -154,9 +159,13 @@ async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, acc
         if connect::establish(&mut tcp).await.is_err() {
             return;
         }
-        match first_word(&tcp, &mut seen).await {
-            Some(First::Http(wire)) => return requests(tcp, seen, wire, explicit, accepted).await,
-            Some(First::Tls | First::Connect) | None => {}
+        let wire = match first_word(&tcp, &mut seen).await {
+            First::Http1 { .. } => Some(Wire::Http1),
+            First::Http2 => Some(Wire::Http2),
+            First::Tls(_) | First::Opaque => None,
+        };
+        if let Some(wire) = wire {
+            return requests(tcp, seen, wire, explicit, accepted, Some(authority)).await;
         }
         if let Ok(chain) = directory.opaque(&authority).await {
             let client = Client::<TcpStream>::Clear(tcp, seen.freeze());
@@ -182,28 +191,38 @@ async fn tunnel(mut tcp: TcpStream, mut seen: BytesMut, explicit: &Explicit, acc
     }
 }
 
-/// What a client begins with inside a tunnel; `None` where it waits for the server, or is gone.
-async fn first_word(tcp: &TcpStream, seen: &mut BytesMut) -> Option<First> {
-    if let Some(known) = first(seen).filter(|_| !seen.is_empty()) {
-        return Some(known);
+/// What a client begins with inside a tunnel; one that waits for the server begins with nothing.
+async fn first_word(tcp: &TcpStream, seen: &mut BytesMut) -> First {
+    if !seen.is_empty()
+        && let Some(first) = sniff::first(seen)
+    {
+        return first;
     }
-    let reading = sniff::read_until(tcp, seen, MAX_HELLO_BYTES, first);
-    timeout(FIRST_WORD, reading).await.ok()?.ok()?
+    let reading = sniff::read_until(tcp, seen, MAX_HELLO_BYTES, sniff::first);
+    let read = timeout(FIRST_WORD, reading).await;
+    read.ok().and_then(Result::ok).flatten().unwrap_or(First::Opaque)
 }
 
-/// Decides on the bytes so far; `None` while they could be either.
-fn first(bytes: &[u8]) -> Option<First> {
+/// Decides on the bytes so far; `None` while they could be one or the other.
+fn asked(bytes: &[u8]) -> Option<Asked> {
     const CONNECT: &[u8] = b"CONNECT ";
-    const HANDSHAKE_RECORD: u8 = 22;
-    if bytes.first() == Some(&HANDSHAKE_RECORD) {
-        return Some(First::Tls);
+    const LONGEST_METHOD: usize = 32;
+    if bytes.starts_with(CONNECT) {
+        return Some(Asked::Connect);
     }
-    let length = bytes.len().min(CONNECT.len());
-    if bytes[..length] == CONNECT[..length] {
-        return (length == CONNECT.len()).then_some(First::Connect);
+    match sniff::is_http2(bytes) {
+        Some(false) => {}
+        http2 => return http2.map(|_| Asked::Http(Wire::Http2)),
     }
-    let http2 = sniff::is_http2(bytes)?;
-    Some(First::Http(if http2 { Wire::Http2 } else { Wire::Http1 }))
+    // An empty line before a request is tolerated (RFC 9112 §2.2).
+    let line = bytes.iter().position(|b| !b"\r\n".contains(b)).unwrap_or(bytes.len());
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    let method = bytes[line..].iter().take_while(|b| is_token(b)).count();
+    match bytes.get(line + method) {
+        None if method <= LONGEST_METHOD && line <= LONGEST_METHOD => None,
+        Some(b' ') if (1..=LONGEST_METHOD).contains(&method) => Some(Asked::Http(Wire::Http1)),
+        _ => Some(Asked::Nothing),
+    }
 }
 
 #[cfg(test)]
@@ -212,19 +231,25 @@ mod tests {
 
     #[test]
     fn the_first_bytes_decide_as_soon_as_they_can() {
+        let http1 = Some(Asked::Http(Wire::Http1));
         for (bytes, expected) in [
             (&b""[..], None),
             (b"C", None),
             (b"CONNECT", None),
-            (b"CONNECT a:1", Some(First::Connect)),
-            (b"CONNECTION", Some(First::Http(Wire::Http1))),
-            (b"GET", Some(First::Http(Wire::Http1))),
+            (b"CONNECT a:1", Some(Asked::Connect)),
+            (b"CONNECTION ", http1),
+            (b"GET", None),
+            (b"GET ", http1),
+            (b"\r\nGET ", http1),
             (b"P", None),
-            (b"PUT http", Some(First::Http(Wire::Http1))),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http(Wire::Http2))),
-            (b"\x16\x03\x01", Some(First::Tls)),
+            (b"PUT http", http1),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Asked::Http(Wire::Http2))),
+            (b"\x16\x03\x01", Some(Asked::Nothing)),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Some(Asked::Nothing)),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Some(Asked::Nothing)),
+            (&[b'a'; 33], Some(Asked::Nothing)),
         ] {
-            assert_eq!(first(bytes), expected, "{bytes:?}");
+            assert_eq!(asked(bytes), expected, "{bytes:?}");
         }
     }
 }

@@ -9,13 +9,14 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderValue, uri::Authority};
 use tokio::io::{AsyncRead, AsyncWrite};
 use towpath_policies::model::{ForwardedHeader, HttpOptions};
 
 mod attempt;
 mod base64;
 pub(crate) mod connect;
+mod credentials;
 mod deadline;
 mod digest;
 mod exchange;
@@ -41,6 +42,7 @@ mod retry;
 mod stall;
 mod upload_resume;
 
+pub use credentials::Credentials;
 pub use digest::DigestOutcome;
 pub use resume::ResumeOutcome;
 pub use retry::RetryReason;
@@ -77,6 +79,8 @@ pub struct HttpListener {
     pub(crate) load: Option<orca::Reporter>,
     /// Where hosts are found that the router does not know: for programs whose proxy this is.
     pub(crate) directory: Option<Arc<Directory>>,
+    /// What clients have to say to be served.
+    pub(crate) credentials: Option<Credentials>,
     via: Option<Via>,
 }
 
@@ -97,6 +101,8 @@ pub struct Peer {
     pub tls: Option<TlsInfo>,
     /// Where the connection was made to, if it was redirected here.
     pub destination: Option<Destination>,
+    /// The host that its tunnel is to, where it is in one.
+    pub tunnel: Option<Authority>,
 }
 
 /// What a TLS handshake told.
@@ -145,6 +151,7 @@ impl HttpListener {
             overload,
             load: None,
             directory: None,
+            credentials: None,
             via,
         }
     }

@@ -52,6 +52,7 @@ pub use args::{Args, Config, Programs, Readings};
 pub use drain::Leftovers;
 pub use energy::Counters;
 pub use gpu::{Cards, GpuConfig, MetricsUrl};
+pub use http::Credentials;
 pub use ledger::{Ledger, Line, MOST_DESTINATIONS, Sum};
 pub use logging::start as start_log;
 pub use run::{Running, raise_file_limit, run, start};

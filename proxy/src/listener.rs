@@ -485,7 +485,8 @@ async fn clear(
     let local = held.local_address(&tcp);
     let io = Prefixed::new(seen.freeze(), tcp);
     let wire = if http2 { Wire::Http2 } else { Wire::Http1 };
-    let peer = Peer { addr: peer, local, tls: None, destination: held.destination.clone() };
+    let destination = held.destination.clone();
+    let peer = Peer { addr: peer, local, tls: None, destination, tunnel: None };
     http::serve_connection(io, wire, http, peer, held.worker, draining).await;
 }
 
@@ -508,7 +509,7 @@ async fn terminated(
             let local = held.local_address(stream.get_ref().0.get_ref());
             let tls = Some(TlsInfo { server_name: name.map(Into::into) });
             let destination = held.destination.clone();
-            let peer = Peer { addr: peer, local, tls, destination };
+            let peer = Peer { addr: peer, local, tls, destination, tunnel: None };
             let draining = held.listening.drain.watch();
             http::serve_connection(stream, wire, http.clone(), peer, held.worker, draining).await;
         }

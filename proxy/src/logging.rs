@@ -34,7 +34,8 @@ pub fn start(level: &str, file: Option<&Path>) -> anyhow::Result<()> {
             (BoxMakeWriter::new(Mutex::new(file)), false)
         }
     };
-    let lines = fmt::layer().with_writer(writer).with_ansi(colour);
+    // A log that cannot be written is no reason to end.
+    let lines = fmt::layer().with_writer(writer).with_ansi(colour).log_internal_errors(false);
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         // Set once: `try_init` succeeds only once in a process.
         let _ = FILTER.set(handle);

@@ -178,9 +178,15 @@ impl Router {
         self.named(lower).or(self.any)
     }
 
-    /// Whether routes are for this host (in lower case) by its name, and not only for any.
-    pub(crate) fn names(&self, host: &str) -> bool {
-        self.named(host).is_some()
+    /// How closely routes name this host (in lower case): 0 where they do not, most where they name it and no other.
+    pub(crate) fn closeness(&self, host: &str) -> usize {
+        if self.exact.contains_key(host) {
+            return usize::MAX;
+        }
+        let is_within = |suffix: &str| host.len() > suffix.len() && host.ends_with(suffix);
+        // The longest stands first.
+        let within = self.suffixes.iter().find(|(suffix, _)| is_within(suffix));
+        within.map_or(0, |(suffix, _)| suffix.len())
     }
 
     fn named(&self, lower: &str) -> Option<u32> {

@@ -1,7 +1,12 @@
 //! Starts a proxy, in a program of its own or inside a test, and ends it.
 
 use std::{
-    collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc,
+    collections::BTreeMap,
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -40,7 +45,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Running {
     control: Arc<Control>,
-    admin: SocketAddr,
+    admin: Option<SocketAddr>,
     tasks: Vec<Owned>,
     source: Option<source::Following>,
     clients: Option<Arc<ClientPlaces>>,
@@ -179,10 +184,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
             .with_context(|| format!("--upgrade-socket {}", path.display()))?,
         None => None,
     };
-    let listener = admin_socket(config.admin, &inherited)?;
-    let spare = (Place { listener: None, asked: config.admin }, listener.try_clone()?);
-    let listener = TcpListener::from_std(listener)?;
-    let admin = listener.local_addr()?;
+    let opened = config.admin.map(|asked| admin_socket(asked, &inherited)).transpose()?;
+    let (listener, spare) = opened.unzip();
+    let admin = listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let access_log = AccessLog::start_with(&config.access_log, config.ledger.clone())?;
     let workers = Arc::new(Workers::start(config.workers).context("cannot start worker threads")?);
     let overload = Arc::new(Overload::default());
@@ -246,15 +250,22 @@ fn spool(config: &Config) -> Option<Arc<Space>> {
 }
 
 /// The admin endpoint's socket: the one that another process handed over, or a new one.
-fn admin_socket(asked: SocketAddr, inherited: &Sockets) -> anyhow::Result<std::net::TcpListener> {
-    if let Some(socket) = inherited.find(None, asked) {
-        return Ok(socket);
-    }
-    let socket = std::net::TcpListener::bind(asked).with_context(|| {
-        format!("cannot listen on the admin address {asked} (--admin); is another proxy running?")
-    })?;
+/// Also for the next process.
+fn admin_socket(
+    asked: SocketAddr,
+    inherited: &Sockets,
+) -> anyhow::Result<(TcpListener, (Place, std::net::TcpListener))> {
+    let socket = match inherited.find(None, asked) {
+        Some(socket) => socket,
+        None => std::net::TcpListener::bind(asked).with_context(|| {
+            format!(
+                "cannot listen on the admin address {asked} (--admin); is another proxy running?"
+            )
+        })?,
+    };
     socket.set_nonblocking(true)?;
-    Ok(socket)
+    let spare = (Place { listener: None, asked }, socket.try_clone()?);
+    Ok((TcpListener::from_std(socket)?, spare))
 }
 
 /// Where the next process will take over.
@@ -262,7 +273,7 @@ struct Succession {
     path: Option<PathBuf>,
     door: Option<upgrade::Door>,
     /// The admin endpoint's socket.
-    spare: (Place, std::net::TcpListener),
+    spare: Option<(Place, std::net::TcpListener)>,
 }
 
 impl Succession {
@@ -280,7 +291,7 @@ impl Succession {
 /// hands over to the next.
 async fn lead(
     control: Arc<Control>,
-    admin: TcpListener,
+    admin: Option<TcpListener>,
     predecessor: Option<upgrade::Predecessor>,
     inherited: Arc<Sockets>,
     mut succession: Succession,
@@ -300,11 +311,16 @@ async fn lead(
         control.in_charge.send_replace(true);
     };
     let handing_over = async {
-        if let Some(door) = succession.door.take() {
-            upgrade::hand_over(door, succession.spare, &control).await;
+        if let (Some(door), Some(admin)) = (succession.door.take(), succession.spare) {
+            upgrade::hand_over(door, admin, &control).await;
         }
     };
-    tokio::join!(admin::serve(admin, control.clone()), charge, handing_over);
+    let answering = async {
+        if let Some(admin) = admin {
+            admin::serve(admin, control.clone()).await;
+        }
+    };
+    tokio::join!(answering, charge, handing_over);
 }
 
 async fn watch_certificates(control: Arc<Control>) {
@@ -344,9 +360,9 @@ impl Running {
         &self.control
     }
 
-    /// Where the admin endpoint is reached.
+    /// Where the admin endpoint is reached; an address of nobody, with port 0, where there is none.
     pub fn admin_addr(&self) -> SocketAddr {
-        self.admin
+        self.admin.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
     }
 
     /// Where each listener is reached, by name.
@@ -461,8 +477,6 @@ pub fn raise_file_limit() {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,

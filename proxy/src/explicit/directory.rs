@@ -129,7 +129,7 @@ impl Directory {
             None => Found::NoRoute,
         };
         let host = host_of(target.authority);
-        if let Some(gateway) = known.gateways.iter().find(|g| g.load().names(&host)) {
+        if let Some(gateway) = known.gateway(&host) {
             return route(gateway);
         }
         let port = target.authority.port_u16().unwrap_or(HTTP_PORT);
@@ -178,8 +178,7 @@ impl Directory {
         let known = self.known.load();
         let named = |host: &str| {
             let host = host.to_ascii_lowercase();
-            known.gateways.iter().any(|gateway| gateway.load().names(&host))
-                || known.speaks_http(&host, destination.port())
+            known.gateway(&host).is_some() || known.speaks_http(&host, destination.port())
         };
         let (wire, routed) = match first {
             First::Http1 { host } => (Wire::Http1, host.as_deref().is_some_and(named)),
@@ -205,8 +204,7 @@ impl Directory {
         let known = self.known.load();
         let host = host_of(authority);
         let port = authority.port_u16().unwrap_or(HTTP_PORT);
-        known.gateways.iter().any(|gateway| gateway.load().names(&host))
-            || known.speaks_http(&host, port)
+        known.gateway(&host).is_some() || known.speaks_http(&host, port)
     }
 
     /// Where opaque bytes for this host go.
@@ -227,6 +225,14 @@ impl Directory {
 }
 
 impl Known {
+    /// The one that names this host most closely.
+    fn gateway(&self, host: &str) -> Option<&Arc<ArcSwap<Router>>> {
+        let closeness = |gateway: &&Arc<ArcSwap<Router>>| gateway.load().closeness(host);
+        let naming = self.gateways.iter().filter(|gateway| closeness(gateway) > 0);
+        // Of equals the first, by their names.
+        naming.rev().max_by_key(closeness)
+    }
+
     fn speaks_http(&self, host: &str, port: u16) -> bool {
         self.service(host, port).is_some_and(|service| service.router.is_some())
     }
@@ -238,6 +244,16 @@ impl Known {
 }
 
 impl Terms {
+    /// Whether who connects to this address comes to one of the listeners, however it is written: any address
+    /// means this machine.
+    pub(super) fn leads_here(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let meets = |own: &SocketAddr| {
+            own.port() == address.port() && (own.ip() == ip || ip.is_unspecified())
+        };
+        self.own.iter().any(meets)
+    }
+
     /// A chain that takes all bytes to one service.
     pub(super) fn chain(&self, service: Arc<ServiceLive>) -> Arc<TcpChain> {
         Arc::new(TcpChain {
@@ -277,6 +293,8 @@ fn aliases(id: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use towpath_policies::model::{RouteTable, VirtualHost};
+
     use super::*;
 
     #[test]
@@ -284,6 +302,60 @@ mod tests {
         assert!(aliases("etl").contains(&"etl".to_owned()));
         assert!(aliases("etl").contains(&"etl.default.svc.cluster.local".to_owned()));
         assert_eq!(aliases("lake/etl"), ["etl.lake.svc.cluster.local", "etl.lake.svc", "etl.lake"]);
+    }
+
+    #[test]
+    fn who_would_come_back_to_us_is_known_however_it_is_written() {
+        let terms = Terms {
+            listener: "explicit".into(),
+            own: vec!["127.0.0.1:3128".parse().unwrap()],
+            access_log: None,
+            transfers: Arc::new(Transfers::new(1)),
+            site: Site::default(),
+        };
+        for (address, expected) in [
+            ("127.0.0.1:3128", true),
+            ("0.0.0.0:3128", true),
+            ("[::]:3128", true),
+            ("[::ffff:127.0.0.1]:3128", true),
+            ("[::ffff:0.0.0.0]:3128", true),
+            ("127.0.0.1:3129", false),
+            ("127.0.0.2:3128", false),
+            ("[::1]:3128", false),
+        ] {
+            assert_eq!(terms.leads_here(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn the_gateway_that_names_a_host_most_closely_has_it() {
+        let gateway = |domains: &[&str]| {
+            let host = VirtualHost {
+                name: "h".to_owned(),
+                domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+                routes: Vec::new(),
+            };
+            let table = RouteTable { name: "t".to_owned(), virtual_hosts: vec![host] };
+            Arc::new(ArcSwap::from_pointee(Router::compile("l", &table, &|_| None).unwrap()))
+        };
+        let gateways = vec![
+            gateway(&["*"]),
+            gateway(&["*.test", "c.test"]),
+            gateway(&["*.b.test"]),
+            gateway(&["a.b.test", "c.test"]),
+        ];
+        let known = Known { gateways, ..Known::default() };
+        for (host, expected) in [
+            ("a.b.test", Some(3)),
+            ("x.b.test", Some(2)),
+            ("x.test", Some(1)),
+            ("c.test", Some(1)),
+            ("other", None),
+        ] {
+            let found = known.gateway(host);
+            let at = found.and_then(|f| known.gateways.iter().position(|g| Arc::ptr_eq(g, f)));
+            assert_eq!(at, expected, "{host}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     metrics::registry,
     router::{CompiledRoute, Router, Target},
     tcp::TcpChain,
-    upstream::{self, ServiceLive},
+    upstream::{self, EndpointState, ServiceLive},
 };
 
 /// Those that were asked for of late.
@@ -74,8 +74,14 @@ impl Strangers {
         }
         let addresses = match self.resolve(host, port).await {
             Ok(addresses) => addresses,
-            // The last good answer stays in use.
-            Err(error) => return old.ok_or(error),
+            Err(error) => {
+                let old = old.ok_or(error)?;
+                // The last good answer stays in use, and the question is not asked anew by each request.
+                if let Some(entry) = self.lock().get_mut(&key) {
+                    entry.resolved = now;
+                }
+                return Ok(old);
+            }
         };
         let mut known = self.lock();
         // Another request may have been faster.
@@ -90,7 +96,7 @@ impl Strangers {
 
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let all: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
-        if self.terms.own.iter().any(|own| all.contains(own)) {
+        if all.iter().any(|address| self.terms.leads_here(*address)) {
             return Err(io::Error::other("that is this proxy itself"));
         }
         // The system puts first what it can reach (RFC 6724); the other family may be a dead end.
@@ -108,6 +114,12 @@ impl Strangers {
         let state =
             upstream::reconcile_at(&self.terms.site, before.as_ref(), self.spec.clone(), &set)
                 .map_err(io::Error::other)?;
+        if let Some(before) = before {
+            let gone = |e: &&Arc<EndpointState>| {
+                !state.endpoints.iter().any(|n| n.spec.name == e.spec.name)
+            };
+            before.endpoints.iter().filter(gone).for_each(|endpoint| forget_series(endpoint));
+        }
         if let Some(old) = old {
             return Ok(old);
         }
@@ -151,10 +163,11 @@ fn forget_one(known: &mut HashMap<(Box<str>, u16), Entry>) {
     let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
     let Some(gone) = known.remove(&key) else { return };
     if let Some(state) = gone.stranger.live.current.load_full() {
-        for endpoint in &state.endpoints {
-            registry()
-                .forget(&[("service", Service::PASSTHROUGH), ("endpoint", &endpoint.spec.name)]);
-        }
+        state.endpoints.iter().for_each(|endpoint| forget_series(endpoint));
         upstream::retire(&state);
     }
+}
+
+fn forget_series(endpoint: &EndpointState) {
+    registry().forget(&[("service", Service::PASSTHROUGH), ("endpoint", &endpoint.spec.name)]);
 }

@@ -3,11 +3,14 @@
 use std::io;
 
 use bytes::BytesMut;
-use http::{Method, uri::Authority};
+use http::{Method, header, uri::Authority};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use towpath_policies::model::HttpOptions;
 
-use super::h1::{self, Limits};
+use super::{
+    Credentials,
+    h1::{self, Limits},
+};
 use crate::sniff;
 
 /// Why there will be no tunnel.
@@ -23,6 +26,12 @@ impl Refusal {
         status: "502 Bad Gateway",
         reason: "unknown_host",
         text: "The name of this host has no address.",
+    };
+
+    const CREDENTIALS: Self = Self {
+        status: "407 Proxy Authentication Required",
+        reason: "credentials",
+        text: "This proxy is for one job, and this is not it.",
     };
 
     const MALFORMED: Self = Self {
@@ -48,8 +57,12 @@ impl Refusal {
     pub(crate) async fn send(self, tcp: &mut TcpStream) {
         let Self { status, reason, text } = self;
         let length = text.len() + 1;
+        let asks = match self {
+            Self::CREDENTIALS => format!("proxy-authenticate: {}\r\n", Credentials::CHALLENGE),
+            _ => String::new(),
+        };
         let answer = format!(
-            "HTTP/1.1 {status}\r\nx-towpath-reason: {reason}\r\ncontent-type: text/plain\r\n\
+            "HTTP/1.1 {status}\r\nx-towpath-reason: {reason}\r\n{asks}content-type: text/plain\r\n\
              content-length: {length}\r\nconnection: close\r\n\r\n{text}\n"
         );
         // One that does not hear it is gone.
@@ -62,17 +75,26 @@ pub(crate) async fn establish(tcp: &mut TcpStream) -> io::Result<()> {
     tcp.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await
 }
 
-/// Reads the head of a `CONNECT`; what follows it stays in `seen`. `None` when the client is gone.
+/// Reads the head of a `CONNECT` of who has these credentials; what follows it stays in `seen`.
+/// `None` when the client is gone.
 pub(crate) async fn read_head(
     tcp: &TcpStream,
     seen: &mut BytesMut,
     options: &HttpOptions,
+    credentials: Option<&Credentials>,
 ) -> Result<Option<Authority>, Refusal> {
     let limits =
         Limits { bytes: options.max_head_bytes as usize, fields: options.max_headers as usize };
     loop {
         match h1::request(seen, limits) {
-            Ok(Some(frame)) => return authority(frame.method, frame.uri).map(Some),
+            Ok(Some(frame)) => {
+                let given = frame.fields.map.get(header::PROXY_AUTHORIZATION);
+                let are = |c: &Credentials| given.is_some_and(|given| c.are(given.as_bytes()));
+                if credentials.is_none_or(are) {
+                    return authority(frame.method, frame.uri).map(Some);
+                }
+                return Err(Refusal::CREDENTIALS);
+            }
             Ok(None) => {}
             Err(_) => return Err(Refusal::MALFORMED),
         }

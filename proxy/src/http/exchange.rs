@@ -151,6 +151,7 @@ pub(super) async fn run_owned<D: Downstream + 'static>(
 
 impl<D: Downstream> Exchange<'_, D> {
     async fn serve(&mut self, start: Instant) -> Result<(), Stop> {
+        self.check_credentials()?;
         let route = self.client.router().route(&target(&self.head)).cloned();
         let route = match route {
             Some(route) => route,
@@ -187,6 +188,20 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.answer(&route, head, body.clone()).await
             }
         }
+    }
+
+    /// Whether the client may ask, where not all may. What it says for that goes no further.
+    fn check_credentials(&mut self) -> Result<(), Stop> {
+        match &self.client.listener.credentials {
+            Some(credentials) if self.client.peer.tunnel.is_none() => {
+                let given = self.head.headers.remove(header::PROXY_AUTHORIZATION);
+                if given.is_none_or(|given| !credentials.are(given.as_bytes())) {
+                    return Err(Stop::Reply(Reply::CREDENTIALS));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     async fn forward(
@@ -631,10 +646,17 @@ async fn looked_up(client: &Client, head: &RequestHead) -> Result<Arc<CompiledRo
         Found::NoRoute => Err(Stop::Reply(Reply::NO_ROUTE)),
         Found::Stranger => {
             let local = client.peer.local;
-            let found = if directory.is_here(local) {
-                directory.stranger(&head.authority).await.map(Some)
-            } else {
-                directory.at(local, &target(head)).await
+            let found = match &client.peer.tunnel {
+                // The host of a tunnel is where it goes, whatever is said in it.
+                Some(host) => match directory.find(&Target { authority: host, ..target(head) }) {
+                    Found::Route(route) => Ok(Some(route)),
+                    Found::NoRoute => Ok(None),
+                    Found::Stranger => directory.stranger(host).await.map(Some),
+                },
+                None if directory.is_here(local) => {
+                    directory.stranger(&head.authority).await.map(Some)
+                }
+                None => directory.at(local, &target(head)).await,
             };
             let found = found.map_err(|error| {
                 tracing::debug!(host = %head.authority, %error, "cannot pass through");

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::{
+    Credentials,
     message::{Length, ResponseHead},
     record::GRPC_STATUS,
 };
@@ -43,6 +44,7 @@ replies! {
     CONNECT = METHOD_NOT_ALLOWED, "connect", "This is no forward proxy: CONNECT is not served here.";
     MAX_FORWARDS = OK, "max_forwards", "Max-Forwards is used up: this proxy is the last to get the request.";
     NO_ROUTE = NOT_FOUND, "no_route", "No route matches this host, path, method and headers.";
+    CREDENTIALS = PROXY_AUTHENTICATION_REQUIRED, "credentials", "This proxy is for one job, and this is not it.";
     UNKNOWN_HOST = BAD_GATEWAY, "unknown_host", "The name of this host has no address.";
     NO_SERVICE = SERVICE_UNAVAILABLE, "no_service", "The service this route names is not configured on this proxy.";
     NO_ENDPOINT = SERVICE_UNAVAILABLE, "no_healthy_endpoint", "No endpoint of the service may be used now.";
@@ -137,6 +139,10 @@ impl Reply {
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.get().into());
+        }
+        if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let asks = HeaderValue::from_static(Credentials::CHALLENGE);
+            headers.insert(header::PROXY_AUTHENTICATE, asks);
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         let body = Bytes::from(format!("{}\n", self.text));

@@ -112,7 +112,7 @@ async fn a_proxy_serves_on_until_a_successor_that_it_understands_is_ready() {
     let path = folder.path().join("upgrade");
     let mut config = crate::Config::new(crate::SourceConfig::Manual);
     config.upgrade_socket = Some(path.clone());
-    let admin = config.admin;
+    let admin = config.admin.unwrap();
     let running = crate::start(config).await.unwrap();
     let hello = |protocol| FromNew::Hello { protocol, program: "9.9.9".into() };
 

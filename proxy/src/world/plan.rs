@@ -16,7 +16,7 @@ use towpath_policies::model::{
 
 use super::{CompiledTable, Entrance, Open, Rejection, World, same};
 use crate::{
-    Programs,
+    Credentials, Programs,
     chains::{Chain, ChainKind, Chains},
     explicit::{self, Directory, Explicit},
     http::{HttpListener, orca::Reporter},
@@ -158,17 +158,18 @@ impl World {
 
     fn entrance(&self) -> Entrance {
         let Programs { told, taken } = &self.terms.programs;
+        let sockets = told.iter().map(|(socket, _)| socket).chain(taken);
         let directory = Arc::new(Directory::new(explicit::Terms {
             listener: explicit::NAME.into(),
-            own: told.iter().chain(taken).filter_map(|socket| socket.local_addr().ok()).collect(),
+            own: sockets.filter_map(|socket| socket.local_addr().ok()).collect(),
             access_log: self.terms.access_log.clone(),
             transfers: self.terms.transfers.clone(),
             site: self.site(),
         }));
-        let told = told.iter().map(|socket| (explicit::NAME, socket));
-        let all = told.chain(taken.iter().map(|socket| (explicit::TAKEN, socket)));
-        let open = |(name, socket): (_, &Arc<TcpListener>)| {
-            let opened = self.open_to_programs(name, socket, &directory);
+        let told = told.iter().map(|(socket, said)| (explicit::NAME, socket, Some(said)));
+        let all = told.chain(taken.iter().map(|socket| (explicit::TAKEN, socket, None)));
+        let open = |(name, socket, said): (_, &Arc<TcpListener>, Option<&Credentials>)| {
+            let opened = self.open_to_programs(name, socket, said, &directory);
             opened.inspect_err(|error| tracing::error!(%error, "cannot accept from programs")).ok()
         };
         Entrance { listening: all.filter_map(open).collect(), directory }
@@ -178,6 +179,7 @@ impl World {
         &self,
         name: &str,
         socket: &TcpListener,
+        credentials: Option<&Credentials>,
         directory: &Arc<Directory>,
     ) -> io::Result<Arc<Listening>> {
         socket.set_nonblocking(true)?;
@@ -192,6 +194,7 @@ impl World {
         http.access_log.clone_from(&terms.access_log);
         http.spool.clone_from(&terms.spool);
         http.directory = Some(directory.clone());
+        http.credentials = credentials.cloned();
         let explicit = Explicit { http: Arc::new(http), directory: directory.clone() };
         let kind = ChainKind::Explicit(Arc::new(explicit));
         let only = Only::default();

@@ -129,7 +129,7 @@ fn table(mut routes: Vec<(&'static str, Forward)>, rest: Forward) -> RouteTable 
 async fn accept(socket: TcpListener, listener: Arc<HttpListener>, drain: drain::Watch) {
     while let Ok((io, addr)) = socket.accept().await {
         let local = io.local_addr().unwrap();
-        let peer = Peer { addr, local, tls: None, destination: None };
+        let peer = Peer { addr, local, tls: None, destination: None, tunnel: None };
         let (listener, drain) = (listener.clone(), drain.clone());
         tokio::spawn(async move {
             let mut start = [0; 4];
