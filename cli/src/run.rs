@@ -14,6 +14,7 @@ mod summary;
 
 use std::{
     ffi::OsString,
+    io::{self, Write as _},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     path::PathBuf,
     process::ExitCode,
@@ -22,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use towpath_proxy::{Ledger, Programs};
+use towpath_proxy::{Credentials, Ledger, Programs};
 
 use command::Running;
 use namespace::Namespace;
@@ -35,7 +36,7 @@ use summary::{Account, Summary};
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 #[command(
-    mut_arg("admin", |arg| arg.default_value("127.0.0.1:0")),
+    mut_arg("admin", |arg| arg.help("Where the admin endpoint listens; it has no authentication [default: nowhere]")),
     mut_arg("log_level", |arg| arg.default_value("error")),
     mut_arg("drain_timeout", |arg| arg.default_value("400ms")),
     mut_arg("workers", |arg| arg.help("Worker threads [default: one per core, at most 4]")),
@@ -127,7 +128,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let prepared = match prepare(args, ledger.clone()) {
         Ok(prepared) => Some(prepared),
         Err(error) => {
-            eprintln!("towpath: no sidecar: {error:#}");
+            tell(&format!("towpath: no sidecar: {error:#}\n"));
             if !or_without {
                 return ExitCode::from(EXIT_NO_SIDECAR);
             }
@@ -145,7 +146,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let running = match running {
         Ok(running) => running,
         Err(error) => {
-            eprintln!("towpath: {}: {}", command[0].display(), error.source);
+            tell(&format!("towpath: {}: {}\n", command[0].display(), error.source));
             return ExitCode::from(error.status);
         }
     };
@@ -155,7 +156,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let took = began.elapsed();
     if let Some(sidecar) = sidecar {
         if let Err(error) = sidecar.end() {
-            eprintln!("towpath: the sidecar failed: {error:#}");
+            tell(&format!("towpath: the sidecar failed: {error:#}\n"));
         }
         Account::of(&ledger, network, took, status).write(&summary);
     }
@@ -199,7 +200,9 @@ fn way(args: &Args) -> anyhow::Result<(Way, Programs, Vec<UdpSocket>)> {
             Ok((Way::Namespace(namespace, kept), programs, sockets.names))
         }
         Err(error) if args.network == Network::Auto => {
-            eprintln!("towpath: by proxy variables, as there is no network namespace: {error:#}");
+            tell(&format!(
+                "towpath: by proxy variables, as there is no network namespace: {error:#}\n"
+            ));
             by_variables(args.replace_proxy, Some(kept))
         }
         Err(error) => Err(error.context("there is no network namespace")),
@@ -219,8 +222,10 @@ fn by_variables(
     }
     let socket =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
-    let variables = environment::variables(socket.local_addr()?, &given);
-    let programs = Programs { told: Some(Arc::new(socket)), ..Programs::default() };
+    let credentials = Credentials::random().context("no randomness")?;
+    let variables = environment::variables(socket.local_addr()?, credentials.as_str(), &given);
+    let told = Some((Arc::new(socket), credentials));
+    let programs = Programs { told, ..Programs::default() };
     Ok((Way::Variables(variables, kept), programs, Vec::new()))
 }
 
@@ -231,6 +236,11 @@ impl Way {
             Self::Variables(..) => "variables",
         }
     }
+}
+
+/// Says something on standard error. That nobody can hear it changes nothing.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// A time as policies write it.

@@ -175,7 +175,7 @@ fn requests_pass_to_hosts_that_no_policy_knows_and_are_counted() {
     let first = asked.recv().unwrap();
     assert!(first.head.starts_with("GET /a?b=c HTTP/1.1\r\n"), "{}", first.head);
     assert!(first.head.to_ascii_lowercase().contains(&format!("\r\nhost: {origin}\r\n")));
-    for added in ["via:", "forwarded", "proxy-connection"] {
+    for added in ["via:", "forwarded", "proxy-connection", "proxy-authorization"] {
         assert!(!first.head.to_ascii_lowercase().contains(added), "{}", first.head);
     }
     drop(first.body);
@@ -459,6 +459,117 @@ fn signals_reach_the_command_and_only_the_command_decides() {
 }
 
 #[test]
+fn what_nobody_can_read_changes_no_status() {
+    for (script, expected) in [("exit 0", 0), ("exit 3", 3)] {
+        for by in [run, inside] {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let status = by(&[], script).stderr(full).status().unwrap();
+            assert_eq!(status.code(), Some(expected), "{script}");
+        }
+    }
+    let output = program(&[])
+        .arg("no-such-command-here")
+        .stderr(fs::OpenOptions::new().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(127));
+}
+
+#[test]
+fn the_sidecar_is_for_its_command_alone() {
+    let (origin, asked) = origin("hello");
+    let script = format!(
+        "curl -sS http://{origin}/; proxy=http://127.0.0.1:${{http_proxy##*:}}; \
+         for other in $proxy http://job@${{proxy#http://}} http://job:0@${{proxy#http://}}; do \
+           curl -sS -o /dev/null -w ' %{{http_code}}' -x $other http://{origin}/; \
+           curl -sS -o /dev/null -w ' %{{http_connect}}' -x $other -p http://{origin}/ 2>/dev/null; \
+         done; true"
+    );
+    let output = run(&["--summary", "off"], &script).output().unwrap();
+    assert_eq!(told(&output), "hello 407 407 407 407 407 407");
+    assert_eq!(asked.try_iter().count(), 1);
+}
+
+/// Sockets on which a process listens for TCP.
+fn listening(process: &Child) -> usize {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap();
+    let links = descriptors.filter_map(|d| fs::read_link(d.unwrap().path()).ok());
+    let links: Vec<_> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap());
+    let inodes = tables.iter().flat_map(|table| table.lines()).filter_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        (words[3] == "0A").then(|| format!("socket:[{}]", words[9]))
+    });
+    inodes.filter(|inode| links.contains(inode)).count()
+}
+
+#[test]
+fn no_port_is_opened_that_nobody_asked_for() {
+    for (by, arguments, expected) in [
+        (run as fn(&[&str], &str) -> Command, &["--summary", "off"][..], 1),
+        (run, &["--summary", "off", "--admin", "127.0.0.1:0"], 2),
+        (inside, &["--summary", "off"], 0),
+    ] {
+        let mut child =
+            by(arguments, "echo ready; read line").stdin(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "ready");
+        let listening = listening(&child);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(listening, expected, "{arguments:?}");
+    }
+}
+
+#[test]
+fn in_a_tunnel_to_what_routes_know_other_protocols_and_hosts_go_to_its_host() {
+    let server = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+    let address = server.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("mesh.yaml"), POLICIES.replace("ADDRESS", &address.to_string()))
+        .unwrap();
+    let policies = ["--policies", folder.path().to_str().unwrap(), "--summary", "off"];
+    let script = "echo ${http_proxy##*:}; printf %s ${http_proxy#http://} | cut -d@ -f1 | \
+                  tr -d '\n' | base64 -w0; echo; read line";
+    let mut child = run(&policies, script).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let (port, credentials): (u16, _) = (next().parse().unwrap(), next());
+    for said in [
+        "SSH-2.0-test\r\n",
+        "\0\0\0\x08\x04\u{52}\x16\x2f",
+        "GET /x HTTP/1.1\r\nHost: other.invalid\r\n\r\n",
+    ] {
+        let mut tunnel = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let asked = format!(
+            "CONNECT etl:80 HTTP/1.1\r\nHost: etl:80\r\nProxy-Authorization: Basic {credentials}\r\n\r\n"
+        );
+        tunnel.write_all(asked.as_bytes()).unwrap();
+        let mut answer = [0; 39];
+        tunnel.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 Connection established\r\n\r\n");
+        tunnel.write_all(said.as_bytes()).unwrap();
+        let (mut stream, _) = server.accept().unwrap();
+        let first = said.lines().next().unwrap();
+        let mut heard = vec![0; first.len()];
+        stream.read_exact(&mut heard).unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard), first);
+    }
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_command_is_waited_for_where_children_were_ignored() {
+    let command = run(&["--summary", "off"], "exit 4");
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let mut ignoring = Command::new("sh");
+    ignoring.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).arg(command.get_program());
+    assert_eq!(ignoring.args(arguments).status().unwrap().code(), Some(4));
+}
+
+#[test]
 fn what_was_ignored_stays_ignored() {
     let mut outer = run(&["--summary", "off"], "kill -HUP $$; echo alive");
     let program = outer.get_program().to_owned();
@@ -521,12 +632,15 @@ fn a_host_that_cannot_be_had_is_told_apart_from_a_sidecar_that_fails() {
     let dead = TcpListener::bind(("127.0.0.2", 0)).unwrap().local_addr().unwrap();
     let ask = "curl -sS -o /dev/null -w '%{http_code} ' ";
     let script = format!(
-        "{ask} http://no-such-host.invalid/; {ask} http://{dead}/; {ask} $http_proxy; \
+        "{ask} http://no-such-host.invalid/; {ask} http://{dead}/; port=${{http_proxy##*:}}; \
+         for itself in 127.0.0.1 0.0.0.0 [::ffff:127.0.0.1] [::]; do \
+           {ask} -g --noproxy '' http://$itself:$port/; \
+         done; \
          curl -sS -p http://{dead}/ 2>&1"
     );
     let output = run(&["--summary", "json"], &script).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.starts_with("502 503 502 "), "{text}");
+    assert!(text.starts_with("502 503 502 502 502 502 "), "{text}");
     assert!(text.contains("502"), "{text}");
     let report: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(report["total"]["failed"], report["total"]["requests"], "{report}");

@@ -7,18 +7,19 @@ use std::{
     process::{Child, Command},
 };
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, getpid, waitpid};
 
 use super::{
     namespace::Namespace,
     signals::{self, Kept, Passing},
+    tell,
 };
 
 /// A command that runs.
 #[derive(Debug)]
 pub(super) struct Running {
     pid: Pid,
-    passing: Passing,
+    passing: Option<Passing>,
 }
 
 /// Why a command did not start.
@@ -40,7 +41,7 @@ impl Running {
     pub(super) fn inside(namespace: Namespace, kept: Kept) -> Result<Self, NotStarted> {
         let pid =
             pid(namespace.process()).ok_or_else(|| not_started(io::ErrorKind::NotFound.into()))?;
-        let passing = kept.to(pid).map_err(not_started)?;
+        let passing = pass(kept, pid);
         // One that has ended meanwhile was sent a signal, and has a status that says so.
         namespace.go();
         Ok(Self { pid, passing })
@@ -63,15 +64,16 @@ impl Running {
             .spawn()
             .map_err(not_started)?;
         let pid = pid(&child).ok_or_else(|| not_started(io::ErrorKind::NotFound.into()))?;
-        let passing = kept.to(pid).map_err(not_started)?;
+        let passing = pass(kept, pid);
         Ok(Self { pid, passing })
     }
 
-    /// Waits for the command's end; its status, as a shell would say it. Reaps others, too: the
-    /// first process of a container inherits all orphans.
+    /// Waits for the command's end; its status, as a shell would say it. The first process of a
+    /// container inherits all orphans, and reaps them, too.
     pub(super) fn wait(self) -> u8 {
+        let whom = (getpid() != Pid::INIT).then_some(self.pid);
         let status = loop {
-            match wait(WaitOptions::empty()) {
+            match waitpid(whom, WaitOptions::empty()) {
                 Ok(Some((pid, status))) if pid == self.pid => break as_shell(status),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 // It cannot be waited for, and there is nothing to tell of it.
@@ -81,6 +83,12 @@ impl Running {
         drop(self.passing);
         status
     }
+}
+
+/// The command runs: that its signals cannot be passed on is said, and changes nothing else.
+fn pass(kept: Kept, pid: Pid) -> Option<Passing> {
+    let passing = kept.to(pid);
+    passing.inspect_err(|error| tell(&format!("towpath: signals stay here: {error}\n"))).ok()
 }
 
 /// As a shell would say why.

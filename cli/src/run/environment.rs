@@ -18,12 +18,13 @@ pub(super) fn taken(given: &dyn Fn(&str) -> Option<OsString>) -> Option<&'static
     PROXY.into_iter().chain(COMPETING).find(|name| given(name).is_some())
 }
 
-/// What a command is given to find its sidecar at this address.
+/// What a command is given to find its sidecar at this address, and to be served there.
 pub(super) fn variables(
     address: SocketAddr,
+    credentials: &str,
     given: &dyn Fn(&str) -> Option<OsString>,
 ) -> Vec<(&'static str, OsString)> {
-    let proxy = OsString::from(format!("http://{address}"));
+    let proxy = OsString::from(format!("http://{credentials}@{address}"));
     let mut around = OsString::from(AROUND);
     if let Some(more) = NO_PROXY.into_iter().find_map(given) {
         around.push(",");
@@ -41,12 +42,12 @@ mod tests {
     fn what_was_to_go_around_a_proxy_still_does() {
         let address = ([127, 0, 0, 1], 3128).into();
         let value = |given: &dyn Fn(&str) -> Option<OsString>, name: &str| {
-            let all = variables(address, given);
+            let all = variables(address, "job:x", given);
             all.into_iter().find(|(n, _)| *n == name).map(|(_, v)| v.into_string().unwrap())
         };
         let nothing = |_: &str| None;
         let some = |name: &str| (name == "NO_PROXY").then(|| OsString::from("db.test"));
-        assert_eq!(value(&nothing, "http_proxy").as_deref(), Some("http://127.0.0.1:3128"));
+        assert_eq!(value(&nothing, "http_proxy").as_deref(), Some("http://job:x@127.0.0.1:3128"));
         assert_eq!(value(&nothing, "NO_PROXY").as_deref(), Some("localhost,127.0.0.1,::1"));
         assert_eq!(value(&some, "no_proxy").as_deref(), Some("localhost,127.0.0.1,::1,db.test"));
         assert_eq!(value(&nothing, "ALL_PROXY"), None);

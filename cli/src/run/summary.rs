@@ -11,6 +11,8 @@ use std::{
 use serde::Serialize;
 use towpath_proxy::{Ledger, Line, Sum};
 
+use super::tell;
+
 /// Where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Summary {
@@ -63,11 +65,12 @@ impl Account {
     pub(super) fn write(&self, to: &Summary) {
         match to {
             Summary::Off => {}
-            Summary::Table => eprint!("{self}"),
-            Summary::Json => eprint!("{}", self.json()),
+            Summary::Table => tell(&self.to_string()),
+            Summary::Json => tell(&self.json()),
             Summary::File(path) => {
                 if let Err(error) = std::fs::write(path, self.json()) {
-                    eprintln!("towpath: cannot write the summary {}: {error}", path.display());
+                    let path = path.display();
+                    tell(&format!("towpath: cannot write the summary {path}: {error}\n"));
                 }
             }
         }

@@ -30,7 +30,10 @@ use rustix::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{FromInside, FromOutside, Host, Kind, NAMES_PORT, PORT, channel::Channel, rules};
-use crate::run::command::{self, NotStarted};
+use crate::run::{
+    command::{self, NotStarted},
+    tell,
+};
 
 /// What the process inside is started with.
 #[derive(Debug, clap::Args)]
@@ -68,7 +71,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let (program, arguments) = args.command.split_first().expect("clap requires one");
     let source = Command::new(program).arg0(program).args(arguments).exec();
     let NotStarted { source, status } = command::not_started(source);
-    eprintln!("towpath: {}: {source}", program.display());
+    tell(&format!("towpath: {}: {source}\n", program.display()));
     ExitCode::from(status)
 }
 
