@@ -173,8 +173,8 @@ fn prepare(args: Args, ledger: Arc<Ledger>) -> anyhow::Result<(Sidecar, Way)> {
     towpath_proxy::start_log(&args.proxy.log_level, args.log_file.as_deref())?;
     let (way, programs, names) = way(&args)?;
     let mut proxy = args.proxy;
-    // Gateways open no ports beside a command.
-    proxy.sidecar = true;
+    // Gateways open no ports beside a command; where none are opened at all, their routes are for it.
+    proxy.sidecar |= args.listeners;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = u16::try_from(cores.min(MOST_WORKERS)).unwrap_or(1);
     proxy.workers.get_or_insert(workers);
