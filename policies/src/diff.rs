@@ -103,7 +103,7 @@ fn value(mesh: &Mesh, resource: &ResourceKey) -> Option<Value> {
         ResourceKind::Listener => {
             let scoped = mesh.listeners.get(name)?;
             let mut value = serde_json::to_value(&*scoped.listener).ok()?;
-            value["nodes"] = words::nodes(&scoped.nodes).into();
+            value["nodes"] = words::nodes(scoped).into();
             let own = scoped.own.iter().map(|(name, l)| json!({"name": name, "chains": l.chains}));
             value["sidecars"] = own.collect();
             Some(value)

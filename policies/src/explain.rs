@@ -80,7 +80,7 @@ impl Page<'_> {
         } else {
             self.line(0, &format!("listener {name} on {}{place}", words::bind(&listener.bind)));
             let location = words::location(&listener.location);
-            self.line(1, &format!("for {}{location}", words::nodes(&scoped.nodes)));
+            self.line(1, &format!("for {}{location}", words::nodes(scoped)));
             if let Some(terms) = &listener.proxy_protocol {
                 self.line(1, &words::proxy_protocol(terms));
             }

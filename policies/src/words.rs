@@ -8,9 +8,9 @@ use crate::model::{
     Action, AdaptiveConcurrency, Balancer, Bandwidth, Bind, Class, Hashing, HealthCheck,
     HealthProbe, Hedge, HedgeAfter, HttpOptions, KeySource, Locality, Location, NodeSelector, Only,
     OriginSource, Outlier, PathMatch, PathRewrite, Prediction, Protocol, ProxyProtocol,
-    ProxyVersion, Queue, Rate, RateLimits, Recovery, Region, RetryCondition, RouteMatch, Service,
-    Speaks, Stall, StreamAge, TenantKey, Thresholds, ValueMatch, Weighing, WeightedBackend,
-    Weights,
+    ProxyVersion, Queue, Rate, RateLimits, Recovery, Region, RetryCondition, RouteMatch,
+    ScopedListener, Service, Speaks, Stall, StreamAge, TenantKey, Thresholds, ValueMatch, Weighing,
+    WeightedBackend, Weights,
 };
 
 /// `1h30m`, `250ms`, as policy files write it.
@@ -516,8 +516,11 @@ pub(crate) fn http_limits(options: &HttpOptions) -> String {
     parts.join(", ")
 }
 
-pub(crate) fn nodes(nodes: &NodeSelector) -> String {
-    match nodes {
+pub(crate) fn nodes(scoped: &ScopedListener) -> String {
+    match &scoped.nodes {
+        NodeSelector::Unclaimed if scoped.is_redirected() => {
+            "every proxy that nothing else names".to_owned()
+        }
         NodeSelector::Unclaimed => "every proxy that nothing else names, sidecars apart".to_owned(),
         NodeSelector::Any => "every client".to_owned(),
         NodeSelector::Matching(patterns) => patterns.join(", "),

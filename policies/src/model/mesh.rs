@@ -41,7 +41,8 @@ pub struct ScopedListener {
 /// Chooses proxies by the names they give themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeSelector {
-    /// Every proxy that no other listener names and that is no sidecar (gateways without an explicit selection).
+    /// Every proxy that no other listener names (gateways without an explicit selection); sidecars get of these only
+    /// what takes redirected connections.
     Unclaimed,
     /// Proxies whose id or cluster matches one of these patterns; `*` matches any run of characters.
     Matching(Vec<String>),
@@ -56,7 +57,8 @@ pub struct Node {
     pub id: String,
     /// Group; may be empty.
     pub cluster: String,
-    /// It stands beside one application (`--sidecar`): sockets that no policy gives to it by name are not for it.
+    /// It stands beside one application (`--sidecar`): gateways' sockets that no policy gives to it by name are not for
+    /// it.
     pub sidecar: bool,
 }
 
@@ -73,6 +75,11 @@ impl NodeSelector {
 }
 
 impl ScopedListener {
+    /// Whether connections are redirected to it.
+    pub(crate) fn is_redirected(&self) -> bool {
+        matches!(self.listener.bind, Bind::Redirected(_))
+    }
+
     /// As a proxy gets it.
     pub fn of(&self, node: &Node) -> &Arc<Listener> {
         self.own.get(&node.id).unwrap_or(&self.listener)
@@ -83,11 +90,12 @@ impl Mesh {
     /// Cuts the mesh to what `node` needs: its listeners, the API listeners,
     /// and every route table, service and endpoint set they reach.
     pub fn view(&self, node: &Node) -> Snapshot {
-        let claimed = node.sidecar || self.listeners.values().any(|l| l.nodes.names(node));
+        let claimed = self.listeners.values().any(|l| l.nodes.names(node));
         let mut view = Snapshot { version: self.version.clone(), ..Snapshot::default() };
         for (name, scoped) in &self.listeners {
             let serves = match scoped.nodes {
-                NodeSelector::Unclaimed => !claimed,
+                // What is redirected would be refused where nobody listens for it.
+                NodeSelector::Unclaimed => !claimed && (!node.sidecar || scoped.is_redirected()),
                 NodeSelector::Matching(_) => scoped.nodes.names(node),
                 NodeSelector::Any => scoped.listener.bind == Bind::Api,
             };
@@ -201,12 +209,11 @@ mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
     use super::{Mesh, Node, NodeSelector, ScopedListener, glob, overlap};
-    use crate::model::{Bind, Listener, Location};
+    use crate::model::{Bind, Listener, Location, Redirected};
 
     #[test]
     fn gateways_that_name_nobody_are_for_proxies_that_are_neither_named_nor_sidecars() {
-        let listener = |name: &str, nodes| {
-            let bind = Bind::Socket(([0, 0, 0, 0], 80).into());
+        let listener = |name: &str, bind, nodes| {
             let listener = Listener {
                 name: name.to_owned(),
                 bind,
@@ -220,12 +227,22 @@ mod tests {
             )
         };
         let some = NodeSelector::Matching(vec!["worker-*".to_owned()]);
-        let listeners = [listener("rest", NodeSelector::Unclaimed), listener("workers", some)];
+        let socket = Bind::Socket(([0, 0, 0, 0], 80).into());
+        let outbound = Bind::Redirected(Redirected {
+            address: ([127, 0, 0, 1], 15001).into(),
+            transparent: false,
+            opaque_ports: Vec::new(),
+        });
+        let listeners = [
+            listener("outbound", outbound, NodeSelector::Unclaimed),
+            listener("rest", socket.clone(), NodeSelector::Unclaimed),
+            listener("workers", socket, some),
+        ];
         let mesh = Mesh { listeners: BTreeMap::from(listeners), ..Mesh::default() };
         for (id, sidecar, expected) in [
-            ("edge-1", false, &["rest"][..]),
+            ("edge-1", false, &["outbound", "rest"][..]),
             ("worker-1", false, &["workers"]),
-            ("app-1", true, &[]),
+            ("app-1", true, &["outbound"]),
             ("worker-1", true, &["workers"]),
         ] {
             let node = Node { id: id.to_owned(), cluster: String::new(), sidecar };
