@@ -41,7 +41,7 @@ pub(crate) fn served(
 ) -> BTreeMap<String, Served> {
     let current = status.current.as_ref().map(|current| current.version.as_str());
     let mut served = BTreeMap::new();
-    for proxy in &status.proxies {
+    for proxy in status.proxies.iter().filter(|proxy| proxy.sockets) {
         let (id, cluster) = (proxy.node.clone(), proxy.cluster.clone());
         let node = Node { id, cluster, sidecar: proxy.sidecar };
         for name in view(&node).listeners.keys().filter(|name| name.starts_with("gateway/")) {
@@ -68,7 +68,11 @@ fn by(proxy: &Proxy, listener: &str, current: Option<&str>) -> Served {
     });
     match refused {
         Some(reason) => Served::Refused(reason),
-        None if proxy.version.is_some() && proxy.version.as_deref() == current => {
+        // A version is answered with refusals, too, and only the last of them is known.
+        None if proxy.nack.is_none()
+            && proxy.version.is_some()
+            && proxy.version.as_deref() == current =>
+        {
             Served::Acknowledged
         }
         None => Served::Pending,
@@ -148,7 +152,7 @@ spec:
 
     fn proxy(sidecar: bool, version: Option<&str>) -> Proxy {
         let (node, version) = ("edge-1".to_owned(), version.map(str::to_owned));
-        Proxy { node, sidecar, version, ..Proxy::default() }
+        Proxy { node, sidecar, version, sockets: true, ..Proxy::default() }
     }
 
     fn refusing() -> Proxy {
@@ -197,6 +201,13 @@ spec:
             expect(Truth::False, "Pending", 1),
             "a sidecar does not serve it"
         );
+        let grpc = Proxy { sockets: false, ..proxy(false, Some("v1")) };
+        let told = ask(vec![grpc], "v1");
+        assert_eq!(programmed(&told), expect(Truth::False, "Pending", 1), "it opens no listener");
+        let mut other = refusing.clone();
+        other.nack.as_mut().unwrap().kind = ResourceKind::Service;
+        let told = ask(vec![other], "v1");
+        assert_eq!(programmed(&told), expect(Truth::False, "Pending", 1), "not all of the version");
         let told = ask(vec![proxy(false, None), refusing.clone()], "v1");
         assert_eq!(programmed(&told), expect(Truth::False, "Pending", 1));
         let listeners = &told.items.iter().find(|o| o.kind == "Gateway").unwrap().status.listeners;
@@ -206,13 +217,13 @@ spec:
             ("Invalid", "a proxy has refused it: the port is taken")
         );
         let told = ask(vec![proxy(false, Some("v1")), refusing], "v1");
-        assert_eq!(programmed(&told), expect(Truth::True, "Programmed", 4));
+        assert_eq!(programmed(&told), expect(Truth::True, "Programmed", 6));
         let told = ask(vec![proxy(false, Some("v1"))], "v1");
-        assert_eq!(programmed(&told), expect(Truth::True, "Programmed", 4));
+        assert_eq!(programmed(&told), expect(Truth::True, "Programmed", 6));
         let told = ask(vec![proxy(false, Some("v1"))], "v2");
         assert_eq!(
             programmed(&told),
-            expect(Truth::False, "Pending", 6),
+            expect(Truth::False, "Pending", 8),
             "the newer is not there yet"
         );
     }

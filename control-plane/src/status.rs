@@ -124,6 +124,9 @@ pub struct Proxy {
     /// It says that it is a sidecar.
     #[serde(default)]
     pub sidecar: bool,
+    /// It has listeners that open sockets, unlike a gRPC client.
+    #[serde(default)]
+    pub sockets: bool,
     /// Where it connects from.
     pub peer: String,
     /// When this stream began.

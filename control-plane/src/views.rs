@@ -42,9 +42,12 @@ impl Views for Served {
             StreamEvent::Nack { stream, kind, version, resources, message } => {
                 self.nacked(stream, kind, version, resources, &message);
             }
-            StreamEvent::Synced { stream, version } => {
+            StreamEvent::Synced { stream, version, sockets } => {
                 let Some(view) = self.view(stream) else { return };
-                self.shared.update(|t| t.settled(stream.0, &version, &view, now));
+                self.shared.update(|t| {
+                    t.opens_sockets(stream.0, sockets);
+                    t.settled(stream.0, &version, &view, now);
+                });
             }
             StreamEvent::Disconnected { stream } => {
                 let mut last_of = None;

@@ -82,6 +82,8 @@ pub enum StreamEvent {
         stream: StreamId,
         /// The snapshot's version.
         version: String,
+        /// Whether it has listeners that open sockets; gRPC clients ask for API listeners only.
+        sockets: bool,
     },
     /// The stream ended; the last event of a stream.
     Disconnected {

@@ -290,6 +290,13 @@ impl Tracker {
         stream.proxy.nack = Some(nack);
     }
 
+    /// Whether the client has listeners that open sockets.
+    pub(crate) fn opens_sockets(&mut self, id: StreamId, sockets: bool) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.proxy.sockets = sockets;
+        }
+    }
+
     /// The client has answered all of `version`; `view` is what it is served.
     pub(crate) fn settled(&mut self, id: StreamId, version: &str, view: &Snapshot, now: Moment) {
         let Some(stream) = self.streams.get_mut(&id) else { return };

@@ -320,7 +320,8 @@ impl<W: Wire> Session<W> {
         if let Some(Client { stream, .. }) = self.client
             && let Some(version) = self.machine.newly_synced()
         {
-            self.shared.views.observe(StreamEvent::Synced { stream, version });
+            let sockets = self.machine.opens_sockets();
+            self.shared.views.observe(StreamEvent::Synced { stream, version, sockets });
         }
     }
 }

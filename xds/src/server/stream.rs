@@ -207,6 +207,16 @@ impl Stream {
         self.synced.clone()
     }
 
+    /// Whether the client asks for a listener that opens a socket.
+    pub fn opens_sockets(&self) -> bool {
+        let Some(snapshot) = &self.snapshot else { return false };
+        let kind = ResourceKind::Listener;
+        let this = &self.types[slot(kind)];
+        snapshot.listeners.iter().any(|(name, listener)| {
+            listener.bind != Bind::Api && this.wants(snapshot, &self.visible_services, kind, name)
+        })
+    }
+
     /// Whether the client has yet to ask for the route tables of its
     /// listeners, which it does once it has those.
     fn awaits_routes(&self) -> bool {

@@ -297,6 +297,18 @@ fn wildcards_leave_out_api_listeners_which_come_by_name() {
 }
 
 #[test]
+fn who_asks_for_api_listeners_only_opens_no_sockets() {
+    for flavour in BOTH {
+        for (names, opens) in [(&["api"][..], false), (&["l"], true), (&[], true)] {
+            let mut peer = Peer::new(flavour, &world());
+            assert!(!peer.stream.opens_sockets(), "nothing is asked for yet");
+            peer.ask(Listeners, names);
+            assert_eq!(peer.stream.opens_sockets(), opens, "{flavour:?} {names:?}");
+        }
+    }
+}
+
+#[test]
 fn a_client_that_comes_back_is_told_what_changed_meanwhile() {
     let mut world = world();
     let mut peer = Peer::new(Flavour::Delta, &world);
