@@ -588,6 +588,20 @@ fn a_command_is_waited_for_where_children_were_ignored() {
     assert_eq!(status.code(), Some(4));
 }
 
+/// As whoever enters a container: the leader of the session has no number inside.
+#[test]
+fn the_leader_of_the_session_may_be_outside_the_pid_namespace() {
+    for network in ["variables", "namespace"] {
+        let status = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--pid", "--fork"])
+            .args([env!("CARGO_BIN_EXE_towpath"), "run", "--network", network, "--summary", "off"])
+            .args(["--", "sh", "-c", "exit 5"])
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(5), "{network}");
+    }
+}
+
 #[test]
 fn what_was_ignored_stays_ignored() {
     let script = "kill -HUP $$; echo alive";

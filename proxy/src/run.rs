@@ -21,7 +21,7 @@ use tokio::{
 use towpath_policies::model::Snapshot;
 
 use crate::{
-    Args, Config,
+    Args, Config, Kin,
     access_log::AccessLog,
     admin,
     control::Control,
@@ -460,8 +460,11 @@ impl Running {
 /// Whether process 1 is our parent without having started us: in a container it
 /// may well have, and then we are of its session.
 fn adopted_by_init() -> bool {
-    use rustix::process::{Pid, getppid, getsid};
-    getppid() == Some(Pid::INIT) && getsid(None).ok() != getsid(Some(Pid::INIT)).ok()
+    let of_others = || {
+        let own = Kin::of("self")?;
+        Some(own.session != Kin::of(&own.parent.to_string())?.session)
+    };
+    rustix::process::getppid() == Some(rustix::process::Pid::INIT) && of_others().unwrap_or(false)
 }
 
 /// A proxy holds many sockets: takes as many files as the system lets it. What is started after that has that limit, too.
@@ -535,6 +538,7 @@ mod tests {
         drop((served, client));
         assert_eq!(running.drained().await, None);
     }
+
     #[tokio::test(start_paused = true)]
     async fn who_asks_has_places_read_before_their_time() {
         let folder = tempfile::tempdir().unwrap();

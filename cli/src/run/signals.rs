@@ -5,15 +5,14 @@
 
 use std::{io, sync::Arc, thread};
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getsid, kill_process, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH},
     flag,
     iterator::{Handle, SignalsInfo, exfiltrator::WithOrigin},
     low_level::siginfo::Cause,
 };
+use towpath_proxy::Kin;
 
 /// Signals being passed on, until dropped.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ impl Kept {
         let handle = self.0.handle();
         // A process that is gone is not taken for the next one of its number.
         let process = pidfd_open(pid, PidfdFlags::empty()).ok();
-        let leads = getsid(None).is_ok_and(|session| session == getpid());
+        let leads = Kin::of("self").is_some_and(|own| own.session == own.process);
         thread::Builder::new().name("signals".into()).stack_size(128 * 1024).spawn(move || {
             for origin in self.0.forever().filter(|o| !reaches_all(o.signal, o.cause, leads)) {
                 let Some(signal) = Signal::from_named_raw(origin.signal) else { continue };
