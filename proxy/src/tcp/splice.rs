@@ -89,7 +89,8 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
             stretch(pipe, from, to, meter, direction).await
         };
         match moved {
-            Ok(Some(0)) => return finish(to, meter, direction),
+            Ok(Some(0)) if pieces => return finish(to, meter, direction),
+            // A splice that moves nothing may have met an urgent byte: only a read knows the end.
             Ok(Some(n)) => {
                 burst += n;
                 pieces = n < PIECE;
@@ -113,22 +114,16 @@ async fn piece(
 ) -> Result<Option<usize>, End> {
     let mut buffer =
         IDLE_BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; PIECE].into_boxed_slice());
-    let mut count = None;
-    let tried = from.try_io(Interest::READABLE, || {
-        let n = retry_on_intr(|| read(from, &mut buffer[..]))?;
-        count = Some(n);
-        // That was all, and asking again would only show it: the readiness goes, but not that of the end.
-        if n > 0 && n < PIECE { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    let moved = match (count, tried) {
-        (Some(n), _) => {
+    // A short read need not be all there is: it stops in front of an urgent byte, too.
+    let moved = match from
+        .try_io(Interest::READABLE, || Ok(retry_on_intr(|| read(from, &mut buffer[..]))?))
+    {
+        Ok(n) => {
             copy::write_all(to, &buffer[..n], meter, direction).await?;
             Some(n)
         }
-        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-            return Err(End::ReadFailed(error));
-        }
-        (None, _) => None,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => return Err(End::ReadFailed(error)),
     };
     IDLE_BUFFERS.with_borrow_mut(|idle| {
         if idle.len() < MOST_IDLE {
@@ -138,7 +133,7 @@ async fn piece(
     Ok(moved)
 }
 
-/// As [`piece`], up to [`CHUNK`] bytes through a pipe.
+/// As [`piece`], up to [`CHUNK`] bytes through a pipe; 0 also where no more can be had by that way.
 async fn stretch(
     mut pipe: Pipe,
     from: &TcpStream,

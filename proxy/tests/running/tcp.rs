@@ -39,6 +39,34 @@ async fn bytes_and_half_closes_pass_both_ways_and_are_counted() {
     assert_eq!(endpoint["picks_total"], 1);
 }
 
+/// TCP's urgent byte (RFC 9293 §3.8.5), as FTP and Telnet send it: reading stops in front of it though more is there.
+/// It is none of the stream's bytes, and those behind it must neither wait for others nor be lost.
+#[tokio::test]
+async fn what_comes_behind_an_urgent_byte_passes() {
+    let echo = echo().await;
+    let proxy = proxy_with(
+        World::default().service("echo", Protocol::Tcp, &[echo.address]).tcp("in", "echo"),
+    )
+    .await;
+    for before in [1, 100, 300_000] {
+        let mut client = connect(&proxy, "in").await;
+        let mut expected = pattern(before);
+        client.write_all(&expected).await.unwrap();
+        let urgent = || socket2::SockRef::from(&client).send_out_of_band(b"!");
+        client.async_io(tokio::io::Interest::WRITABLE, urgent).await.unwrap();
+        // A connection of its own each time: the proxy finds all of it there when it comes to read.
+        client.write_all(b"behind").await.unwrap();
+        expected.extend(b"behind");
+        let mut received = vec![0; expected.len()];
+        let reading = client.read_exact(&mut received);
+        let read = tokio::time::timeout(Duration::from_secs(20), reading).await;
+        read.expect("what is behind waits for nothing").unwrap();
+        assert!(received == expected, "{before} bytes, and what is behind");
+        client.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut received).await.unwrap(), 0, "and no more");
+    }
+}
+
 #[tokio::test]
 async fn an_origin_that_speaks_first_is_heard() {
     let greeter = named("220 ready").await;
