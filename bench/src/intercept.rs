@@ -29,10 +29,9 @@ use crate::origin::{self, Origin};
 use crate::output::Output;
 use crate::peers;
 use crate::process::Proxy;
-use crate::report::{self, Form, Table};
+use crate::report::{self, Column, Form, Table};
 use crate::results::{
-    BUSY, CPU_PER_GB, CPU_PER_REQUEST, Figure, Missing, P50, P99, Performance, RPS, RSS, Turn,
-    WAITED,
+    BUSY, CPU_PER_GB, CPU_PER_REQUEST, Figure, Missing, Performance, RPS, RSS, Turn, WAITED,
 };
 use crate::shim;
 use crate::stage::{QUIET, Stage, begin_round, chosen, print};
@@ -111,25 +110,10 @@ impl Case {
         }
     }
 
-    fn columns(self) -> &'static [(&'static str, Figure, usize)] {
-        match self {
-            Self::H1Small => &[
-                ("CPU µs/request", CPU_PER_REQUEST, 2),
-                ("requests/s", RPS, 0),
-                ("p50 ms", P50, 2),
-                ("p99 ms", P99, 2),
-                ("peak MB", RSS, 1),
-                ("busy", BUSY, 2),
-                ("waited", WAITED, 2),
-            ],
-            Self::Tcp => &[
-                ("CPU ms/GB", CPU_PER_GB, 1),
-                ("transfers/s", RPS, 2),
-                ("peak MB", RSS, 1),
-                ("busy", BUSY, 2),
-                ("waited", WAITED, 2),
-            ],
-            Self::Pgbench => &[
+    fn columns(self) -> &'static [Column] {
+        match self.of_peers() {
+            Some(like) => report::columns(like.kind()),
+            None => &[
                 ("CPU µs/transaction", CPU_PER_REQUEST, 2),
                 ("transactions/s", RPS, 0),
                 ("peak MB", RSS, 1),

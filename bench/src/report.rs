@@ -62,10 +62,12 @@ pub(crate) fn setting(
     [&[&*machine.describe()], what, &[&how, &versions.join(", ")]].concat().join("; ")
 }
 
-/// The table of one case.
-#[must_use]
-pub fn case_table(results: &Results, case: Case) -> Table {
-    let columns: &[(&str, Figure, usize)] = match case.kind() {
+/// A column of a table: its header, what it shows, and with how many digits.
+pub(crate) type Column = (&'static str, Figure, usize);
+
+/// What matters in cases of a kind.
+pub(crate) fn columns(kind: Kind) -> &'static [Column] {
+    match kind {
         Kind::Small => &[
             ("CPU µs/request", CPU_PER_REQUEST, 2),
             ("requests/s", RPS, 0),
@@ -84,7 +86,13 @@ pub fn case_table(results: &Results, case: Case) -> Table {
             ("waited", WAITED, 2),
         ],
         Kind::Idle => &[("peak MB", RSS, 1), ("CPU µs/s while idle", CPU_PER_SECOND, 0)],
-    };
+    }
+}
+
+/// The table of one case.
+#[must_use]
+pub fn case_table(results: &Results, case: Case) -> Table {
+    let columns = columns(case.kind());
     let mut header = header("proxy", columns.iter().map(|(name, ..)| *name));
     header.push("towpath ÷ it".to_owned());
     let mut table = Table { title: case.to_string(), header, rows: Vec::new(), notes: Vec::new() };
@@ -109,7 +117,7 @@ fn row(
     case: Case,
     contender: Contender,
     performance: &Performance,
-    columns: &[(&str, Figure, usize)],
+    columns: &[Column],
 ) -> Vec<String> {
     let absent = match performance.missing {
         Some(Missing::NotPossible(_)) => "n/a",

@@ -217,13 +217,15 @@ pub fn program(objects: &mut [ObjectStatus], served: Option<&dyn Fn(&str) -> Ser
         let (holds, reason, message) = match served {
             _ if !accepted => (false, "Invalid", "the Gateway is not accepted".to_owned()),
             None => (false, "Invalid", NOT_SERVED.to_owned()),
-            Some(_) if wanted > 0 && there == wanted => {
-                (true, PROGRAMMED, "proxies have acknowledged all of its listeners".to_owned())
-            }
+            Some(_) if wanted > 0 && there == wanted => (
+                true,
+                PROGRAMMED,
+                "proxies have acknowledged all of its listeners that are opened".to_owned(),
+            ),
             Some(_) => (
                 false,
                 "Pending",
-                format!("proxies have acknowledged {there} of {wanted} listeners"),
+                format!("proxies have acknowledged {there} of {wanted} listeners that are opened"),
             ),
         };
         conditions.push(Condition::new(PROGRAMMED, holds, reason, message));

@@ -71,3 +71,30 @@ fn of_very_many_regions_the_first_beyond_the_bound_is_told() {
         assert!(report.to_string().lines().count() <= 1, "{report}");
     }
 }
+
+#[test]
+fn very_many_destinations_of_redirected_connections_are_refused_before_they_are_made() {
+    let mut text = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: sidecars}
+spec:
+  gatewayClassName: towpath
+  listeners: [{name: out, port: 15001, protocol: towpath.dev/Outbound}]
+"
+    .to_owned();
+    // Each of these is reached at every port that another has an endpoint at.
+    for nth in 0..150 {
+        text += &format!(
+            "---\napiVersion: towpath.dev/v1alpha1\nkind: Service\nmetadata: {{name: s{nth}}}\nspec:\n  \
+             protocol: TCP\n  addresses: [10.1.0.{nth}]\n  \
+             endpoints: [{{address: \"10.2.0.1:{}\"}}]\n",
+            1000 + nth
+        );
+    }
+    let told = |text: &str| check([("mesh.yaml".into(), text.to_owned())], "v".to_owned()).report;
+    let report = told(&text).to_string();
+    assert!(report.contains("mesh.yaml:6:33: error: 22650 destinations"), "{report}");
+    let few: Vec<&str> = text.split("---").take(50).collect();
+    assert!(!told(&few.join("---")).to_string().contains("destinations"));
+}

@@ -273,7 +273,8 @@ async fn serve(tcp: TcpStream, mut peer: SocketAddr, mut held: Held) {
     let _open = Counted::new(held.listening.clone());
     let chains = held.listening.chains.load_full();
     if chains.redirected.is_some() {
-        return redirected::serve(tcp, chains, peer, held).await;
+        // Of its own, so that no other connection's task has room for what is looked at here.
+        return Box::pin(redirected::serve(tcp, chains, peer, held)).await;
     }
     let mut seen = BytesMut::new();
     if let Some(terms) = chains.proxy_protocol() {

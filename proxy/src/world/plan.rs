@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
 };
 
@@ -500,7 +500,10 @@ fn spares(bind: &Bind, error: &io::Error) -> bool {
     let unknown = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
     let missing =
         error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unknown);
-    missing && matches!(bind, Bind::Redirected(Redirected { address: SocketAddr::V6(_), .. }))
+    // Any other address was asked for by name.
+    let everybodys = |ip: IpAddr| ip.is_ipv6() && (ip.is_loopback() || ip.is_unspecified());
+    missing
+        && matches!(bind, Bind::Redirected(Redirected { address, .. }) if everybodys(address.ip()))
 }
 
 fn bind_error(address: SocketAddr, error: &io::Error) -> String {

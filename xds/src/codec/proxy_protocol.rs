@@ -73,6 +73,8 @@ pub(super) fn decode(pb: &Pb) -> Result<Option<ProxyProtocol>> {
         return Ok(None);
     };
     refuse_if(at != Some(0), "listener_filters", "the PROXY protocol must come first")?;
+    let again = pb.listener_filters.iter().skip(1).any(|filter| config(filter).is_some());
+    refuse_if(again, "listener_filters", "there is one header of the PROXY protocol, not two")?;
     let filter: Filter = unpack(&any).at("listener_filters[0]")?;
     check(&filter).at("listener_filters[0]")?;
     let first = chains().next().map(ranges).unwrap_or_default();

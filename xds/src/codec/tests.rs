@@ -823,7 +823,7 @@ fn whose_word_is_taken_is_said_by_the_addresses_that_connections_may_come_from()
 #[test]
 fn what_would_take_the_word_of_others_is_refused() {
     let old = ProxyFilter { disallowed_versions: vec![1], ..ProxyFilter::default() };
-    let cases: [(Change<'_>, &str); 6] = [
+    let cases: [(Change<'_>, &str); 7] = [
         (
             &|pb| {
                 pb.listener_filters.push(takes(&ProxyFilter::default()));
@@ -858,6 +858,13 @@ fn what_would_take_the_word_of_others_is_refused() {
             "too many networks",
         ),
         (&|pb| pb.listener_filters.push(takes(&old)), "disallowed_versions"),
+        (
+            &|pb| {
+                introduced(pb);
+                introduced(pb);
+            },
+            "not two",
+        ),
     ];
     for (change, expected) in cases {
         let mut pb = foreign_listener(&foreign_hcm());

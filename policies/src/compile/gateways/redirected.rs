@@ -30,6 +30,9 @@ use super::{
     attach::Plan,
 };
 
+/// Services at their ports that a listener tells apart; each becomes up to three chains, in two listeners.
+const MOST_DESTINATIONS: usize = 10_000;
+
 /// Whether a listener takes what is redirected to it.
 pub(super) fn is(listener: &GatewayListener) -> bool {
     matches!(listener.protocol.value, ListenerProtocol::Outbound | ListenerProtocol::Inbound)
@@ -122,6 +125,15 @@ impl Port<'_, '_, '_> {
         let own = self.gateway.namespace.as_str();
         let destinations = known.destinations(|reached| all || reached.namespace == own);
         let mut chains = Vec::new();
+        if destinations.services.len() > MOST_DESTINATIONS {
+            let many = destinations.services.len();
+            problems
+                .error(Rule::Limit, plan.written.port.span, format!("{many} destinations are to be told apart here"))
+                .help(format!(
+                    "at most {MOST_DESTINATIONS}; what has no port in `addresses` counts once for each port that any has, so say ports"
+                ));
+            return chains;
+        }
         for destination in &destinations.services {
             chains.extend(self.service_chains(plan, destination));
         }
