@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
+    ops::Deref,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -122,7 +123,8 @@ pub struct EndpointState {
 
 /// Counters and flags of one address. Atomics only; written by every worker.
 ///
-/// What a pick looks at comes first and shares a cache line.
+/// What a pick looks at lies here, most of it in one cache line, and all else behind it: thousands of them are few
+/// pages of memory, so that looking at one drawn at random waits for no page table.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct EndpointLive {
@@ -138,6 +140,17 @@ pub struct EndpointLive {
     pub requests: AtomicU32,
     /// What active probes say; true until they say otherwise.
     pub probe_healthy: AtomicBool,
+    /// What goes with its bytes besides time.
+    pub(crate) energy: Energy,
+    rest: Box<EndpointRest>,
+}
+
+const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
+const _: () = assert!(size_of::<EndpointLive>() == 128);
+
+/// What is alive of one address and no pick looks at.
+#[derive(Debug)]
+pub struct EndpointRest {
     /// The address.
     pub address: SocketAddr,
     /// Connections that stand, pooled ones included.
@@ -156,8 +169,6 @@ pub struct EndpointLive {
     pub last_ejection: ArcSwapOption<Ejection>,
     /// Slow start: [`now_ms`] time from which its weight grows; 0 = it has all of it.
     pub warm_from_ms: AtomicU64,
-    /// What goes with its bytes besides time.
-    pub(crate) energy: Energy,
     /// What it is compared with its peers by.
     pub meter: Meter,
     /// Bytes per second of active transfer, of late; 0 = unknown.
@@ -178,7 +189,13 @@ pub struct EndpointLive {
     pub(crate) pools: Pools,
 }
 
-const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
+impl Deref for EndpointLive {
+    type Target = EndpointRest;
+
+    fn deref(&self) -> &EndpointRest {
+        &self.rest
+    }
+}
 
 /// Handles that cost one atomic addition each. They count for this address alone; `/metrics` goes by
 /// names, and has the sum of all addresses that one has had.
@@ -469,23 +486,17 @@ impl EndpointLive {
     }
 
     fn counted(address: SocketAddr, metrics: EndpointMetrics, workers: usize) -> Self {
-        Self {
+        let rest = EndpointRest {
             address,
-            bytes_in_flight: AtomicU64::new(0),
-            requests: AtomicU32::new(0),
             connections: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             slots_used: AtomicU32::new(0),
             concurrency: OnceLock::new(),
-            probe_healthy: AtomicBool::new(true),
-            ejected_until_ms: AtomicU64::new(0),
             consecutive_failures: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             last_ejection: ArcSwapOption::empty(),
             warm_from_ms: AtomicU64::new(0),
-            energy: Energy::default(),
             meter: Meter::default(),
-            learned: Learned::default(),
             goodput: AtomicU64::new(0),
             capacity: Capacity::default(),
             tally: Tally::default(),
@@ -494,6 +505,15 @@ impl EndpointLive {
             metrics,
             terms: AtomicU64::new(0),
             pools: Pools::new(workers),
+        };
+        Self {
+            bytes_in_flight: AtomicU64::new(0),
+            ejected_until_ms: AtomicU64::new(0),
+            learned: Learned::default(),
+            requests: AtomicU32::new(0),
+            probe_healthy: AtomicBool::new(true),
+            energy: Energy::default(),
+            rest: Box::new(rest),
         }
     }
 
