@@ -8,6 +8,7 @@
 //! keep a cluster from starting pods.
 
 mod certificate;
+mod log;
 mod options;
 mod patch;
 mod review;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use towpath_inject::{Options, Problem, inject};
 
-use super::{options::OnProblem, patch};
+use super::{log, options::OnProblem, patch};
 
 /// Who is given a sidecar without saying anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,11 @@ struct Request {
     kind: Kind,
     #[serde(default)]
     sub_resource: String,
+    /// Empty where the pod is to be given one.
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
     operation: String,
     #[serde(default)]
     object: Value,
@@ -124,6 +129,28 @@ struct Response {
     warnings: Vec<String>,
 }
 
+/// An answer, and what is to be counted and said of it.
+#[derive(Debug)]
+pub(super) struct Reviewed {
+    pub(super) answer: Answer,
+    pub(super) outcome: Outcome,
+    /// There is one with [`Outcome::Problem`].
+    pub(super) trouble: Option<Trouble>,
+}
+
+/// A pod that cannot be given a sidecar, and why, as it can stand in a log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) namespace: String,
+    /// Its name, or what its name will begin with.
+    pub(super) name: String,
+    /// Kind and name of what made it; empty where nothing did.
+    pub(super) owner: String,
+    pub(super) why: String,
+    /// It is created all the same.
+    pub(super) allowed: bool,
+}
+
 /// Answers one review.
 ///
 /// # Errors
@@ -133,28 +160,37 @@ pub(super) fn answer(
     options: &Options,
     among: Among,
     on_problem: OnProblem,
-) -> Result<(Answer, Outcome), BadReview> {
+) -> Result<Reviewed, BadReview> {
     let review: Review = serde_json::from_slice(body)?;
     if review.api_version != VERSION || review.kind != "AdmissionReview" {
         return Err(BadReview::Version { version: review.api_version, kind: review.kind });
     }
     let request = review.request.ok_or(BadReview::Empty)?;
     let mut response = Response { uid: request.uid.clone(), allowed: true, ..Response::default() };
-    let outcome = decide(&request, options, among, on_problem, &mut response);
-    Ok((Answer { api_version: VERSION, kind: "AdmissionReview", response }, outcome))
+    let (outcome, trouble) = match decide(&request, options, among, &mut response) {
+        Ok(outcome) => (outcome, None),
+        Err(problems) => {
+            let why = log::line(&problems.join("; "));
+            tell(problems, on_problem, &mut response);
+            let trouble = Trouble::with(&request, why, response.allowed);
+            (Outcome::Problem, Some(trouble))
+        }
+    };
+    let answer = Answer { api_version: VERSION, kind: "AdmissionReview", response };
+    Ok(Reviewed { answer, outcome, trouble })
 }
 
+/// What becomes of the pod, or why it cannot have what it should.
 fn decide(
     request: &Request,
     options: &Options,
     among: Among,
-    on_problem: OnProblem,
     response: &mut Response,
-) -> Outcome {
+) -> Result<Outcome, Vec<String>> {
     let Kind { group, version, kind } = &request.kind;
     let is_pod = (group.as_str(), version.as_str(), kind.as_str()) == ("", "v1", "Pod");
     if !is_pod || request.operation != "CREATE" || !request.sub_resource.is_empty() {
-        return Outcome::PassedOver;
+        return Ok(Outcome::PassedOver);
     }
     let pod = &request.object;
     let annotations = &pod["metadata"]["annotations"];
@@ -165,32 +201,45 @@ fn decide(
         Among::Annotated => annotations[ASKED] == "true",
     };
     if !wanted {
-        return Outcome::PassedOver;
+        return Ok(Outcome::PassedOver);
     }
     // Whoever injected it may have said more than we are told.
     if annotations[INJECTED].is_string() && has_sidecar(pod) {
-        return Outcome::Already;
+        return Ok(Outcome::Already);
     }
-    match injected(pod, options) {
-        Ok((patch, notes)) => {
-            response.warnings = notes;
-            let Some(patch) = patch else { return Outcome::PassedOver };
-            response.patch_type = Some("JSONPatch");
-            response.patch = Some(patch);
-            Outcome::Injected
-        }
-        Err(problems) => {
-            let said = problems.into_iter().map(|problem| format!("no Towpath sidecar: {problem}"));
-            if on_problem == OnProblem::Warn {
-                response.warnings = said.map(|line| cut(&line)).collect();
-            } else {
-                let message = said.collect::<Vec<_>>().join("; ");
-                response.allowed = false;
-                response.status =
-                    Some(json!({ "code": 422, "reason": "Invalid", "message": message }));
-            }
-            Outcome::Problem
-        }
+    let (patch, notes) = injected(pod, options)?;
+    response.warnings = notes;
+    let Some(patch) = patch else { return Ok(Outcome::PassedOver) };
+    response.patch_type = Some("JSONPatch");
+    response.patch = Some(patch);
+    Ok(Outcome::Injected)
+}
+
+/// Tells whoever creates the pod.
+fn tell(problems: Vec<String>, on_problem: OnProblem, response: &mut Response) {
+    let said = problems.into_iter().map(|problem| format!("no Towpath sidecar: {problem}"));
+    if on_problem == OnProblem::Warn {
+        response.warnings = said.map(|line| cut(&line, MAX_WARNING)).collect();
+    } else {
+        let message = said.collect::<Vec<_>>().join("; ");
+        response.allowed = false;
+        response.status = Some(json!({ "code": 422, "reason": "Invalid", "message": message }));
+    }
+}
+
+impl Trouble {
+    fn with(request: &Request, why: String, allowed: bool) -> Self {
+        let metadata = &request.object["metadata"];
+        let text = |value: &Value| log::line(value.as_str().unwrap_or_default());
+        let name = match request.name.as_str() {
+            "" if metadata["name"].is_string() => text(&metadata["name"]),
+            "" => text(&metadata["generateName"]),
+            name => log::line(name),
+        };
+        let owner = owner(metadata)
+            .map(|owner| format!("{}/{}", text(&owner["kind"]), text(&owner["name"])));
+        let namespace = log::line(&request.namespace);
+        Self { namespace, name, owner: owner.unwrap_or_default(), why, allowed }
     }
 }
 
@@ -243,11 +292,15 @@ fn has_sidecar(pod: &Value) -> bool {
     names.any(|name| name == SIDECAR)
 }
 
+/// What made a pod.
+fn owner(metadata: &Value) -> Option<&Value> {
+    metadata["ownerReferences"].as_array()?.iter().find(|owner| owner["controller"] == true)
+}
+
 /// What the pods were made of, as its manifest would have said: a pod knows only who made it.
 fn workload(pod: &Value) -> Option<String> {
     let metadata = &pod["metadata"];
-    let owners = metadata["ownerReferences"].as_array()?;
-    let owner = owners.iter().find(|owner| owner["controller"] == true)?;
+    let owner = owner(metadata)?;
     let name = owner["name"].as_str()?;
     let name = match owner["kind"].as_str()? {
         // A Deployment's ReplicaSets are called by the hash of their template.
@@ -271,18 +324,18 @@ fn workload(pod: &Value) -> Option<String> {
 fn warnings(problems: &[Problem]) -> Vec<String> {
     let line = |problem: &Problem| {
         let help = problem.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
-        cut(&format!("{}{help}", problem.message))
+        cut(&format!("{}{help}", problem.message), MAX_WARNING)
     };
     problems.iter().take(MAX_WARNINGS).map(line).collect()
 }
 
-/// As an HTTP header can hold it.
-fn cut(line: &str) -> String {
+/// As an HTTP header can hold it, in at most so many bytes.
+pub(super) fn cut(line: &str, limit_bytes: usize) -> String {
     let mut length = 0;
     let clean = line.chars().map(|c| if c.is_control() { ' ' } else { c });
     let fits = |c: &char| {
         length += c.len_utf8();
-        length <= MAX_WARNING
+        length <= limit_bytes
     };
     clean.take_while(fits).collect()
 }

@@ -32,13 +32,14 @@ use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     certificate::{CertificateError, Keeper, Origin, ensure_authority},
+    log::Log,
     options::{Identity, Webhook},
-    review::{self, Among, Outcome},
+    review::{self, Among, Outcome, Reviewed},
 };
 
 /// Largest review: what an API server takes in one request, and what is around it.
@@ -72,6 +73,7 @@ const AUTHORITY: &str = "webhook-ca";
 pub(crate) struct Counts {
     reviews: [AtomicU64; Outcome::ALL.len()],
     micros: AtomicU64,
+    handshake_errors: AtomicU64,
 }
 
 impl Counts {
@@ -84,6 +86,7 @@ impl Counts {
     pub(crate) fn text(&self) -> String {
         const REVIEWS: &str = "towpath_control_plane_webhook_reviews_total";
         const SECONDS: &str = "towpath_control_plane_webhook_review_seconds";
+        const HANDSHAKES: &str = "towpath_control_plane_webhook_tls_handshake_errors_total";
         let mut text = format!(
             "# HELP {REVIEWS} Pods that the API server asked about, by what became of them.\n\
              # TYPE {REVIEWS} counter\n"
@@ -99,7 +102,10 @@ impl Counts {
         let _ = write!(
             text,
             "# HELP {SECONDS} Time from the whole request to its answer.\n\
-             # TYPE {SECONDS} summary\n{SECONDS}_sum {sum}\n{SECONDS}_count {all}\n"
+             # TYPE {SECONDS} summary\n{SECONDS}_sum {sum}\n{SECONDS}_count {all}\n\
+             # HELP {HANDSHAKES} TLS handshakes with the webhook that failed.\n\
+             # TYPE {HANDSHAKES} counter\n{HANDSHAKES} {}\n",
+            self.handshake_errors.load(Relaxed)
         );
         text
     }
@@ -152,12 +158,13 @@ impl Door {
         let desk = Desk {
             webhook: self.webhook,
             counts: self.counts,
+            log: Arc::default(),
             bodies: Arc::new(Semaphore::new(MAX_BODIES)),
             reviews: Arc::new(Semaphore::new(MAX_REVIEWS)),
         };
         let tls = self.tls.subscribe();
         let _renewing = AbortOnDropHandle::new(tokio::spawn(renew(self.keeper, self.tls)));
-        accept(self.listener, tls, router(desk), stop).await;
+        accept(self.listener, tls, desk, stop).await;
         Ok(())
     }
 }
@@ -195,9 +202,10 @@ async fn renew(mut keeper: Keeper, tls: watch::Sender<Arc<ServerConfig>>) {
 async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
-    router: Router,
+    desk: Desk,
     mut stop: watch::Receiver<bool>,
 ) {
+    let router = router(desk.clone());
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut peers: HashMap<IpAddr, Arc<Peer>> = HashMap::new();
     // Dropped at the end, which ends them all.
@@ -222,10 +230,17 @@ async fn accept(
         }
         let peer = peers.entry(from.ip().to_canonical()).or_default().clone();
         let Ok(share) = peer.connections.clone().try_acquire_owned() else { continue };
-        let router = router.clone().layer(Extension(peer));
-        let (config, stop) = (tls.borrow().clone(), stop.clone());
+        let router = router.clone().layer(Extension(peer)).layer(Extension(from));
+        let (config, stop, desk) = (tls.borrow().clone(), stop.clone(), desk.clone());
         connections.spawn(async move {
-            connection(stream, config, router, stop).await;
+            match handshake(stream, config).await {
+                Ok(Some(stream)) => connection(stream, router, stop).await,
+                Ok(None) => {}
+                Err(why) => {
+                    desk.counts.handshake_errors.fetch_add(1, Relaxed);
+                    desk.log.handshake(from, &why);
+                }
+            }
             drop((share, place));
         });
     }
@@ -234,15 +249,25 @@ async fn accept(
     let _ = tokio::time::timeout(TIMEOUT, ended).await;
 }
 
-async fn connection(
+/// `None` where the client ended without a word: somebody looked whether the port is open.
+async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
-) {
+) -> Result<Option<TlsStream<TcpStream>>, String> {
     let _ = stream.set_nodelay(true);
-    let handshake = TlsAcceptor::from(config).accept(stream);
-    let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, handshake).await else { return };
+    let shaken = async {
+        if !matches!(stream.peek(&mut [0]).await, Ok(1)) {
+            return Ok(None);
+        }
+        TlsAcceptor::from(config).accept(stream).await.map(Some)
+    };
+    match tokio::time::timeout(TIMEOUT, shaken).await {
+        Ok(shaken) => shaken.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("not done within {} s", TIMEOUT.as_secs())),
+    }
+}
+
+async fn connection(stream: TlsStream<TcpStream>, router: Router, mut stop: watch::Receiver<bool>) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
@@ -277,6 +302,7 @@ impl Default for Peer {
 struct Desk {
     webhook: Arc<Webhook>,
     counts: Arc<Counts>,
+    log: Arc<Log>,
     bodies: Arc<Semaphore>,
     reviews: Arc<Semaphore>,
 }
@@ -292,12 +318,14 @@ fn router(desk: Desk) -> Router {
 }
 
 async fn review(desk: Desk, among: Among, request: Request) -> Response {
-    let counts = desk.counts.clone();
+    let (counts, log) = (desk.counts.clone(), desk.log.clone());
+    let client = request.extensions().get::<SocketAddr>().copied();
     let answer = tokio::time::timeout(TIMEOUT, desk.answer(among, request)).await;
     let answer =
         answer.unwrap_or_else(|_| Err((StatusCode::REQUEST_TIMEOUT, "too slow".to_owned())));
     answer.unwrap_or_else(|(status, why)| {
         counts.count(Outcome::BadRequest, Duration::ZERO);
+        log.request(client, &why);
         (status, why + "\n").into_response()
     })
 }
@@ -343,8 +371,12 @@ impl Desk {
         });
         let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "failed".to_owned());
         let answer = work.await.map_err(failed)?;
-        let (answer, outcome) = answer.map_err(|why| (StatusCode::BAD_REQUEST, why.to_string()))?;
+        let reviewed = answer.map_err(|why| (StatusCode::BAD_REQUEST, why.to_string()))?;
+        let Reviewed { answer, outcome, trouble } = reviewed;
         self.counts.count(outcome, begin.elapsed());
+        if let Some(trouble) = trouble {
+            self.log.trouble(&trouble);
+        }
         Ok(Json(answer).into_response())
     }
 }
@@ -367,7 +399,7 @@ mod tests {
     use towpath_inject::Options;
 
     use super::*;
-    use crate::webhook::OnProblem;
+    use crate::webhook::{OnProblem, log::tests::Heard};
 
     fn desk() -> Desk {
         let webhook = Webhook {
@@ -380,6 +412,7 @@ mod tests {
         Desk {
             webhook: Arc::new(webhook),
             counts: Arc::default(),
+            log: Arc::default(),
             bodies: Arc::new(Semaphore::new(1)),
             reviews: Arc::new(Semaphore::new(1)),
         }
@@ -449,5 +482,27 @@ mod tests {
         assert_eq!(desk.bodies.available_permits(), 1);
         let text = desk.counts.text();
         assert!(text.contains("reviews_total{outcome=\"bad_request\"} 6\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_goes_wrong_is_a_line_in_the_log() {
+        let (desk, heard) = (desk(), Heard::begin());
+        let taken = include_str!("../../testdata/admission/port-taken.json");
+        let fine = include_str!("../../testdata/admission/deployment.json");
+        let client = SocketAddr::from(([192, 0, 2, 7], 5));
+        for (body, expected) in [(taken, 200), (fine, 200), ("{", 400)] {
+            let mut request = request("application/json", Body::from(body));
+            request.extensions_mut().insert(client);
+            let response = review(desk.clone(), Among::All, request).await;
+            assert_eq!(response.status().as_u16(), expected);
+        }
+        let lines = heard.lines();
+        let [pod, bad] = lines.as_slice() else { panic!("{lines:?}") };
+        for part in ["WARN", "etl", "loader-6c9f7d5b84-", "ReplicaSet/", "port 9901"] {
+            assert!(pod.contains(part), "{part} in {pod}");
+        }
+        for part in ["WARN", "192.0.2.7:5", "not an AdmissionReview"] {
+            assert!(bad.contains(part), "{part} in {bad}");
+        }
     }
 }

@@ -9,7 +9,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use towpath_control_plane::{
     Config, Running, start,
@@ -115,6 +118,35 @@ async fn an_api_server_is_answered_over_tls() {
         let line = format!("towpath_control_plane_webhook_reviews_total{line}\n");
         assert!(metrics.contains(&line), "{line} in\n{metrics}");
     }
+    running.shutdown().await;
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_are_counted_and_looks_at_the_port_are_not() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let (authority, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |folder: &Path| Identity::Authority(Some(folder.to_owned()));
+    let running = started(folder.path(), of(authority.path())).await;
+    let second = started(folder.path(), of(other.path())).await;
+    second.shutdown().await;
+    // Read to its end, so that it was dealt with.
+    let sent = async |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(running.webhook_addr.unwrap()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    let failed =
+        |count| format!("towpath_control_plane_webhook_tls_handshake_errors_total {count}\n");
+    assert!(connected(&running, other.path(), "h2").await.is_err(), "it trusts another authority");
+    // What the client says of that may still be on its way.
+    while metrics(&running).await.contains(&failed(0)) {
+        tokio::task::yield_now().await;
+    }
+    sent(b"").await;
+    sent(b"GET / HTTP/1.1\r\n\r\n").await;
+    let text = metrics(&running).await;
+    assert!(text.contains(&failed(2)), "{text}");
     running.shutdown().await;
 }
 

@@ -32,7 +32,9 @@ fn answered_with(
     on_problem: OnProblem,
 ) -> (Value, Outcome) {
     let body = review.to_string();
-    let (answer, outcome) = answer(body.as_bytes(), options, among, on_problem).unwrap();
+    let Reviewed { answer, outcome, trouble } =
+        answer(body.as_bytes(), options, among, on_problem).unwrap();
+    assert_eq!(trouble.is_some(), outcome == Outcome::Problem);
     let mut answer = serde_json::to_value(answer).unwrap();
     if let Some(patch) = answer["response"].get_mut("patch") {
         let bytes = STANDARD.decode(patch.as_str().unwrap()).unwrap();
@@ -163,6 +165,34 @@ fn a_pod_that_cannot_have_one_is_refused_only_where_told() {
     assert!(answer["response"].get("patch").is_none());
 }
 
+/// Its pods are created by a controller, which shows the warning to nobody.
+#[test]
+fn the_log_can_say_which_pod_has_none_and_why() {
+    let told = |review: &Value, on_problem| {
+        let body = review.to_string();
+        answer(body.as_bytes(), &options(), Among::All, on_problem).unwrap().trouble.unwrap()
+    };
+    let mut review = review("port-taken");
+    for (on_problem, allowed) in [(OnProblem::Warn, true), (OnProblem::Refuse, false)] {
+        let Trouble { why, .. } = told(&review, on_problem);
+        assert!(why.contains("port 9901") && why.contains("admin-port"), "{why}");
+        let expected = Trouble {
+            namespace: "etl".to_owned(),
+            name: "loader-6c9f7d5b84-".to_owned(),
+            owner: "ReplicaSet/loader-6c9f7d5b84".to_owned(),
+            why,
+            allowed,
+        };
+        assert_eq!(told(&review, on_problem), expected);
+    }
+    // What anybody may send stays on its line.
+    review["request"]["name"] = format!("a\nb{}", "c".repeat(1000)).into();
+    review["request"]["object"]["metadata"]["ownerReferences"] = json!(null);
+    let Trouble { name, owner, .. } = told(&review, OnProblem::Warn);
+    assert!(name.starts_with("a bc") && name.len() <= 512, "{name}");
+    assert_eq!(owner, "");
+}
+
 #[test]
 fn a_pod_that_refuses_is_asked_nothing_else() {
     for (key, value) in [
@@ -235,7 +265,7 @@ fn whatever_stands_where_a_pod_should_is_admitted() {
 
 #[test]
 fn warnings_fit_a_header() {
-    assert_eq!(cut("two\nlines\u{85}"), "two lines ");
+    assert_eq!(cut("two\nlines\u{85}", MAX_WARNING), "two lines ");
     let long = "é".repeat(MAX_WARNING);
-    assert_eq!(cut(&long).len(), MAX_WARNING);
+    assert_eq!(cut(&long, MAX_WARNING).len(), MAX_WARNING);
 }
