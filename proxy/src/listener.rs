@@ -281,7 +281,8 @@ async fn serve(tcp: TcpStream, mut peer: SocketAddr, mut held: Held) {
         match introduction(&tcp, peer, terms, &mut seen, &held.listening).await {
             Ok(Some(Ends { client, server })) => (peer, held.reached) = (client, Some(server)),
             Ok(None) => {}
-            Err(reason) => {
+            Err(Unintroduced::Silent) => return,
+            Err(Unintroduced::Refused(reason)) => {
                 held.listening.metrics.introduction_errors.inc();
                 tracing::debug!(listener = %held.listening.name, %peer, reason, "connection refused");
                 return;
@@ -294,6 +295,13 @@ async fn serve(tcp: TcpStream, mut peer: SocketAddr, mut held: Held) {
     }
 }
 
+/// Why a connection that should say whose it is is not served.
+enum Unintroduced {
+    /// It ended before its first byte, as health checks of load balancers do. Nothing is wrong.
+    Silent,
+    Refused(&'static str),
+}
+
 /// Takes the PROXY protocol's header off the front of a connection. Whose it is by that, or `None` where it is its
 /// peer's own; what was read behind it is left in `seen`.
 async fn introduction(
@@ -302,9 +310,10 @@ async fn introduction(
     terms: &ProxyProtocol,
     seen: &mut BytesMut,
     listening: &Listening,
-) -> Result<Option<Ends>, &'static str> {
+) -> Result<Option<Ends>, Unintroduced> {
+    let refused = |why| Err(Unintroduced::Refused(why));
     if !terms.trusts(peer.ip()) {
-        return if terms.required { Err("not from a trusted network") } else { Ok(None) };
+        return if terms.required { refused("not from a trusted network") } else { Ok(None) };
     }
     let decide = |bytes: &[u8]| match proxy_protocol::read(bytes) {
         Introduction::Incomplete => None,
@@ -314,7 +323,10 @@ async fn introduction(
     let draining = listening.drain.watch();
     let read = tokio::select! {
         read = timeout(INTRODUCTION_TIMEOUT, reading) => read,
-        () = first_request_grace(&draining) => return Err("drained before a header came"),
+        () = first_request_grace(&draining) => return match seen.is_empty() {
+            true => Err(Unintroduced::Silent),
+            false => refused("drained before a header came"),
+        },
     };
     match read {
         Ok(Ok(Some(Introduction::Header(length, ends)))) => {
@@ -325,12 +337,13 @@ async fn introduction(
             }
             Ok(ends)
         }
-        Ok(Ok(Some(Introduction::Malformed(why)))) => Err(why),
+        Ok(Ok(Some(Introduction::Malformed(why)))) => refused(why),
+        Ok(Ok(None) | Err(_)) if seen.is_empty() => Err(Unintroduced::Silent),
         // Silent, or of another protocol.
         Ok(Ok(_)) | Err(_) if !terms.required => Ok(None),
-        Ok(Ok(_)) => Err("no header of the PROXY protocol"),
-        Ok(Err(_)) => Err("the connection broke"),
-        Err(_) => Err("no header in time"),
+        Ok(Ok(_)) => refused("no header of the PROXY protocol"),
+        Ok(Err(_)) => refused("the connection broke"),
+        Err(_) => refused("no header in time"),
     }
 }
 
@@ -376,6 +389,8 @@ async fn hello(
     let handshake_failed = |reason: &str| held.handshake_failed(peer, reason);
     let hello = match timeout(HANDSHAKE_TIMEOUT, reading).await {
         Ok(Ok(Some(hello))) => hello,
+        // Somebody looked whether the port is open.
+        Ok(Ok(None) | Err(_)) if seen.is_empty() => return,
         Ok(Ok(None)) => return handshake_failed("no complete ClientHello"),
         Ok(Err(_)) => return handshake_failed("connection broke"),
         Err(_) => return handshake_failed("no ClientHello in time"),

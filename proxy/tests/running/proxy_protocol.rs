@@ -1,6 +1,6 @@
 //! The PROXY protocol: load balancers say who the client is, and endpoints are told.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,7 +9,7 @@ use tokio::{
 use towpath_policies::model::*;
 use towpath_proxy::Running;
 
-use crate::support::*;
+use crate::{support::*, tls::write_certificate};
 
 /// Answers each request with its head.
 async fn reflecting() -> Origin {
@@ -86,6 +86,51 @@ async fn the_client_is_whom_a_trusted_balancer_says_and_nobody_else_is_believed(
     let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
     let refused = "towpath_proxy_protocol_errors_total{listener=\"in\"} 3";
     assert!(metrics.contains(refused), "{metrics}");
+}
+
+#[tokio::test]
+async fn health_checks_that_end_without_a_byte_are_no_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = write_certificate(dir.path(), "a", "a.test");
+    let tls = vec![Chain::new(vec![], Some(tls), tcp("s"))];
+    let service = World::default().service("s", Protocol::Http1, &[local(9)]);
+    let listeners = [("checked", true, 0), ("looked-for", false, 0), ("secured", true, 1)];
+    let world = listeners.iter().fold(service, |world, (name, required, _)| {
+        let world = match *name {
+            "secured" => world.listener(name, tls.clone()),
+            name => world.http(name, "s"),
+        };
+        world.introduced(name, from(*required, &["127.0.0.0/8"]))
+    });
+    let proxy = proxy_with(world).await;
+    for (name, _, handshakes) in listeners {
+        let ended = async |bytes: &[u8], reset: bool| {
+            let mut tcp = connect(&proxy, name).await;
+            tcp.write_all(bytes).await.unwrap();
+            if reset {
+                return socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            tcp.shutdown().await.unwrap();
+            let _ = tcp.read_to_end(&mut Vec::new()).await;
+        };
+        for begun in [&b""[..], LOCAL] {
+            ended(begun, false).await;
+        }
+        ended(b"", true).await;
+        // Ended midway: that is one, where it must be whole.
+        ended(b"PROXY TC", false).await;
+        if handshakes > 0 {
+            ended(&[LOCAL, b"\x16\x03\x01"].concat(), false).await;
+        }
+        let (_, metrics) = admin(&proxy, "GET", "/metrics").await;
+        let value = |metric: &str| {
+            let series = format!("towpath_{metric}{{listener=\"{name}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
+        };
+        let refused = if name == "looked-for" { "0" } else { "1" };
+        assert_eq!(value("proxy_protocol_errors_total"), refused, "{name}");
+        assert_eq!(value("tls_handshake_errors_total"), handshakes.to_string(), "{name}");
+    }
 }
 
 #[tokio::test]

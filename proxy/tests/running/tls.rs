@@ -22,7 +22,7 @@ use towpath_proxy::Running;
 use crate::support::*;
 
 /// Writes a certificate for `name` and its key into `dir`; both start with `file`.
-fn write_certificate(dir: &Path, file: &str, name: &str) -> TlsServer {
+pub(crate) fn write_certificate(dir: &Path, file: &str, name: &str) -> TlsServer {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let (certificate_file, private_key_file) =
