@@ -181,7 +181,11 @@ async fn connect_for(
         None => Err("no_service"),
     };
     match connected {
-        Ok((upstream, _guard, ticket)) => Ok(Opened { upstream, _guard, ticket, meter }),
+        Ok((upstream, _guard, ticket)) => {
+            // From here on somebody could speak. Nothing begins anew when it is known who is silent.
+            meter.touch();
+            Ok(Opened { upstream, _guard, ticket, meter })
+        }
         Err(reason) => Err(Refused { reason, meter }),
     }
 }
@@ -221,7 +225,6 @@ impl Opened {
         };
         let counters = &ticket.endpoint.live.metrics;
         meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
-        meter.touch();
         let idle = meter.chain.idle_timeout;
         let reason = match client {
             Client::Clear(tcp, prefix) | Client::Tunnel(tcp, prefix) => {

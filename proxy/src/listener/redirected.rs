@@ -171,3 +171,67 @@ fn settle<'a>(chains: &'a Chains, address: SocketAddr, first: &First) -> Option<
     }
     Some(chain)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::Instant};
+    use towpath_policies::model::{Endpoint, EndpointSet, Protocol, Service};
+
+    use super::*;
+    use crate::{tcp::TcpMetrics, transfers::Transfers, upstream};
+
+    const IDLE: Duration = Duration::from_secs(60);
+
+    /// Leads to a server that accepts, and says nothing.
+    async fn silent() -> (TcpListener, Arc<TcpChain>) {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let set = EndpointSet::new("s".into(), vec![Endpoint::new(server.local_addr().unwrap())]);
+        let service = Arc::new(Service::new("s", Protocol::Tcp));
+        let state = upstream::reconcile(None, service, &set, 1).unwrap();
+        let chain = TcpChain {
+            listener: "in".into(),
+            backends: vec![(state.live.clone(), 1)],
+            idle_timeout: Some(IDLE),
+            access_log: None,
+            transfers: Arc::new(Transfers::new(1)),
+            metrics: TcpMetrics::new("silent"),
+        };
+        (server, Arc::new(chain))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_nobody_speaks_has_one_idle_time() {
+        // When the client says something that tells nothing, and when it is over.
+        for (spoken, expected) in [(None, IDLE), (Some(IDLE / 2), IDLE * 3 / 2)] {
+            let (_server, chain) = silent().await;
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (tcp, address) = listener.accept().await.unwrap();
+            let caller = Caller {
+                address,
+                reached: address,
+                server_name: None,
+                protocol: "TCP",
+                worker: 0,
+                destination: None,
+            };
+            let begun = Instant::now();
+            let relayed = async {
+                let mut seen = BytesMut::new();
+                let speaking = who_speaks(&tcp, &mut seen, Some(&chain), caller).await;
+                let Ok((First::Opaque, Some(Ok(opened)))) = speaking else { panic!("refused") };
+                opened.run::<super::super::NoTls>(tcp::Client::Clear(tcp, seen.freeze())).await;
+            };
+            let speaks = async {
+                if let Some(spoken) = spoken {
+                    tokio::time::sleep(spoken).await;
+                    client.write_all(b"\0").await.unwrap();
+                }
+            };
+            tokio::join!(relayed, speaks);
+            let took = begun.elapsed();
+            let about = expected..expected + Duration::from_secs(1);
+            assert!(about.contains(&took), "{spoken:?}: {took:?}");
+        }
+    }
+}
