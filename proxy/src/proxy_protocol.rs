@@ -111,26 +111,24 @@ fn binary(bytes: &[u8]) -> Opening {
         _ => return Opening::Malformed("neither LOCAL nor PROXY of version 2"),
     };
     let Some(body) = rest.get(..length) else { return Opening::Incomplete };
+    if local {
+        // Whatever else it says is to be skipped (§2.2).
+        return Opening::Header(FIXED + length, None);
+    }
     let addresses = match fixed[13] {
         0x11 | 0x12 => 12,
         0x21 | 0x22 => 36,
         0x31 | 0x32 => 216,
         0x00 => 0,
-        // Of a LOCAL connection nothing else counts.
-        _ if local => return Opening::Header(FIXED + length, None),
         _ => return Opening::Malformed("the family or protocol of the addresses is not known"),
     };
     let Some((addresses, fields)) = body.split_at_checked(addresses) else {
-        return match local {
-            true => Opening::Header(FIXED + length, None),
-            false => Opening::Malformed("the header is too short for its addresses"),
-        };
+        return Opening::Malformed("the header is too short for its addresses");
     };
     if let Err(why) = check(&bytes[..FIXED + length], fields.len()) {
         return Opening::Malformed(why);
     }
     let ends = match fixed[13] {
-        _ if local => None,
         0x11 => octets::<4>(addresses)
             .map(|(a, b, ports)| ends_of(Ipv4Addr::from(a), Ipv4Addr::from(b), ports)),
         0x21 => octets::<16>(addresses)

@@ -99,6 +99,11 @@ fn version_2_tells_tcp_and_lets_fields_be() {
         (v2(0x20, 0x11, &V4), None),
         (v2(0x20, 0x11, &[1, 2]), None),
         (v2(0x20, 0x77, &[1, 2, 3]), None),
+        // Of a balancer's own connection all is skipped: fields cut off, and a checksum that is wrong.
+        (v2(0x20, 0x00, &[1, 0]), None),
+        (v2(0x20, 0x11, &[&V4[..], &[1, 0, 5, 1]].concat()), None),
+        (v2(0x20, 0x00, &field(3, &[0; 4])), None),
+        (v2(0x20, 0x21, &[&[0; 36][..], &field(3, &[0; 3])].concat()), None),
         (v2(0x21, 0x00, &[]), None),
         (v2(0x21, 0x12, &V4), None),
         (v2(0x21, 0x31, &[0; 216]), None),
