@@ -257,7 +257,6 @@ async fn connect(
     let ends = Ends { client, server: caller.reached };
     let original = caller.destination.as_ref().and_then(|d| d.endpoint(service));
     let destination = caller.destination.as_ref().map(Destination::address);
-    let shown = caller.destination.as_ref().and_then(Destination::client);
     let meant = original.is_some() || destination.is_some_and(|d| service.at(d).is_some());
     let mut tried = Tried::default();
     let overflow = |_: Limit| "overflow";
@@ -269,7 +268,11 @@ async fn connect(
         let pick = || pick::pick(service, &tried, now_ms(), ask);
         let picked = original.as_ref().map_or_else(pick, Ok);
         let endpoint = match picked {
-            Ok(endpoint) => endpoint.clone(),
+            Ok(endpoint) => caller
+                .destination
+                .as_ref()
+                .and_then(|destination| destination.apart(service, endpoint))
+                .unwrap_or_else(|| endpoint.clone()),
             Err(NoPick::NoneHealthy) => return Err("no_healthy_endpoint"),
             Err(NoPick::Full(_)) => return Err("overflow"),
         };
@@ -282,7 +285,7 @@ async fn connect(
         ticket.comes_from(origin.cell);
         // There is none in opaque bytes.
         ticket.has_head();
-        match Connector::connect_as(shown, service, &endpoint, ends).await {
+        match Connector::connect_opaque(service, &endpoint, ends).await {
             Ok((io, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);
                 return Ok((io, guard, ticket));

@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::Deref,
     sync::{
         Arc, OnceLock,
@@ -119,6 +119,15 @@ pub struct EndpointState {
     pub spec: Endpoint,
     /// What is alive; shared by all views of this address in this service.
     pub live: Arc<EndpointLive>,
+    /// Whom this view is for, where not for everybody.
+    pub(crate) apart: Option<Apart>,
+}
+
+/// One client whose address the endpoint sees, and what stands to it under that address.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    pub(crate) client: IpAddr,
+    pub(crate) pools: Arc<Pools>,
 }
 
 /// Counters and flags of one address. Atomics only; written by every worker.
@@ -186,7 +195,7 @@ pub struct EndpointRest {
     /// The terms connections are made under now; those made under others are not pooled.
     pub(crate) terms: AtomicU64,
     /// Idle connections, by worker.
-    pub(crate) pools: Pools,
+    pub(crate) pools: Arc<Pools>,
 }
 
 impl Deref for EndpointLive {
@@ -346,11 +355,11 @@ pub fn reconcile_at(
         .iter()
         .map(|e| match known.get(&e.address) {
             Some(state) if state.spec == *e => (*state).clone(),
-            Some(state) => Arc::new(EndpointState { spec: e.clone(), live: state.live.clone() }),
-            None => Arc::new(EndpointState {
-                spec: e.clone(),
-                live: Arc::new(EndpointLive::new(&spec.name, e, site.workers)),
-            }),
+            Some(state) => Arc::new(EndpointState::new(e.clone(), state.live.clone())),
+            None => {
+                let live = EndpointLive::new(&spec.name, e, site.workers);
+                Arc::new(EndpointState::new(e.clone(), Arc::new(live)))
+            }
         })
         .collect();
     let kept: HashSet<SocketAddr> = set.endpoints.iter().map(|e| e.address).collect();
@@ -410,7 +419,7 @@ fn adapt(spec: &Service, endpoints: &[Arc<EndpointState>]) {
     if spec.protocol == Protocol::Tcp {
         return;
     }
-    for EndpointState { spec, live } in endpoints.iter().map(AsRef::as_ref) {
+    for EndpointState { spec, live, .. } in endpoints.iter().map(AsRef::as_ref) {
         live.concurrency.get_or_init(|| Box::new(Concurrency::new(terms, spec.address)));
     }
 }
@@ -458,6 +467,16 @@ pub fn retire(old: &ServiceState) {
 }
 
 impl EndpointState {
+    /// For everybody.
+    fn new(spec: Endpoint, live: Arc<EndpointLive>) -> Self {
+        Self { spec, live, apart: None }
+    }
+
+    /// Idle connections for whom it is.
+    pub(crate) fn pools(&self) -> &Arc<Pools> {
+        self.apart.as_ref().map_or(&self.live.pools, |apart| &apart.pools)
+    }
+
     /// Whether new exchanges may go here: told healthy, probed healthy, not ejected.
     pub fn usable(&self, now_ms: u64) -> bool {
         self.allowed() && self.live.usable(now_ms)
@@ -504,7 +523,7 @@ impl EndpointLive {
             removed: AtomicBool::new(false),
             metrics,
             terms: AtomicU64::new(0),
-            pools: Pools::new(workers),
+            pools: Arc::new(Pools::new(workers)),
         };
         Self {
             bytes_in_flight: AtomicU64::new(0),

@@ -267,6 +267,15 @@ impl<D: Downstream> Exchange<'_, D> {
         })
     }
 
+    /// The endpoint as it is for this client alone, where that is to see the client's address.
+    fn apart(
+        &self,
+        service: &ServiceState,
+        endpoint: &Arc<EndpointState>,
+    ) -> Option<Arc<EndpointState>> {
+        self.client.peer.destination.as_ref()?.apart(service, endpoint)
+    }
+
     fn has_time_for(&self, wait: Duration) -> bool {
         self.limits.overall.is_none_or(|end| Instant::now() + wait < end)
     }
@@ -281,6 +290,8 @@ impl<D: Downstream> Exchange<'_, D> {
         endpoint: &Arc<EndpointState>,
         fresh: bool,
     ) -> Result<Tried1, Stop> {
+        let apart = self.apart(service, endpoint);
+        let endpoint = apart.as_ref().unwrap_or(endpoint);
         let declared = self.head.length.declared();
         self.ticket = None;
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), declared);
@@ -294,7 +305,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let worker = self.client.worker;
         let mut up = match self.wire(service.spec.protocol) {
             Wire::Http1 => {
-                let pooled = if fresh { None } else { endpoint.live.pools.take(worker) };
+                let pooled = if fresh { None } else { endpoint.pools().take(worker) };
                 match pooled {
                     Some(connection) => self.on_http1(connection, true),
                     None => {
@@ -373,7 +384,7 @@ impl<D: Downstream> Exchange<'_, D> {
         for _ in 0..CONNECT_ROUNDS {
             let request = h2_client::request(&self.head, service.connector.is_tls());
             let end = self.head.length.is_empty();
-            match endpoint.live.open_stream(worker, &request, end) {
+            match endpoint.open_stream(worker, &request, end) {
                 Ok(stream) => {
                     let up = Http2::new(stream, self.head.method.clone());
                     return Ok(Ok(Ok(Upstream::Http2(up))));

@@ -404,7 +404,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.report_answer();
         if let (Some(ticket), Upstream::Http1(h1)) = (self.ticket.take(), up) {
             let idle = ticket.service.spec.pool_idle_timeout;
-            h1.finish(&ticket.endpoint.live, self.client.worker, idle);
+            h1.finish(&ticket.endpoint, self.client.worker, idle);
         }
         if !mirrors.is_empty() {
             mirror::send(mirrors, &self.head, &self.replay, self.client);

@@ -1,7 +1,6 @@
 //! An exchange with an endpoint over HTTP/1.1.
 
 use std::{
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use super::{
     message::{Broken, Interim, Length, RequestHead},
     relay::Answer,
 };
-use crate::upstream::{EndpointLive, admission::ConnectionGuard, io::UpstreamIo, pool};
+use crate::upstream::{EndpointState, admission::ConnectionGuard, io::UpstreamIo, pool};
 
 /// A connection with one request on it.
 #[derive(Debug)]
@@ -181,7 +180,7 @@ impl Http1 {
     }
 
     /// Gives the connection back to its pool if both messages on it are complete; else closes it.
-    pub(super) fn finish(self, live: &Arc<EndpointLive>, worker: usize, idle_timeout: Duration) {
+    pub(super) fn finish(self, endpoint: &EndpointState, worker: usize, idle_timeout: Duration) {
         let conn = &self.conn;
         if self.reusable
             && self.sent_all
@@ -191,7 +190,7 @@ impl Http1 {
             && !conn.reader.is_closed()
         {
             let connection = pool::Http1 { io: self.conn.io, guard: self.guard };
-            live.put_back(worker, connection, idle_timeout);
+            endpoint.put_back(worker, connection, idle_timeout);
         }
     }
 }

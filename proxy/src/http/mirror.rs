@@ -139,7 +139,7 @@ async fn exchange(
     let mut up = match Wire::towards(service.spec.protocol, head.received) {
         Wire::Http1 => {
             super::headers::join_cookies(&mut head.headers);
-            let pooled = endpoint.live.pools.take(worker);
+            let pooled = endpoint.pools().take(worker);
             let reused = pooled.is_some();
             let connection = match pooled {
                 Some(connection) => connection,
@@ -154,11 +154,11 @@ async fn exchange(
         Wire::Http2 => {
             let request = h2_client::request(&head, service.connector.is_tls());
             let empty = head.length.is_empty();
-            let stream = match endpoint.live.open_stream(worker, &request, empty) {
+            let stream = match endpoint.open_stream(worker, &request, empty) {
                 Ok(stream) => stream,
                 Err(_) => {
                     h2_pool::connect_shared(&service, &endpoint, worker).await.ok()?;
-                    endpoint.live.open_stream(worker, &request, empty).ok()?
+                    endpoint.open_stream(worker, &request, empty).ok()?
                 }
             };
             Upstream::Http2(Http2::new(stream, head.method.clone()))
@@ -169,7 +169,7 @@ async fn exchange(
     }
     discard(&mut up, &mut ticket).await?;
     if let Upstream::Http1(h1) = up {
-        h1.finish(&endpoint.live, worker, service.spec.pool_idle_timeout);
+        h1.finish(&endpoint, worker, service.spec.pool_idle_timeout);
     }
     Some(())
 }

@@ -100,7 +100,7 @@ impl Completion {
         let (mut origins, cells) = {
             let mut numbers = lock(&experience.numbers);
             let mut settling = numbers.settle(site.here);
-            for EndpointState { spec, live } in endpoints.iter().map(AsRef::as_ref) {
+            for EndpointState { spec, live, .. } in endpoints.iter().map(AsRef::as_ref) {
                 let cell = settling.endpoint(&spec.locality.region, spec.coordinates);
                 live.learned.stands_in(cell);
             }

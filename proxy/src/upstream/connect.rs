@@ -140,16 +140,15 @@ impl Connector {
         Ok((io, guard))
     }
 
-    /// As [`Self::connect`], for the opaque bytes of one client, and under its address where one is given.
-    pub(crate) async fn connect_as(
-        client: Option<IpAddr>,
+    /// As [`Self::connect`], for the opaque bytes of one client.
+    pub(crate) async fn connect_opaque(
         service: &ServiceState,
         endpoint: &EndpointState,
         ends: Ends,
     ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
         let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint, None, client, Some(ends));
+        let standing = service.connector.connect_now(endpoint, None, Some(ends));
         let io = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))??;
         Ok((io, guard))
     }
@@ -162,7 +161,7 @@ impl Connector {
         wire: Option<Wire>,
     ) -> Result<UpstreamIo, ConnectError> {
         let limit = service.spec.connect_timeout;
-        let standing = service.connector.connect_now(endpoint, wire, None, None);
+        let standing = service.connector.connect_now(endpoint, wire, None);
         timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
     }
 
@@ -170,12 +169,11 @@ impl Connector {
         &self,
         endpoint: &EndpointState,
         wire: Option<Wire>,
-        client: Option<IpAddr>,
         ends: Option<Ends>,
     ) -> Result<UpstreamIo, ConnectError> {
         let start = Instant::now();
         let address = endpoint.spec.address;
-        let tcp = match client {
+        let tcp = match endpoint.apart.as_ref().map(|apart| apart.client) {
             Some(client) if client.is_ipv4() == address.is_ipv4() => under(client, address).await,
             _ if MARKED.load(Relaxed) => marked(address).await,
             _ => TcpStream::connect(address).await,

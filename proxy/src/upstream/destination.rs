@@ -8,7 +8,7 @@ use std::{
 use ahash::AHashMap;
 use towpath_policies::model::{Discovery, Endpoint};
 
-use super::{EndpointLive, EndpointMetrics, EndpointState, ServiceState};
+use super::{Apart, EndpointLive, EndpointMetrics, EndpointState, ServiceState, pool::Pools};
 use crate::lock::lock;
 
 /// The address that one connection was made to before it was redirected. Cheap to clone.
@@ -22,6 +22,8 @@ struct Inner {
     client: Option<IpAddr>,
     /// Of services that send connections on to where they were made to, by the terms they connect under.
     endpoints: Mutex<Vec<(u64, Arc<EndpointState>)>>,
+    /// Views of others' endpoints for the client alone, by the same.
+    apart: Mutex<Vec<(u64, Arc<EndpointState>)>>,
 }
 
 /// Where the endpoints of a service stand in its list, by address; made when a destination is first looked for.
@@ -34,12 +36,8 @@ impl Destination {
     /// `client` is to be seen by who is connected to.
     pub(crate) fn new(address: SocketAddr, client: Option<IpAddr>) -> Self {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self(Arc::new(Inner { address, client, endpoints: Mutex::default() }))
-    }
-
-    /// Under whose address opaque bytes are sent on; `None` = our own.
-    pub(crate) fn client(&self) -> Option<IpAddr> {
-        self.0.client
+        let (endpoints, apart) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { address, client, endpoints, apart }))
     }
 
     /// The address.
@@ -65,9 +63,45 @@ impl Destination {
         let live = EndpointLive::counted(self.0.address, metrics, 1);
         live.terms.store(terms, Relaxed);
         let spec = Endpoint::new(self.0.address);
-        let endpoint = Arc::new(EndpointState { spec, live: Arc::new(live) });
+        let apart = self.0.client.map(Apart::new);
+        let endpoint = Arc::new(EndpointState { spec, live: Arc::new(live), apart });
         endpoints.push((terms, endpoint.clone()));
         Some(endpoint)
+    }
+
+    /// An endpoint's view for the client alone, where that is to see the client's address: it has connections of its
+    /// own, and shares all that is alive with the view for everybody.
+    pub(crate) fn apart(
+        &self,
+        service: &ServiceState,
+        endpoint: &Arc<EndpointState>,
+    ) -> Option<Arc<EndpointState>> {
+        let client = self.0.client.filter(|_| endpoint.apart.is_none())?;
+        let terms = service.connector.terms();
+        let mut views = lock(&self.0.apart);
+        let known = views
+            .iter()
+            .position(|(of, view)| *of == terms && Arc::ptr_eq(&view.live, &endpoint.live));
+        let apart = match known {
+            Some(at) if views[at].1.spec == endpoint.spec => return Some(views[at].1.clone()),
+            // What stands to it is as good after it was described anew.
+            Some(at) => Apart { client, pools: views.swap_remove(at).1.pools().clone() },
+            None => Apart::new(client),
+        };
+        views.retain(|(of, view)| {
+            *of == view.live.terms.load(Relaxed) && !view.live.removed.load(Relaxed)
+        });
+        let (spec, live) = (endpoint.spec.clone(), endpoint.live.clone());
+        let view = Arc::new(EndpointState { spec, live, apart: Some(apart) });
+        views.push((terms, view.clone()));
+        Some(view)
+    }
+}
+
+impl Apart {
+    /// One connection is on one worker.
+    fn new(client: IpAddr) -> Self {
+        Self { client, pools: Arc::new(Pools::new(1)) }
     }
 }
 
@@ -75,7 +109,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         for (_, endpoint) in lock(&self.endpoints).iter() {
             endpoint.live.removed.store(true, Relaxed);
-            endpoint.live.pools.clear();
+            endpoint.pools().clear();
+        }
+        for (_, endpoint) in lock(&self.apart).iter() {
+            endpoint.pools().clear();
         }
     }
 }
@@ -117,6 +154,36 @@ mod tests {
         assert!(!Arc::ptr_eq(&a.live, &b.live));
         drop(destination);
         assert!(a.live.removed.load(Relaxed) && b.live.removed.load(Relaxed));
+    }
+
+    #[test]
+    fn what_a_client_has_to_an_endpoint_is_its_own_and_lasts_as_it_is_described_anew() {
+        let endpoint = |weight| Endpoint { weight, ..Endpoint::new(([10, 0, 0, 2], 80).into()) };
+        let spec = Arc::new(Service::new("apart", Protocol::Http1));
+        let view = |old: Option<&_>, weight| {
+            let set = EndpointSet::new("apart".into(), vec![endpoint(weight)]);
+            reconcile(old, spec.clone(), &set, 2).unwrap()
+        };
+        let service = view(None, 100);
+        let (one, other) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()));
+        let [one, other, nobody] =
+            [one, other, None].map(|client| Destination::new(([10, 0, 0, 1], 80).into(), client));
+        let of = |whose: &Destination, service: &ServiceState| {
+            whose.apart(service, &service.endpoints[0]).unwrap()
+        };
+        assert!(nobody.apart(&service, &service.endpoints[0]).is_none());
+        let first = of(&one, &service);
+        assert!(Arc::ptr_eq(&first, &of(&one, &service)));
+        assert!(Arc::ptr_eq(&first.live, &service.endpoints[0].live));
+        assert!(!Arc::ptr_eq(first.pools(), &first.live.pools));
+        assert!(!Arc::ptr_eq(first.pools(), of(&other, &service).pools()));
+        for weight in 1..100 {
+            let service = view(Some(&service), weight);
+            let anew = of(&one, &service);
+            assert_eq!(anew.spec.weight, weight);
+            assert!(Arc::ptr_eq(anew.pools(), first.pools()));
+        }
+        assert_eq!(lock(&one.0.apart).len(), 1, "bounded");
     }
 
     #[test]

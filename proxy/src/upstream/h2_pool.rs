@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    EndpointLive, EndpointState, ServiceState,
+    EndpointState, ServiceState,
     admission::Limit,
     age,
     connect::{ConnectError, Connector, Wire},
@@ -62,7 +62,7 @@ const CONFIG: Config = Config {
 /// stream on each.
 const MOST_SHARED: usize = 256;
 
-impl EndpointLive {
+impl EndpointState {
     /// Sends a request head on a connection that has room for another stream; `Full` when none has.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl EndpointLive {
         request: &RequestRef<'_>,
         end_of_stream: bool,
     ) -> Result<Stream, Unopened> {
-        let mut pool = self.pools.lock(worker);
+        let mut pool = self.pools().lock(worker);
         let mut at = 0;
         while let Some(shared) = pool.shared.get(at) {
             match shared.client.open(request, end_of_stream) {
@@ -100,7 +100,7 @@ pub(crate) async fn connect_shared(
     worker: usize,
 ) -> Result<(), ConnectError> {
     let mut connecting = {
-        let mut pool = endpoint.live.pools.lock(worker);
+        let mut pool = endpoint.pools().lock(worker);
         if pool.shared.len() >= MOST_SHARED {
             service.overflow(Limit::Connections);
             return Err(ConnectError::Full(Limit::Connections));
@@ -117,7 +117,7 @@ pub(crate) async fn connect_shared(
                 // Owned by all who wait for it, bounded by the connect timeout.
                 tokio::spawn(async move {
                     let outcome = add_connection(&service, &endpoint, worker).await;
-                    endpoint.live.pools.lock(worker).connecting = None;
+                    endpoint.pools().lock(worker).connecting = None;
                     done.send_replace(Some(outcome.map_err(Failed::from)));
                 });
                 connecting
@@ -148,7 +148,7 @@ async fn add_connection(
         // A peer that reads no more must not hold the socket.
         let _ = timeout(limit, connection.finish()).await;
     });
-    let mut pool = endpoint.live.pools.lock(worker);
+    let mut pool = endpoint.pools().lock(worker);
     if service.connector.terms() != endpoint.live.terms.load(Relaxed) {
         return Err(ConnectError::Handshake("the terms of connections changed".into()));
     }
@@ -156,7 +156,7 @@ async fn add_connection(
     let terms = service.spec.admission.stream_age;
     let until = terms.and_then(|terms| age::of_age(&terms, Instant::now(), fastrand::f64()));
     pool.shared.push(Shared { client, until });
-    endpoint.live.sweep(worker, &mut pool, service.spec.pool_idle_timeout);
+    endpoint.pools().sweep(worker, &mut pool, service.spec.pool_idle_timeout);
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! Idle HTTP/1.1 connections and shared HTTP/2 connections of one endpoint,
 //! one pool per worker, so that a lock is never contended.
 
-use std::sync::{Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::{EndpointLive, admission::ConnectionGuard, io::UpstreamIo, now_ms};
+use super::{EndpointState, admission::ConnectionGuard, io::UpstreamIo, now_ms};
 use crate::{h2::Client, lock::lock};
 
 /// The pools of one endpoint, by worker.
@@ -77,47 +77,36 @@ impl Pools {
             }
         }
     }
+
+    /// Starts the task that closes what has been idle too long; it ends with the last one.
+    pub(super) fn sweep(self: &Arc<Self>, worker: usize, pool: &mut Pool, idle_timeout: Duration) {
+        if !pool.sweeping {
+            pool.sweeping = true;
+            tokio::spawn(sweep_idle(Arc::downgrade(self), worker, idle_timeout));
+        }
+    }
 }
 
-impl EndpointLive {
+impl EndpointState {
     /// Keeps a connection for the next request, unless the endpoint is gone or enough wait.
-    pub(crate) fn put_back(
-        self: &std::sync::Arc<Self>,
-        worker: usize,
-        connection: Http1,
-        idle_timeout: Duration,
-    ) {
-        let mut pool = self.pools.lock(worker);
-        let removed = self.removed.load(Relaxed);
-        let outdated = connection.guard.terms() != self.terms.load(Relaxed);
+    pub(crate) fn put_back(&self, worker: usize, connection: Http1, idle_timeout: Duration) {
+        let mut pool = self.pools().lock(worker);
+        let removed = self.live.removed.load(Relaxed);
+        let outdated = connection.guard.terms() != self.live.terms.load(Relaxed);
         if removed || outdated || pool.idle.len() >= MAX_IDLE {
             return;
         }
         pool.idle.push(Idle { connection, since_ms: now_ms() });
-        self.sweep(worker, &mut pool, idle_timeout);
-    }
-
-    /// Starts the task that closes what has been idle too long; it ends with the last one.
-    pub(super) fn sweep(
-        self: &std::sync::Arc<Self>,
-        worker: usize,
-        pool: &mut Pool,
-        idle_timeout: Duration,
-    ) {
-        if !pool.sweeping {
-            pool.sweeping = true;
-            let live = std::sync::Arc::downgrade(self);
-            tokio::spawn(sweep_idle(live, worker, idle_timeout));
-        }
+        self.pools().sweep(worker, &mut pool, idle_timeout);
     }
 }
 
-async fn sweep_idle(live: Weak<EndpointLive>, worker: usize, idle_timeout: Duration) {
+async fn sweep_idle(pools: Weak<Pools>, worker: usize, idle_timeout: Duration) {
     let idle_ms = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
     loop {
         sleep(SWEEP.min(idle_timeout)).await;
-        let Some(live) = live.upgrade() else { return };
-        let mut pool = live.pools.lock(worker);
+        let Some(pools) = pools.upgrade() else { return };
+        let mut pool = pools.lock(worker);
         let oldest = now_ms().saturating_sub(idle_ms);
         pool.idle.retain_mut(|i| i.since_ms > oldest && i.connection.io.is_quiet());
         let now = Instant::now();

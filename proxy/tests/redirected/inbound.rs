@@ -87,3 +87,38 @@ fn by_tproxy_the_application_sees_the_clients_address() {
         assert_eq!(heard(&mut client.connect(to)), expected.to_string(), "{to}");
     }
 }
+
+/// Answers requests with the client's address and port.
+fn tells_who_by_http(mut tcp: TcpStream) {
+    use std::io::{BufRead, BufReader, Write};
+    let answer = tcp.peer_addr().unwrap().to_string();
+    let mut lines = BufReader::new(tcp.try_clone().unwrap()).lines();
+    while let Some(Ok(line)) = lines.next() {
+        let length = answer.len();
+        if line.is_empty()
+            && write!(tcp, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{answer}").is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Each client has connections of its own then, which are used again for it and for nobody else.
+#[test]
+fn by_tproxy_http_comes_from_the_clients_address_on_connections_of_its_own() {
+    let (client, server) = Machine::pair();
+    server.serve(8001, tells_who_by_http);
+    server.serve(9000, tells_who_by_http);
+    let documents = behind("app", "HTTP", (server.v4, 8001).into());
+    let policies = inbound(", towpath.dev/tproxy: \"true\"", &documents);
+    let _sidecar = Sidecar::start_with(&server, &policies, &[]);
+    server.intercept(&Spec { outbound: None, tproxy: true, ..Spec::default() });
+    for to in [SocketAddr::from((server.v4, 8001)), (server.v6, 9000).into()] {
+        let seen = |tcp: &mut TcpStream| get(tcp, "app.test").parse::<SocketAddr>().unwrap();
+        let (mut one, mut other) = (client.connect(to), client.connect(to));
+        let (first, second) = (seen(&mut one), seen(&mut other));
+        assert_eq!(first.ip(), one.local_addr().unwrap().ip(), "{to}");
+        assert_ne!(first, second, "{to}");
+        assert_eq!([seen(&mut one), seen(&mut other)], [first, second], "{to}");
+    }
+}

@@ -141,9 +141,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let began = Instant::now();
         let delay = hedging.delay();
         let mut timer = delay.map(|delay| Box::pin(sleep(delay)));
-        let mut first =
-            Lane::begin(service, endpoint, self.origin.cell, &self.head, wire, self.client.worker)
-                .map_err(Stop::Reply)?;
+        let mut first = self.begin_lane(service, endpoint, wire).map_err(Stop::Reply)?;
         self.tally(&mut first.ticket);
         let mut race = Race { forward, hedging, first: Some(first), second: None, fallback: None };
         let ended = poll_fn(|cx| {
@@ -214,9 +212,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return None;
         }
         let budget = service.retry(0)?;
-        let worker = self.client.worker;
-        let mut lane =
-            Lane::begin(service, &endpoint, self.origin.cell, &self.head, wire, worker).ok()?;
+        let mut lane = self.begin_lane(service, &endpoint, wire).ok()?;
         lane.hedge = true;
         self.tally(&mut lane.ticket);
         tried.add(&endpoint);
@@ -304,6 +300,19 @@ fn ended(lane: Lane, came: Result<ResponseHead, Dead>) -> Ended {
     }
 }
 
+impl<D: Downstream> Exchange<'_, D> {
+    fn begin_lane(
+        &self,
+        service: &Arc<ServiceState>,
+        endpoint: &Arc<EndpointState>,
+        wire: Wire,
+    ) -> Result<Lane, Reply> {
+        let apart = self.apart(service, endpoint);
+        let endpoint = apart.as_ref().unwrap_or(endpoint);
+        Lane::begin(service, endpoint, self.origin.cell, &self.head, wire, self.client.worker)
+    }
+}
+
 impl Lane {
     fn begin(
         service: &Arc<ServiceState>,
@@ -316,7 +325,7 @@ impl Lane {
         let mut ticket = Ticket::new(service.clone(), endpoint.clone(), 0);
         ticket.comes_from(origin);
         let state = match wire {
-            Wire::Http1 => match endpoint.live.pools.take(worker) {
+            Wire::Http1 => match endpoint.pools().take(worker) {
                 Some(connection) => sent_http1(connection, true, head),
                 None => State::Http1(connecting_http1(&ticket)),
             },
@@ -410,7 +419,7 @@ fn connecting_http1(ticket: &Ticket) -> Connecting<pool::Http1> {
 fn http2(ticket: &Ticket, head: &RequestHead, worker: usize, rounds: u8) -> Result<State, Reply> {
     let (service, endpoint) = (ticket.service.clone(), ticket.endpoint.clone());
     let request = h2_client::request(head, service.connector.is_tls());
-    match endpoint.live.open_stream(worker, &request, true) {
+    match endpoint.open_stream(worker, &request, true) {
         Ok(stream) => Ok(State::Sent(Upstream::Http2(Http2::new(stream, head.method.clone())))),
         Err(Unopened::TooLarge) => Err(Reply::HEAD_TOO_LARGE),
         Err(Unopened::Full | Unopened::Closed) => {

@@ -99,7 +99,7 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         if let (Upstream::Http1(h1), Some(ticket)) = (up, self.ticket.take()) {
             let idle = service.spec.pool_idle_timeout;
-            h1.finish(&ticket.endpoint.live, self.client.worker, idle);
+            h1.finish(&ticket.endpoint, self.client.worker, idle);
         }
         let offset = match upload_resume::offset(&standing) {
             Ok(offset) => offset,
