@@ -124,7 +124,7 @@ pub struct Proxy {
     /// It says that it is a sidecar.
     #[serde(default)]
     pub sidecar: bool,
-    /// It has listeners that open sockets, unlike a gRPC client.
+    /// It has listeners that open sockets, unlike a gRPC client or a job's sidecar.
     #[serde(default)]
     pub sockets: bool,
     /// Where it connects from.

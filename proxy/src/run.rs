@@ -235,7 +235,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     if let Some(clients) = &clients {
         tasks.push(Owned::spawn(watch_places(clients.clone(), look_now.clone())));
     }
-    let source = source::start(config.source, &control).await?;
+    let source = source::start(config.source, config.opens_listeners, &control).await?;
     Ok(Running { control, admin, tasks, source, clients, look_now })
 }
 

@@ -54,6 +54,7 @@ pub(crate) struct Following {
 /// Starts a source; a folder's first configuration is in force when this returns.
 pub(crate) async fn start(
     config: SourceConfig,
+    opens_listeners: bool,
     control: &Arc<Control>,
 ) -> anyhow::Result<Option<Following>> {
     match config {
@@ -69,7 +70,8 @@ pub(crate) async fn start(
         SourceConfig::ControlPlane { address, node, cache_dir } => {
             control.note_source(|s| *s = status("control-plane", address.clone()));
             let cache = cache_dir.map(|dir| Cache::new(&dir, &node)).transpose()?;
-            follow_control_plane(address, node, cache, control).map(Some)
+            let options = Options { opens_listeners, ..Options::new(address, node) };
+            follow_control_plane(options, cache, control).map(Some)
         }
     }
 }
@@ -79,8 +81,7 @@ fn status(kind: &'static str, location: String) -> SourceStatus {
 }
 
 fn follow_control_plane(
-    address: String,
-    node: Node,
+    options: Options,
     cache: Option<Cache>,
     control: &Arc<Control>,
 ) -> anyhow::Result<Following> {
@@ -110,7 +111,7 @@ fn follow_control_plane(
         let Some(control) = counting.upgrade() else { return Vec::new() };
         control.view().services.values().map(|service| service.counted()).collect()
     };
-    let client = AdsClient::start_reporting(Options::new(address, node), Arc::new(count), apply)
+    let client = AdsClient::start_reporting(options, Arc::new(count), apply)
         .map_err(|error| anyhow!(error))
         .context("--control-plane")?;
     let control = control.clone();

@@ -31,6 +31,8 @@ pub struct Options {
     pub address: String,
     /// How it names itself.
     pub node: Node,
+    /// Whether it opens the listeners that it is sent; else it takes them for their routes, and says so. Default true.
+    pub opens_listeners: bool,
     /// The protocol variant.
     pub flavour: Flavour,
     /// How long a snapshot waits for resources that it refers to and that the
@@ -63,6 +65,7 @@ impl Options {
         Self {
             address: address.into(),
             node,
+            opens_listeners: true,
             flavour: Flavour::Delta,
             warm_wait: Duration::from_secs(15),
             backoff_base: Duration::from_millis(100),

@@ -82,7 +82,8 @@ pub enum StreamEvent {
         stream: StreamId,
         /// The snapshot's version.
         version: String,
-        /// Whether it has listeners that open sockets; gRPC clients ask for API listeners only.
+        /// Whether it has listeners that open sockets. gRPC clients ask for API listeners only, and some clients
+        /// say that they open none.
         sockets: bool,
     },
     /// The stream ended; the last event of a stream.

@@ -41,6 +41,8 @@ const MAX_REASON_BYTES: usize = 4_096;
 const MAX_REASONS: usize = 256;
 /// Among `node.client_features`. See [`keeps_endpoints`].
 const KEEPS_ENDPOINTS: &str = "towpath.dev/keeps-endpoints";
+/// Among `node.client_features`. See [`opens_listeners`].
+const OPENS_NO_LISTENERS: &str = "towpath.dev/opens-no-listeners";
 /// Among `node.client_features`: it can be asked for the load of all its services at once.
 const REPORTS_ALL: &str = "envoy.lrs.supports_send_all_clusters";
 /// In `node.metadata`, as `true`: the client stands beside one application.
@@ -465,6 +467,16 @@ pub(crate) fn node_to_pb(node: &Node) -> core::Node {
 /// set being sent again.
 pub(crate) fn keeps_endpoints(node: &core::Node) -> bool {
     node.client_features.iter().any(|feature| feature == KEEPS_ENDPOINTS)
+}
+
+/// Says in `node` that its client takes listeners for their routes only.
+pub(crate) fn open_no_listeners(node: &mut core::Node) {
+    node.client_features.push(OPENS_NO_LISTENERS.to_owned());
+}
+
+/// Whether a client opens the listeners that it asks for, unless they are API listeners.
+pub(crate) fn opens_listeners(node: &core::Node) -> bool {
+    !node.client_features.iter().any(|feature| feature == OPENS_NO_LISTENERS)
 }
 
 /// Whether a client can be asked for the load of all its services at once.

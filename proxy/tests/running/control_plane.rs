@@ -63,6 +63,16 @@ impl ControlPlane {
         self.serving.await.unwrap();
     }
 
+    /// Whether each client that holds everything has opened listeners.
+    fn opened(&self) -> Vec<bool> {
+        let events = self.events.lock().unwrap();
+        let synced = events.iter().filter_map(|event| match event {
+            StreamEvent::Synced { sockets, .. } => Some(*sockets),
+            _ => None,
+        });
+        synced.collect()
+    }
+
     /// Reasons given for rejecting `resource`.
     fn rejections_of(&self, resource: &str) -> Vec<String> {
         let events = self.events.lock().unwrap();
@@ -79,18 +89,39 @@ impl ControlPlane {
 }
 
 async fn obeying(address: SocketAddr, cache_dir: Option<&Path>) -> Running {
+    towpath_proxy::start(config(address, cache_dir)).await.unwrap()
+}
+
+fn config(address: SocketAddr, cache_dir: Option<&Path>) -> Config {
     let node = Node { id: "edge-1".into(), cluster: "edge".into(), sidecar: false };
     let source = SourceConfig::ControlPlane {
         address: address.to_string(),
         node,
         cache_dir: cache_dir.map(Path::to_owned),
     };
-    towpath_proxy::start(Config::new(source)).await.unwrap()
+    Config::new(source)
 }
 
 fn world(at: SocketAddr, endpoint: SocketAddr) -> World {
     let chain = Chain::new(vec![], None, tcp("s"));
     World::default().service("s", Protocol::Tcp, &[endpoint]).listener_at("in", at, vec![chain])
+}
+
+/// It takes the routes of gateways, and must not be taken for one.
+#[tokio::test]
+async fn a_jobs_sidecar_says_that_it_opens_no_listeners() {
+    let echo = echo().await;
+    let plane = ControlPlane::start(world(dead().await, echo.address).build("v1")).await;
+    for opens in [true, false] {
+        let mut config = config(plane.address, None);
+        config.opens_listeners = opens;
+        let proxy = towpath_proxy::start(config).await.unwrap();
+        proxy.ready().await;
+        assert_eq!(proxy.listener_addrs().contains_key("in"), opens);
+        eventually("the answer", || async { (!plane.opened().is_empty()).then_some(()) }).await;
+        assert_eq!(plane.opened(), [opens]);
+        plane.events.lock().unwrap().clear();
+    }
 }
 
 #[tokio::test]

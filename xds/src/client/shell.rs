@@ -192,7 +192,11 @@ impl Connection {
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let mut node = Some(wire::node_to_pb(&self.options.node));
+        let mut node = wire::node_to_pb(&self.options.node);
+        if !self.options.opens_listeners {
+            wire::open_no_listeners(&mut node);
+        }
+        let mut node = Some(node);
         // One per type: fewer than the channel has room for.
         let first: Vec<Request> = std::iter::from_fn(|| self.machine.outgoing()).collect();
         match self.options.flavour {

@@ -282,6 +282,7 @@ impl<W: Wire> Session<W> {
 
     fn connect(&mut self, node: PbNode) -> Result<(), Status> {
         self.machine.set_keeps_endpoints(wire::keeps_endpoints(&node));
+        self.machine.set_opens_listeners(wire::opens_listeners(&node));
         let node = wire::node_from_pb(node);
         if node.id.is_empty() {
             return Err(Status::invalid_argument(

@@ -65,6 +65,7 @@ pub struct Stream {
     types: [Type; 4],
     nonces: u64,
     keeps_endpoints: bool,
+    opens_listeners: bool,
     /// Endpoint sets that a client of the state-of-the-world variant came back with.
     brought: BTreeSet<String>,
     synced: Option<String>,
@@ -81,6 +82,7 @@ impl Stream {
             types: Default::default(),
             nonces: 0,
             keeps_endpoints: false,
+            opens_listeners: true,
             brought: BTreeSet::new(),
             synced: None,
         }
@@ -91,6 +93,11 @@ impl Stream {
     /// until an endpoint set comes, changed or not.
     pub fn set_keeps_endpoints(&mut self, keeps: bool) {
         self.keeps_endpoints = keeps;
+    }
+
+    /// Whether the client says that it takes listeners for their routes only and opens none.
+    pub fn set_opens_listeners(&mut self, opens: bool) {
+        self.opens_listeners = opens;
     }
 
     /// Takes in a request.
@@ -207,8 +214,11 @@ impl Stream {
         self.synced.clone()
     }
 
-    /// Whether the client asks for a listener that opens a socket.
+    /// Whether the client asks for a listener that opens a socket, and opens it.
     pub fn opens_sockets(&self) -> bool {
+        if !self.opens_listeners {
+            return false;
+        }
         let Some(snapshot) = &self.snapshot else { return false };
         let kind = ResourceKind::Listener;
         let this = &self.types[slot(kind)];

@@ -297,13 +297,15 @@ fn wildcards_leave_out_api_listeners_which_come_by_name() {
 }
 
 #[test]
-fn who_asks_for_api_listeners_only_opens_no_sockets() {
+fn who_asks_for_api_listeners_only_or_says_so_opens_no_sockets() {
     for flavour in BOTH {
         for (names, opens) in [(&["api"][..], false), (&["l"], true), (&[], true)] {
             let mut peer = Peer::new(flavour, &world());
             assert!(!peer.stream.opens_sockets(), "nothing is asked for yet");
             peer.ask(Listeners, names);
             assert_eq!(peer.stream.opens_sockets(), opens, "{flavour:?} {names:?}");
+            peer.stream.set_opens_listeners(false);
+            assert!(!peer.stream.opens_sockets(), "it says so");
         }
     }
 }
