@@ -109,6 +109,27 @@ fn the_schemas_are_structural() {
     }
 }
 
+/// Clients of API servers read YAML 1.1, in which a bare `off` or `no` is a truth value: a field of
+/// that name would reach no server, and such a word is no text.
+#[test]
+fn no_field_and_no_word_is_a_truth_value_to_older_yaml() {
+    const TAKEN: [&str; 9] = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let taken = |word: &str| TAKEN.contains(&word.to_ascii_lowercase().as_str());
+    let mut looked_at = 0;
+    for definition in definitions() {
+        each(schema(&definition), "", true, &mut |path, _, schema| {
+            let fields = schema.get("properties").and_then(Value::as_object);
+            let words = schema.get("enum").and_then(Value::as_array);
+            let words = words.into_iter().flatten().filter_map(Value::as_str);
+            for word in fields.into_iter().flat_map(Map::keys).map(String::as_str).chain(words) {
+                assert!(!taken(word), "{path}: {word}");
+                looked_at += 1;
+            }
+        });
+    }
+    assert!(looked_at > 100, "{looked_at}");
+}
+
 #[test]
 fn every_example_is_taken_and_no_field_of_one_is_dropped() {
     let mut tried = 0;

@@ -82,7 +82,7 @@ kind: BreakerPolicy
 metadata: {{name: origin}}
 spec:
   targetRefs: [{{kind: Service, name: origin}}]
-  outlier: {{off: true}}
+  outlier: {{disabled: true}}
 ---
 apiVersion: towpath.dev/v1alpha1
 kind: Service

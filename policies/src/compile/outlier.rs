@@ -28,7 +28,7 @@ pub(super) fn compile(
 ) -> Option<Outlier> {
     let default = Outlier::default();
     let Some(spec) = written else { return Some(default) };
-    if let Some(off) = spec.off.as_ref().filter(|off| off.value) {
+    if let Some(off) = spec.disabled.as_ref().filter(|off| off.value) {
         if says_more(spec) {
             no_effect(off.span, problems);
         }
@@ -59,7 +59,7 @@ fn success_rate(written: Option<&SuccessRateSpec>, problems: &mut Problems) -> O
     let default = SuccessRate::default();
     let Some(spec) = written else { return Some(default) };
     let says_more = spec.min_requests.is_some() || spec.margin_percent.is_some();
-    is_on(spec.off.as_ref(), says_more, problems).then(|| SuccessRate {
+    is_on(spec.disabled.as_ref(), says_more, problems).then(|| SuccessRate {
         min_requests: count(spec.min_requests.as_ref(), default.min_requests),
         margin_percent: spec.margin_percent.as_ref().map_or(default.margin_percent, |p| ***p),
         ..default
@@ -80,7 +80,7 @@ fn goodput(written: Option<&GoodputSpec>, problems: &mut Problems) -> Option<Goo
     let spec = written?;
     let says_more =
         spec.below_percent.is_some() || spec.window.is_some() || spec.min_bytes.is_some();
-    is_on(spec.off.as_ref(), says_more, problems).then(|| Goodput {
+    is_on(spec.disabled.as_ref(), says_more, problems).then(|| Goodput {
         below_percent: spec.below_percent.as_ref().map_or(default.below_percent, |p| ***p),
         window: time(spec.window.as_ref(), default.window),
         min_bytes: spec.min_bytes.as_ref().map_or(default.min_bytes, |b| b.0),
@@ -143,7 +143,7 @@ fn is_on(off: Option<&At<bool>>, says_more: bool, problems: &mut Problems) -> bo
 fn no_effect(off: Span, problems: &mut Problems) {
     problems
         .warning(Rule::NoEffect, off, "ejection is off, so the other values have no effect")
-        .help("remove them, or `off`");
+        .help("remove them, or `disabled`");
 }
 
 fn says_more(spec: &OutlierSpec) -> bool {
@@ -189,8 +189,11 @@ fn check(spec: &OutlierSpec, outlier: &Outlier, service: &Service, problems: &mu
     if service.protocol == Protocol::Tcp {
         let off = |off: Option<&At<bool>>| off.is_some_and(|off| off.value);
         let latency = spec.latency.as_ref().map(|l| ("latency", l.span));
-        let goodput =
-            spec.goodput.as_ref().filter(|g| !off(g.off.as_ref())).map(|g| ("goodput", g.span));
+        let goodput = spec
+            .goodput
+            .as_ref()
+            .filter(|g| !off(g.disabled.as_ref()))
+            .map(|g| ("goodput", g.span));
         for (what, span) in latency.into_iter().chain(goodput) {
             let message = format!(
                 "the Service {} speaks TCP, and opaque connections have no {what} to judge",

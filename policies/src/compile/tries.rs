@@ -109,7 +109,7 @@ fn check_stall(timeouts: &TransferTimeouts, written: &At<StallSpec>, problems: &
 
 /// The hedge as it is written; `None` where it is off.
 pub(super) fn hedge(written: &At<HedgeSpec>) -> Option<Hedge> {
-    if written.off.as_ref().is_some_and(|off| off.value) {
+    if written.disabled.as_ref().is_some_and(|off| off.value) {
         return None;
     }
     let default = Hedge::default();
@@ -149,13 +149,13 @@ fn lateness(text: &str) -> HedgeAfter {
 }
 
 fn check_hedge(spec: &TransferPolicySpec, written: &At<HedgeSpec>, problems: &mut Problems) {
-    if let Some(off) = written.off.as_ref().filter(|off| off.value) {
+    if let Some(off) = written.disabled.as_ref().filter(|off| off.value) {
         let more =
             written.after.is_some() || written.max_bytes.is_some() || written.min_samples.is_some();
         if more {
             problems
                 .error(Rule::NoEffect, off.span, "what is off has no further terms")
-                .help("leave `off` out, or the other terms");
+                .help("leave `disabled` out, or the other terms");
         }
         return;
     }

@@ -438,7 +438,7 @@ object! {
     /// endpoint and within the retry budget; the first head wins. It takes one of the attempts of `retry`.
     struct HedgeSpec {
         /// True turns it off.
-        "off" => off: Option<At<bool>>,
+        "disabled" => disabled: Option<At<bool>>,
         /// What is late: a percentile of the route's own times, `p50` to `p99`, or a time; default p95.
         "after" => after: Option<At<Lateness>>,
         /// A second answer that declares more than this does not win; default 64KiB.
@@ -446,6 +446,8 @@ object! {
         /// Times to know before a percentile counts; default 100.
         "minSamples" => min_samples: Option<At<Positive>>,
     }
+    // YAML 1.1 reads a bare `off` as false.
+    renamed { "off" => "disabled", }
 }
 
 super::value::text!(
@@ -610,7 +612,7 @@ object! {
     /// Ejection of endpoints that fail in a row, or lag behind the others of their priority and region.
     struct OutlierSpec {
         /// True turns it off.
-        "off" => off: Option<At<bool>>,
+        "disabled" => disabled: Option<At<bool>>,
         /// Failures in a row that eject; default 5.
         "consecutiveFailures" => consecutive_failures: Option<At<Positive>>,
         /// First ejection, longer with each further one; default 30s.
@@ -631,18 +633,20 @@ object! {
         /// Ejection by goodput; off unless it is there.
         "goodput" => goodput: Option<GoodputSpec>,
     }
+    renamed { "off" => "disabled", }
 }
 
 object! {
     /// Out is an endpoint whose share of successes lies far below the others' median.
     struct SuccessRateSpec {
         /// True turns it off.
-        "off" => off: Option<At<bool>>,
+        "disabled" => disabled: Option<At<bool>>,
         /// Requests within the interval below which an endpoint is not judged; default 100.
         "minRequests" => min_requests: Option<At<Positive>>,
         /// Percentage points below the median, 1 to 100; default 10.
         "marginPercent" => margin_percent: Option<At<Whole<1, 100>>>,
     }
+    renamed { "off" => "disabled", }
 }
 
 object! {
@@ -664,7 +668,7 @@ object! {
     /// transfers under 256KiB, responses of unknown length, and opaque connections.
     struct GoodputSpec {
         /// True turns it off.
-        "off" => off: Option<At<bool>>,
+        "disabled" => disabled: Option<At<bool>>,
         /// Per cent of the others' median, 1 to 90; default 25.
         "belowPercent" => below_percent: Option<At<Whole<1, 90>>>,
         /// Judged over this time, 250ms to 1m; default 1s.
@@ -672,4 +676,5 @@ object! {
         /// An endpoint is judged when the others would have moved so much in its place; default 1MiB.
         "minBytes" => min_bytes: Option<At<Bytes>>,
     }
+    renamed { "off" => "disabled", }
 }
