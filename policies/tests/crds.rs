@@ -105,6 +105,8 @@ fn the_schemas_are_structural() {
                 !(schema.contains_key("properties") && schema.contains_key("additionalProperties")),
                 "{path}"
             );
+            // What a server stores must be what it was sent, or others who apply it are in conflict.
+            assert!(schema.get("properties") != Some(&Value::Object(Map::new())), "{path}: empty");
         });
     }
 }
@@ -166,12 +168,15 @@ fn every_example_is_taken_and_no_field_of_one_is_dropped() {
 /// Refuses fields that are not listed, as pruning would drop them.
 fn close(schema: &mut Value) {
     let Some(schema) = schema.as_object_mut() else { return };
-    let metadata = !schema.contains_key("properties");
-    if !metadata {
+    if schema.get("type") == Some(&"object".into()) && !schema.contains_key("additionalProperties")
+    {
         schema.insert("additionalProperties".to_owned(), Value::Bool(false));
     }
     for field in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
-        close(field.1);
+        // Its fields are the server's.
+        if field.0 != "metadata" {
+            close(field.1);
+        }
     }
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = schema.get_mut(key) {

@@ -108,7 +108,10 @@ fn structural(schema: &Value, named: &Value) -> Value {
     if let Some(Value::Object(properties)) = schema.get("properties") {
         let field = |(key, value): (&String, &Value)| (key.clone(), structural(value, named));
         let fields: Map<_, _> = properties.iter().map(field).collect();
-        result.insert("properties".to_owned(), fields.into());
+        // API servers keep no empty list, and would take it for a change each time.
+        if !fields.is_empty() {
+            result.insert("properties".to_owned(), fields.into());
+        }
     }
     for key in ["items", "additionalProperties"] {
         if let Some(each) = schema.get(key).filter(|each| each.is_object()) {
