@@ -1,10 +1,10 @@
 //! TLS that ends at the proxy, and TLS that passes through it.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use rcgen::{
-    CertificateParams, CertifiedKey, KeyPair, PKCS_RSA_SHA256, RsaKeySize,
-    generate_simple_self_signed,
+    BasicConstraints, CertificateParams, CertifiedKey, DnType, IsCa, Issuer, KeyPair,
+    PKCS_RSA_SHA256, RsaKeySize, generate_simple_self_signed,
 };
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
@@ -14,6 +14,7 @@ use rustls::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use towpath_policies::model::*;
@@ -323,6 +324,118 @@ async fn a_swapped_link_brings_new_certificates_and_cuts_no_connection() {
     let mut said = [0; 10];
     open.read_exact(&mut said).await.unwrap();
     assert_eq!(&said, b"still here");
+}
+
+/// A root that clients trust, and what it has signed to sign certificates with.
+struct Authority {
+    root: String,
+    intermediate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let params = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let root = params("root").self_signed(&root_key).unwrap().pem();
+        let above = Issuer::new(params("root"), root_key);
+        let intermediate = params("intermediate").signed_by(&key, &above).unwrap().pem();
+        Self { root, intermediate, issuer: Issuer::new(params("intermediate"), key) }
+    }
+
+    /// Writes a certificate for `name`, with the one above it, and its key; returns it alone.
+    fn certify(&self, dir: &Path, file: &str, name: &str) -> (TlsServer, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        let (certificate_file, private_key_file) =
+            (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+        fs::write(&certificate_file, format!("{certificate}{}", self.intermediate)).unwrap();
+        fs::write(&private_key_file, key.serialize_pem()).unwrap();
+        let alpn = vec!["h2".into(), "http/1.1".into()];
+        (TlsServer { certificate_file, private_key_file, second: None, alpn }, certificate)
+    }
+}
+
+/// What OpenSSL's client says of a connection, and hears when it sends `request`; without one it ends after the
+/// handshake.
+async fn openssl(proxy: &Running, root: &Path, arguments: &str, request: Option<&str>) -> String {
+    let mut child = Command::new("openssl")
+        .args(["s_client", "-verify_return_error", "-connect"])
+        .arg(proxy.listener_addrs()["in"].to_string())
+        .arg("-CAfile")
+        .arg(root)
+        .args(arguments.split(' '))
+        .args(request.map(|_| "-ign_eof"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("openssl; ./test tools installs it");
+    // It may have ended already, and then it says why.
+    let _ = child.stdin.take().unwrap().write_all(request.unwrap_or_default().as_bytes()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
+    let output = ended.expect("the connection ends").unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {error}{said}");
+    said
+}
+
+#[tokio::test]
+async fn openssl_is_served_by_name_version_and_protocol_and_after_a_reload() {
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n";
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let root = dir.path().join("root.crt");
+    fs::write(&root, &authority.root).unwrap();
+    let certify = |file, name| authority.certify(dir.path(), file, name);
+    let ((a_tls, a), (b_tls, b), (rest_tls, rest)) =
+        (certify("a", "a.test"), certify("b", "*.b.test"), certify("rest", "rest.test"));
+    let web = web("hello").await;
+    let world = World::default()
+        .service("web", Protocol::Http1, &[web.address])
+        .routes("web", "web")
+        .listener(
+            "in",
+            vec![
+                chain(&["a.test"], Some(&a_tls), http("web")),
+                chain(&["*.b.test"], Some(&b_tls), http("web")),
+                chain(&[], Some(&rest_tls), http("web")),
+            ],
+        );
+    let proxy = proxy_with(world).await;
+    let expect = async |arguments: &str, version: &str, alpn: &str, certificate: &str| {
+        let request = (alpn != "h2").then_some(REQUEST);
+        let said = openssl(&proxy, &root, arguments, request).await;
+        for part in
+            ["Verify return code: 0 (ok)", &format!("New, {version}, Cipher is "), certificate]
+        {
+            assert!(said.contains(part), "{arguments}: {part} in {said}");
+        }
+        let agreed = said.lines().find_map(|line| line.strip_prefix("ALPN protocol: "));
+        assert_eq!(agreed.unwrap_or_default(), alpn, "{arguments}: {said}");
+        assert_eq!(said.contains("HTTP/1.1 200 OK"), alpn != "h2", "{arguments}: {said}");
+    };
+    let of_a = "-servername a.test -verify_hostname a.test";
+    let of_b = "-servername x.b.test -verify_hostname x.b.test";
+    let of_nobody = "-noservername -verify_hostname rest.test";
+    expect(&format!("{of_a} -tls1_3 -alpn h2,http/1.1"), "TLSv1.3", "h2", &a).await;
+    expect(&format!("{of_b} -tls1_2 -alpn h2"), "TLSv1.2", "h2", &b).await;
+    expect(&format!("{of_nobody} -tls1_3 -alpn http/1.1"), "TLSv1.3", "http/1.1", &rest).await;
+    expect(&format!("{of_nobody} -tls1_2"), "TLSv1.2", "", &rest).await;
+    let (_, renewed) = certify("a", "a.test");
+    assert_ne!(a, renewed);
+    proxy.reload_certificates();
+    expect(&format!("{of_a} -tls1_2 -alpn http/1.1"), "TLSv1.2", "http/1.1", &renewed).await;
+    expect(&format!("{of_b} -tls1_3 -alpn http/1.1,h2"), "TLSv1.3", "h2", &b).await;
 }
 
 #[tokio::test]
