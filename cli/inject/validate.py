@@ -45,10 +45,14 @@ for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")]):
             valid += 1
 # And pods as the webhook makes them, which an API server has filled in before.
 for path in sorted(ADMITTED.glob("*.pod.json")):
+    asked = json.loads((ADMITTED.parent / path.name.replace(".pod", "")).read_text())["request"]["object"]
     for version in VERSIONS:
+        # Fields may be newer.
+        if mistake(asked, version):
+            continue
         error = mistake(json.loads(path.read_text()), version)
         if error:
-            sys.exit(f"{path.name} is not valid in Kubernetes {version}: {error}")
+            sys.exit(f"{path.name} is not valid in Kubernetes {version} any more: {error}")
         valid += 1
 if valid < 80:
     sys.exit(f"only {valid} documents were valid to begin with")

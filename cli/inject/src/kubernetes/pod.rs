@@ -30,6 +30,12 @@ pub(super) struct Pod<'a> {
 impl Pod<'_> {
     /// Why this pod is passed over, if it is.
     pub(super) fn not_for_us(&self) -> Option<Problem> {
+        let mirror = ["metadata", "annotations", "kubernetes.io/config.mirror"];
+        if let Some(mirror) = self.tree.find(self.workload.holder, &mirror) {
+            let message =
+                "passed over: the mirror of a static pod, whose kubelet runs what its file says";
+            return Some(self.problem(mirror, message).help("inject that file"));
+        }
         let os = self
             .find(&["os", "name"])
             .or_else(|| self.find(&["nodeSelector", "kubernetes.io/os"]))?;
@@ -113,7 +119,7 @@ impl Pod<'_> {
             ];
             container.push(("startupProbe", Value::map(probe)));
         }
-        container.push(("resources", self.resources()));
+        container.extend(self.resources());
         container.push(("securityContext", self.security()));
         let mount = Value::map([("name", Value::text(VOLUME)), ("mountPath", Value::text(STATE))]);
         container.push(("volumeMounts", Value::List(vec![mount])));
@@ -142,24 +148,27 @@ impl Pod<'_> {
             }
         }
         let capabilities = [("drop", Value::texts(["ALL"])), ("add", Value::texts(["NET_ADMIN"]))];
-        Value::map([
+        let mut step = vec![
             ("name", Value::text(INTERCEPT)),
             ("image", Value::text(&self.settings.image)),
             ("command", Value::texts(["towpath"])),
             ("args", Value::texts(arguments)),
-            ("resources", requests("100m", "64Mi", Some("100m"), Some("64Mi"))),
-            (
-                "securityContext",
-                Value::map([
-                    ("allowPrivilegeEscalation", Value::word(false)),
-                    ("capabilities", Value::map(capabilities)),
-                    ("readOnlyRootFilesystem", Value::word(true)),
-                    ("runAsNonRoot", Value::word(false)),
-                    ("runAsUser", Value::word(0)),
-                    ("seccompProfile", Value::map([("type", Value::text("RuntimeDefault"))])),
-                ]),
-            ),
-        ])
+        ];
+        let [cpu, memory] = [("cpu", "100m"), ("memory", "64Mi")].map(|(of, amount)| {
+            let amount = (!self.is_pooled(of)).then_some(amount);
+            (amount, amount)
+        });
+        step.extend(resources(cpu, memory));
+        let security = Value::map([
+            ("allowPrivilegeEscalation", Value::word(false)),
+            ("capabilities", Value::map(capabilities)),
+            ("readOnlyRootFilesystem", Value::word(true)),
+            ("runAsNonRoot", Value::word(false)),
+            ("runAsUser", Value::word(0)),
+            ("seccompProfile", Value::map([("type", Value::text("RuntimeDefault"))])),
+        ]);
+        step.push(("securityContext", security));
+        Value::Map(step.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
     /// The name of the first container, which is the one people mean.
@@ -182,15 +191,34 @@ impl Pod<'_> {
         ])
     }
 
-    fn resources(&self) -> Value {
-        let settings = self.settings;
-        let guaranteed = self.guaranteed();
-        let (cpu, memory) = (&settings.cpu_request, &settings.memory_request);
-        let (cpu_limit, memory_limit) = (&settings.cpu_limit, &settings.memory_limit);
-        let most_cpu = guaranteed.then_some("500m");
-        let cpu = amounts((cpu, cpu_limit), ("50m", most_cpu), guaranteed);
-        let memory = amounts((memory, memory_limit), ("64Mi", Some("512Mi")), guaranteed);
-        requests(cpu.0, memory.0, cpu.1, memory.1)
+    fn resources(&self) -> Option<(&'static str, Value)> {
+        let set = self.settings;
+        let most_cpu = self.guaranteed().then_some("500m");
+        let cpu = self.share("cpu", (&set.cpu_request, &set.cpu_limit), ("50m", most_cpu));
+        let memory = (&set.memory_request, &set.memory_limit);
+        let memory = self.share("memory", memory, ("64Mi", Some("512Mi")));
+        resources(cpu, memory)
+    }
+
+    /// What the sidecar asks for and may use of CPU or memory: of what the pod has in one pool, only
+    /// what was set.
+    fn share<'a>(
+        &self,
+        of: &str,
+        set: (&'a Option<String>, &'a Option<String>),
+        default: (&'a str, Option<&'a str>),
+    ) -> (Option<&'a str>, Option<&'a str>) {
+        if self.is_pooled(of) {
+            return (set.0.as_deref(), set.1.as_deref());
+        }
+        let (asked, most) = amounts(set, default, self.guaranteed());
+        (Some(asked), most)
+    }
+
+    /// Whether the pod says how much its containers need of it together. What one of them asks for
+    /// counts towards that, so that a default could be more than there is, or take its place.
+    fn is_pooled(&self, of: &str) -> bool {
+        ["requests", "limits"].iter().any(|what| self.find(&["resources", what, of]).is_some())
     }
 
     /// Kubernetes refuses a container that asks for more than it may use.
@@ -427,18 +455,21 @@ fn amounts<'a>(
     }
 }
 
-fn requests(cpu: &str, memory: &str, cpu_limit: Option<&str>, memory_limit: Option<&str>) -> Value {
-    let amounts = |cpu: Option<&str>, memory: Option<&str>| {
-        let amounts = [("cpu", cpu), ("memory", memory)];
-        let given = amounts
+/// What is asked for and what may be used at most, of CPU and of memory; nothing of what is not said.
+fn resources(
+    cpu: (Option<&str>, Option<&str>),
+    memory: (Option<&str>, Option<&str>),
+) -> Option<(&'static str, Value)> {
+    let amounts = |name: &str, cpu: Option<&str>, memory: Option<&str>| {
+        let given = [("cpu", cpu), ("memory", memory)]
             .into_iter()
             .filter_map(|(of, amount)| Some((of.to_owned(), Value::text(amount?))));
-        Value::Map(given.collect())
+        let given: Vec<_> = given.collect();
+        (!given.is_empty()).then(|| (name.to_owned(), Value::Map(given)))
     };
-    Value::map([
-        ("requests", amounts(Some(cpu), Some(memory))),
-        ("limits", amounts(cpu_limit, memory_limit)),
-    ])
+    let kinds = [amounts("requests", cpu.0, memory.0), amounts("limits", cpu.1, memory.1)];
+    let kinds: Vec<_> = kinds.into_iter().flatten().collect();
+    (!kinds.is_empty()).then_some(("resources", Value::Map(kinds)))
 }
 
 #[cfg(test)]
