@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -22,6 +23,7 @@ use towpath_control_plane::{
 use crate::support::{config, folder_of, policies, spec};
 
 const NAME: &str = "towpath-control-plane.towpath.svc";
+const ADMISSION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/admission");
 
 fn webhook(identity: Identity) -> Webhook {
     Webhook {
@@ -82,8 +84,7 @@ async fn asked(
 }
 
 fn review(name: &str) -> Vec<u8> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/admission");
-    fs::read(Path::new(folder).join(format!("{name}.json"))).unwrap()
+    fs::read(Path::new(ADMISSION).join(format!("{name}.json"))).unwrap()
 }
 
 #[tokio::test]
@@ -148,6 +149,59 @@ async fn handshakes_that_fail_are_counted_and_looks_at_the_port_are_not() {
     let text = metrics(&running).await;
     assert!(text.contains(&failed(2)), "{text}");
     running.shutdown().await;
+}
+
+/// Reviews that an API server sent, at the path it sent them to, and the pods that came of them.
+#[tokio::test]
+async fn pods_of_an_api_server_become_what_their_golden_files_say() {
+    let folder = folder_of(&[("a.yaml", &policies(9000))]);
+    let authority = tempfile::tempdir().unwrap();
+    let identity = Identity::Authority(Some(authority.path().to_owned()));
+    let running = started(folder.path(), identity).await;
+    let mut patched = 0;
+    for file in fs::read_dir(ADMISSION).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let inject = if name == "asked" { "/inject/annotated" } else { "/inject" };
+        let request = post(&format!("{inject}?timeout=5s"), "application/json", review(name));
+        let (status, body) = asked(&running, authority.path(), request).await;
+        assert_eq!(status, StatusCode::OK, "{name}: {body}");
+        let (asked, answer): (Value, Value) =
+            (serde_json::from_slice(&review(name)).unwrap(), serde_json::from_str(&body).unwrap());
+        let response = &answer["response"];
+        assert_eq!(response["uid"], asked["request"]["uid"], "{name}");
+        assert_eq!(response["allowed"], true, "{name}");
+        let golden = Path::new(ADMISSION).join(format!("answers/{name}.pod.json"));
+        let Ok(expected) = fs::read(&golden) else {
+            assert!(response.get("patch").is_none(), "{name}: {body}");
+            continue;
+        };
+        let pod = applied(asked["request"]["object"].clone(), &response["patch"]);
+        assert_eq!(pod, serde_json::from_slice::<Value>(&expected).unwrap(), "{name}");
+        patched += 1;
+    }
+    assert!(patched >= 11, "{patched}");
+    running.shutdown().await;
+}
+
+/// Does what a patch says that only adds (RFC 6902 §4.1), as an API server gets it: in base64.
+fn applied(mut pod: Value, patch: &Value) -> Value {
+    let steps = STANDARD.decode(patch.as_str().unwrap()).unwrap();
+    for step in serde_json::from_slice::<Vec<Value>>(&steps).unwrap() {
+        assert_eq!(step["op"], "add", "{step}");
+        let (parent, last) = step["path"].as_str().unwrap().rsplit_once('/').unwrap();
+        match pod.pointer_mut(parent).unwrap() {
+            Value::Array(list) => list.insert(last.parse().unwrap(), step["value"].clone()),
+            parent => {
+                let key = last.replace("~1", "/").replace("~0", "~");
+                parent[key] = step["value"].clone();
+            }
+        }
+    }
+    pod
 }
 
 async fn metrics(running: &Running) -> String {

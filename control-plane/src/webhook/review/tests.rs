@@ -44,6 +44,14 @@ fn answered_with(
     (answer, outcome)
 }
 
+/// The pod of a review as its patch makes it.
+fn patched(name: &str) -> Value {
+    let review = review(name);
+    let (answer, _) = answered(&review, Among::All, OnProblem::Warn);
+    let patch = answer["response"]["patch"].as_array().unwrap();
+    applied(review["request"]["object"].clone(), patch)
+}
+
 fn golden(name: &str, value: &Value) {
     let path = folder().join("answers").join(format!("{name}.json"));
     let text = serde_json::to_string_pretty(value).unwrap() + "\n";
@@ -61,13 +69,22 @@ fn reviews_are_answered_as_the_golden_files_say() {
     for (name, expected) in [
         ("deployment", Outcome::Injected),
         ("job", Outcome::Injected),
+        ("cron-job", Outcome::Injected),
+        ("stateful-set", Outcome::Injected),
+        ("bare", Outcome::Injected),
+        ("restricted", Outcome::Injected),
+        ("pooled", Outcome::Injected),
         ("dry-run", Outcome::Injected),
         ("odd-text", Outcome::Injected),
         ("host-network", Outcome::Injected),
         ("asked", Outcome::Injected),
         ("already-injected", Outcome::Already),
         ("refused", Outcome::PassedOver),
+        ("mirror", Outcome::PassedOver),
+        ("windows", Outcome::PassedOver),
         ("update", Outcome::PassedOver),
+        ("ephemeral-container", Outcome::PassedOver),
+        ("binding", Outcome::PassedOver),
         ("not-a-pod", Outcome::PassedOver),
         ("port-taken", Outcome::Problem),
     ] {
@@ -88,7 +105,18 @@ fn reviews_are_answered_as_the_golden_files_say() {
 /// The pod at its admission and the manifest before get the same sidecar.
 #[test]
 fn the_patch_is_what_injection_into_the_text_makes() {
-    for name in ["deployment", "job", "dry-run", "odd-text", "host-network"] {
+    for name in [
+        "deployment",
+        "job",
+        "cron-job",
+        "stateful-set",
+        "bare",
+        "restricted",
+        "pooled",
+        "dry-run",
+        "odd-text",
+        "host-network",
+    ] {
         let review = review(name);
         let pod = &review["request"]["object"];
         let (answer, _) = answered(&review, Among::All, OnProblem::Warn);
@@ -130,6 +158,34 @@ fn pods_are_called_by_what_was_written_not_by_what_it_made() {
         assert_eq!(workload(&pod).as_deref(), expected, "{kind} {name}");
     }
     assert_eq!(workload(&json!({ "metadata": {} })), None);
+}
+
+/// By pods as controllers of Kubernetes make them.
+#[test]
+fn a_proxys_group_is_what_somebody_wrote() {
+    for (name, expected) in [
+        ("deployment", "loader"),
+        ("job", "backfill"),
+        ("cron-job", "nightly"),
+        ("stateful-set", "lake"),
+        ("host-network", "collector"),
+        ("bare", "bare"),
+    ] {
+        let pod = patched(name);
+        let arguments = pod["spec"]["initContainers"][0]["args"].as_array().unwrap();
+        let mut arguments = arguments.iter().filter_map(Value::as_str);
+        let group = arguments.find_map(|argument| argument.strip_prefix("--cluster="));
+        assert_eq!(group, Some(format!("{expected}.$(POD_NAMESPACE)").as_str()), "{name}");
+    }
+}
+
+#[test]
+fn a_guaranteed_pod_stays_one_and_a_pool_is_not_added_to() {
+    let resources = |name: &str| patched(name)["spec"]["initContainers"][0]["resources"].clone();
+    let own = resources("stateful-set");
+    assert!(own["limits"]["cpu"].is_string() && own["limits"]["memory"].is_string(), "{own}");
+    assert_eq!(own["requests"], own["limits"]);
+    assert_eq!(resources("pooled"), Value::Null);
 }
 
 #[test]
