@@ -498,7 +498,7 @@ mod tests {
         }
         let lines = heard.lines();
         let [pod, bad] = lines.as_slice() else { panic!("{lines:?}") };
-        for part in ["WARN", "etl", "loader-6c9f7d5b84-", "ReplicaSet/", "port 9901"] {
+        for part in ["WARN", "etl", "port-taken-6d5f96fbd5-", "ReplicaSet/", "port 9901"] {
             assert!(pod.contains(part), "{part} in {pod}");
         }
         for part in ["WARN", "192.0.2.7:5", "not an AdmissionReview"] {

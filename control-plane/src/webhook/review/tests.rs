@@ -234,8 +234,8 @@ fn the_log_can_say_which_pod_has_none_and_why() {
         assert!(why.contains("port 9901") && why.contains("admin-port"), "{why}");
         let expected = Trouble {
             namespace: "etl".to_owned(),
-            name: "loader-6c9f7d5b84-".to_owned(),
-            owner: "ReplicaSet/loader-6c9f7d5b84".to_owned(),
+            name: "port-taken-6d5f96fbd5-".to_owned(),
+            owner: "ReplicaSet/port-taken-6d5f96fbd5".to_owned(),
             why,
             allowed,
         };
