@@ -68,7 +68,8 @@ impl Drop for Breaks<'_> {
 }
 
 async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Direction) -> End {
-    let (mut burst, mut pieces) = (0, true);
+    // Whether it comes in pieces, and whether the next one is read all the same.
+    let (mut burst, mut pieces, mut asks) = (0, true, false);
     loop {
         // Readiness that is there at once costs no budget by itself.
         consume_budget().await;
@@ -79,7 +80,8 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
         if let Err(error) = from.readable().await {
             return End::ReadFailed(error);
         }
-        let moved = if pieces {
+        let reads = pieces || std::mem::take(&mut asks);
+        let moved = if reads {
             piece(from, to, meter, direction).await
         } else {
             let Some(pipe) = Pipe::take() else {
@@ -89,13 +91,14 @@ async fn one_way(from: &TcpStream, to: &TcpStream, meter: &Meter, direction: Dir
             stretch(pipe, from, to, meter, direction).await
         };
         match moved {
-            Ok(Some(0)) if pieces => return finish(to, meter, direction),
-            // A splice that moves nothing may have met an urgent byte: only a read knows the end.
-            Ok(Some(n)) => {
+            Ok(Some(0)) if reads => return finish(to, meter, direction),
+            Ok(Some(n)) if n > 0 => {
                 burst += n;
                 pieces = n < PIECE;
             }
-            Ok(None) => {}
+            // A splice that moves nothing may have met an urgent byte: only a read knows that there is nothing, or
+            // the end.
+            Ok(_) => asks = !reads,
             Err(End::ReadFailed(error)) if error.kind() == io::ErrorKind::InvalidInput => {
                 return copy::one_way_tcp(from, to, meter, direction).await;
             }
@@ -133,7 +136,7 @@ async fn piece(
     Ok(moved)
 }
 
-/// As [`piece`], up to [`CHUNK`] bytes through a pipe; 0 also where no more can be had by that way.
+/// As [`piece`], up to [`CHUNK`] bytes through a pipe; whether there are more must be asked by a read.
 async fn stretch(
     mut pipe: Pipe,
     from: &TcpStream,
@@ -141,7 +144,8 @@ async fn stretch(
     meter: &Meter,
     direction: Direction,
 ) -> Result<Option<usize>, End> {
-    let filled = match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+    // Not as the runtime would try it: it would wait for more, though more may be there.
+    let filled = match pipe.fill(from) {
         Ok(n) => Some(n),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => return Err(End::ReadFailed(error)),

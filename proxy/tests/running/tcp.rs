@@ -48,7 +48,7 @@ async fn what_comes_behind_an_urgent_byte_passes() {
         World::default().service("echo", Protocol::Tcp, &[echo.address]).tcp("in", "echo"),
     )
     .await;
-    for before in [1, 100, 300_000] {
+    for before in [1, 100, 32 * 1024, 300_000] {
         let mut client = connect(&proxy, "in").await;
         let mut expected = pattern(before);
         client.write_all(&expected).await.unwrap();
