@@ -72,8 +72,9 @@ fn of_very_many_regions_the_first_beyond_the_bound_is_told() {
     }
 }
 
-#[test]
-fn very_many_destinations_of_redirected_connections_are_refused_before_they_are_made() {
+/// A sidecar's listener, and Services without ports of their own addresses, at each port that another has an endpoint at;
+/// and routes by name.
+fn redirected(services: usize, addresses: usize, ports: usize, routes: usize) -> String {
     let mut text = "\
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -83,18 +84,43 @@ spec:
   listeners: [{name: out, port: 15001, protocol: towpath.dev/Outbound}]
 "
     .to_owned();
-    // Each of these is reached at every port that another has an endpoint at.
-    for nth in 0..150 {
+    let list = |items: Vec<String>| items.join(", ");
+    for nth in 0..services {
+        let own = (0..addresses).map(|a| format!("10.{nth}.{}.{}", a / 256, a % 256)).collect();
+        let here = (nth..ports).step_by(services).map(|port| 1000 + port);
+        let endpoints = here.map(|port| format!("{{address: \"10.255.0.1:{port}\"}}")).collect();
         text += &format!(
             "---\napiVersion: towpath.dev/v1alpha1\nkind: Service\nmetadata: {{name: s{nth}}}\nspec:\n  \
-             protocol: TCP\n  addresses: [10.1.0.{nth}]\n  \
-             endpoints: [{{address: \"10.2.0.1:{}\"}}]\n",
-            1000 + nth
+             protocol: TCP\n  addresses: [{}]\n  endpoints: [{}]\n",
+            list(own),
+            list(endpoints)
         );
     }
-    let told = |text: &str| check([("mesh.yaml".into(), text.to_owned())], "v".to_owned()).report;
-    let report = told(&text).to_string();
-    assert!(report.contains("mesh.yaml:6:33: error: 22650 destinations"), "{report}");
-    let few: Vec<&str> = text.split("---").take(50).collect();
-    assert!(!told(&few.join("---")).to_string().contains("destinations"));
+    for nth in 0..routes {
+        text += &format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {{name: r{nth}}}\nspec:\n  \
+             parentRefs: [{{name: sidecars}}]\n  hostnames: [h{nth}.test]\n  rules: [{{backendRefs: [{{name: s0}}]}}]\n"
+        );
+    }
+    text
+}
+
+#[test]
+fn very_many_destinations_of_redirected_connections_are_refused_before_their_chains_are_made() {
+    for ((services, addresses, ports, routes), expected) in [
+        ((49, 1, 49, 3), None),
+        ((150, 1, 150, 0), Some("22650 destinations")),
+        ((1, 1000, 200, 0), Some("201200 networks")),
+        ((2, 1, 200, 60), Some("12462 destinations")),
+    ] {
+        let text = redirected(services, addresses, ports, routes);
+        let report = check([("mesh.yaml".into(), text)], "v".to_owned()).report.to_string();
+        match expected {
+            Some(what) => {
+                let told = format!("mesh.yaml:6:33: error: {what} are to be told apart here");
+                assert!(report.contains(&told), "{report}");
+            }
+            None => assert!(!report.contains("error"), "{report}"),
+        }
+    }
 }

@@ -85,11 +85,23 @@ impl Addresses {
     ///
     /// A port is looked at before the network, and then no chain without one counts any more: what has
     /// no port is there for each port, too.
-    pub(crate) fn destinations(&self, within: impl Fn(&Reached) -> bool) -> Destinations<'_> {
+    ///
+    /// # Errors
+    /// How many networks at ports there would be, where that is more than `most`; none is made then.
+    pub(crate) fn destinations(
+        &self,
+        most: usize,
+        within: impl Fn(&Reached) -> bool,
+    ) -> Result<Destinations<'_>, usize> {
         let known = || self.0.iter().filter(|(_, reached)| within(reached));
         let mut ports: Vec<u16> = known().filter_map(|(address, _)| address.port).collect();
         ports.sort_unstable();
         ports.dedup();
+        let everywhere = known().filter(|(address, _)| address.port.is_none()).count();
+        let many = known().count() + everywhere * ports.len();
+        if many > most {
+            return Err(many);
+        }
         let mut of: BTreeMap<(Option<u16>, &str), Destination<'_>> = BTreeMap::new();
         for (address, reached) in known() {
             let mut add = |port| {
@@ -106,7 +118,7 @@ impl Addresses {
                 ports.iter().filter(|port| !own(port)).for_each(|port| add(Some(*port)));
             }
         }
-        Destinations { services: of.into_values().collect(), ports }
+        Ok(Destinations { services: of.into_values().collect(), ports })
     }
 }
 

@@ -23,15 +23,18 @@ use crate::{
 
 use super::{
     super::{
-        addresses::{Addresses, Destination},
+        addresses::{Addresses, Destination, Reached},
         table,
     },
     Output, Port,
     attach::Plan,
 };
 
-/// Services at their ports that a listener tells apart; each becomes up to three chains, in two listeners.
+/// Services, and routes by name, at their ports that a listener tells apart; each becomes up to three chains, in two
+/// listeners.
 const MOST_DESTINATIONS: usize = 10_000;
+/// Networks at ports that lead to them.
+const MOST_NETWORKS: usize = 100_000;
 
 /// Whether a listener takes what is redirected to it.
 pub(super) fn is(listener: &GatewayListener) -> bool {
@@ -123,21 +126,28 @@ impl Port<'_, '_, '_> {
         let from = namespaces.and_then(|namespaces| namespaces.from.as_ref());
         let all = from.is_some_and(|from| from.value == FromNamespaces::All);
         let own = self.gateway.namespace.as_str();
-        let destinations = known.destinations(|reached| all || reached.namespace == own);
-        let mut chains = Vec::new();
-        if destinations.services.len() > MOST_DESTINATIONS {
-            let many = destinations.services.len();
-            problems
-                .error(Rule::Limit, plan.written.port.span, format!("{many} destinations are to be told apart here"))
-                .help(format!(
-                    "at most {MOST_DESTINATIONS}; what has no port in `addresses` counts once for each port that any has, so say ports"
-                ));
-            return chains;
+        let within = |reached: &Reached| all || reached.namespace == own;
+        let refused = |many: usize, what: &str, most: usize, problems: &mut Problems| {
+            let told = format!("{many} {what} are to be told apart here");
+            problems.error(Rule::Limit, plan.written.port.span, told).help(format!(
+                "at most {most}; what has no port in `addresses`, or goes by name, counts once for each port that any has, \
+                 so say ports"
+            ));
+            Vec::new()
+        };
+        let destinations = match known.destinations(MOST_NETWORKS, within) {
+            Ok(destinations) => destinations,
+            Err(many) => return refused(many, "networks", MOST_NETWORKS, problems),
+        };
+        let by_name = self.named_chains(plan, problems);
+        let many = destinations.services.len() + by_name.len() * (destinations.ports.len() + 1);
+        if many > MOST_DESTINATIONS {
+            return refused(many, "destinations", MOST_DESTINATIONS, problems);
         }
+        let mut chains: Vec<Chain> = Vec::new();
         for destination in &destinations.services {
             chains.extend(self.service_chains(plan, destination));
         }
-        let by_name = self.named_chains(plan, problems);
         for port in std::iter::once(None).chain(destinations.ports.iter().copied().map(Some)) {
             chains.extend(by_name.iter().cloned().map(|mut chain| {
                 chain.only.port = port;
