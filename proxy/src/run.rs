@@ -458,7 +458,7 @@ impl Running {
 }
 
 /// Whether process 1 is our parent without having started us: in a container it
-/// may well have, and then we are of its session.
+/// may well have, and then we are of its session. Where `/proc` hides others (`hidepid`) it is not known.
 fn adopted_by_init() -> bool {
     let of_others = || {
         let own = Kin::of("self")?;

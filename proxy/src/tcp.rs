@@ -296,7 +296,9 @@ async fn connect(
                     ConnectError::Timeout(_) => Failure::Timeout,
                     _ => Failure::Connect,
                 };
-                outlier::report(service, &endpoint, Outcome::Failure(failure));
+                if !error.is_ours() {
+                    outlier::report(service, &endpoint, Outcome::Failure(failure));
+                }
                 tracing::debug!(
                     service = service.spec.name,
                     endpoint = endpoint.spec.name,

@@ -157,7 +157,7 @@ pub struct EndpointLive {
 const _: () = assert!(std::mem::offset_of!(EndpointLive, probe_healthy) < 64);
 const _: () = assert!(size_of::<EndpointLive>() == 128);
 
-/// What is alive of one address and no pick looks at.
+/// What is alive of one address, and no pick looks at but where there is a queue, a limit that adapts, or slow start.
 #[derive(Debug)]
 pub struct EndpointRest {
     /// The address.

@@ -580,7 +580,9 @@ fn failed_connect(
     if let ConnectError::Full(limit) = error {
         return Tried1::Failed { reason: RetryReason::Refused, reply: Reply::overflow(*limit) };
     }
-    outlier::report(service, endpoint, Outcome::Failure(Failure::Connect));
+    if !error.is_ours() {
+        outlier::report(service, endpoint, Outcome::Failure(Failure::Connect));
+    }
     Tried1::Failed { reason: RetryReason::Connect, reply: Reply::CONNECT_FAILED }
 }
 

@@ -5,7 +5,13 @@
 //! would go unread, and whoever speaks first decides: a client that begins with HTTP or TLS is routed by
 //! that, and a server that speaks first is heard at once.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use socket2::SockRef;
@@ -36,7 +42,10 @@ pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr,
         return astray(&held.listening, peer);
     };
     let transparent = chains.redirected.as_ref().is_some_and(|redirected| redirected.transparent);
-    let destination = Destination::new(address, transparent.then(|| peer.ip()));
+    // Of a link-local address only its link knows whose it is: answers would not come back.
+    let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let shown = Some(peer.ip()).filter(|ip| transparent && !local(*ip));
+    let destination = Destination::new(address, shown);
     held.destination = Some(destination.clone());
     let unread = chains.choose(address, &First::Opaque);
     if chains.is_decided(address) {

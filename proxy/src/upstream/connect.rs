@@ -101,6 +101,18 @@ pub enum ConnectError {
     Handshake(String),
 }
 
+impl ConnectError {
+    /// It says nothing of the endpoint: a limit, or no port is free here.
+    pub(crate) fn is_ours(&self) -> bool {
+        use io::ErrorKind::{AddrInUse, AddrNotAvailable};
+        match self {
+            Self::Full(_) => true,
+            Self::Tcp(error) => matches!(error.kind(), AddrInUse | AddrNotAvailable),
+            _ => false,
+        }
+    }
+}
+
 impl Connector {
     /// Builds the TLS settings of a service.
     ///
@@ -136,7 +148,7 @@ impl Connector {
         wire: Option<Wire>,
     ) -> Result<(UpstreamIo, ConnectionGuard), ConnectError> {
         let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
-        let io = Self::connect_apart(service, endpoint, wire).await?;
+        let io = Self::connect_uncounted(service, endpoint, wire).await?;
         Ok((io, guard))
     }
 
@@ -155,7 +167,7 @@ impl Connector {
 
     /// As [`Self::connect`], for what lasts and is no request: it has no place among the service's
     /// connections, and takes none.
-    pub(crate) async fn connect_apart(
+    pub(crate) async fn connect_uncounted(
         service: &ServiceState,
         endpoint: &EndpointState,
         wire: Option<Wire>,
@@ -222,6 +234,9 @@ async fn under(client: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     match client {
         IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+    }
+    if MARKED.load(Relaxed) {
+        options.set_mark(Redirected::MARK)?;
     }
     socket.bind(SocketAddr::new(client, 0))?;
     socket.connect(to).await

@@ -109,11 +109,12 @@ impl Drop for Inner {
     fn drop(&mut self) {
         for (_, endpoint) in lock(&self.endpoints).iter() {
             endpoint.live.removed.store(true, Relaxed);
-            endpoint.pools().clear();
+            match endpoint.apart {
+                Some(_) => endpoint.pools().reset(),
+                None => endpoint.pools().clear(),
+            }
         }
-        for (_, endpoint) in lock(&self.apart).iter() {
-            endpoint.pools().clear();
-        }
+        lock(&self.apart).iter().for_each(|(_, endpoint)| endpoint.pools().reset());
     }
 }
 

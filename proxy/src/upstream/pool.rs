@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
+use socket2::SockRef;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::{EndpointState, admission::ConnectionGuard, io::UpstreamIo, now_ms};
@@ -46,6 +47,8 @@ struct Idle {
 
 /// Most idle connections kept per endpoint and worker.
 const MAX_IDLE: usize = 1024;
+/// And for one client alone.
+const MAX_IDLE_APART: usize = 16;
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -63,6 +66,16 @@ impl Pools {
         for worker in 0..self.0.len() {
             let mut pool = self.lock(worker);
             pool.idle.clear();
+            pool.shared.clear();
+        }
+    }
+
+    /// As [`Self::clear`], by resets: nothing is on its way where nobody asked for anything, and the client's address
+    /// must not lose a port for a minute each time (`TIME_WAIT`).
+    pub(super) fn reset(&self) {
+        for worker in 0..self.0.len() {
+            let mut pool = self.lock(worker);
+            pool.idle.drain(..).for_each(|idle| idle.connection.reset());
             pool.shared.clear();
         }
     }
@@ -87,13 +100,23 @@ impl Pools {
     }
 }
 
+impl Http1 {
+    fn reset(self) {
+        let _ = SockRef::from(self.io.tcp()).set_linger(Some(Duration::ZERO));
+    }
+}
+
 impl EndpointState {
     /// Keeps a connection for the next request, unless the endpoint is gone or enough wait.
     pub(crate) fn put_back(&self, worker: usize, connection: Http1, idle_timeout: Duration) {
         let mut pool = self.pools().lock(worker);
         let removed = self.live.removed.load(Relaxed);
         let outdated = connection.guard.terms() != self.live.terms.load(Relaxed);
-        if removed || outdated || pool.idle.len() >= MAX_IDLE {
+        let most = if self.apart.is_some() { MAX_IDLE_APART } else { MAX_IDLE };
+        if removed || outdated || pool.idle.len() >= most {
+            if self.apart.is_some() {
+                connection.reset();
+            }
             return;
         }
         pool.idle.push(Idle { connection, since_ms: now_ms() });

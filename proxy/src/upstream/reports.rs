@@ -214,7 +214,7 @@ async fn follow(service: Weak<ServiceLive>, address: SocketAddr, every: Duration
     loop {
         let Some((state, endpoint)) = now(&service, address) else { return };
         let names = (state.spec.name.clone(), endpoint.spec.name.clone());
-        let connected = Connector::connect_apart(&state, &endpoint, Some(Wire::Http2)).await;
+        let connected = Connector::connect_uncounted(&state, &endpoint, Some(Wire::Http2)).await;
         let https = state.connector.is_tls();
         // A stream lasts longer than a view of the service should.
         drop((state, endpoint));

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use towpath_intercept::Spec;
+use towpath_intercept::{Loopback, Spec};
 
 use crate::machines::*;
 
@@ -112,7 +112,14 @@ fn by_tproxy_http_comes_from_the_clients_address_on_connections_of_its_own() {
     let documents = behind("app", "HTTP", (server.v4, 8001).into());
     let policies = inbound(", towpath.dev/tproxy: \"true\"", &documents);
     let _sidecar = Sidecar::start_with(&server, &policies, &[]);
-    server.intercept(&Spec { outbound: None, tproxy: true, ..Spec::default() });
+    // Nobody takes what is sent from here, the proxy's own connections least of all.
+    server.intercept(&Spec {
+        tproxy: true,
+        loopback: Loopback::Own,
+        proxy_user: None,
+        proxy_group: None,
+        ..Spec::default()
+    });
     for to in [SocketAddr::from((server.v4, 8001)), (server.v6, 9000).into()] {
         let seen = |tcp: &mut TcpStream| get(tcp, "app.test").parse::<SocketAddr>().unwrap();
         let (mut one, mut other) = (client.connect(to), client.connect(to));
@@ -120,5 +127,22 @@ fn by_tproxy_http_comes_from_the_clients_address_on_connections_of_its_own() {
         assert_eq!(first.ip(), one.local_addr().unwrap().ip(), "{to}");
         assert_ne!(first, second, "{to}");
         assert_eq!([seen(&mut one), seen(&mut other)], [first, second], "{to}");
+    }
+}
+
+/// An address has some thousand ports, and what is closed keeps its own for a minute.
+#[test]
+fn by_tproxy_a_client_of_short_connections_runs_out_of_no_ports() {
+    let (client, server) = Machine::pair();
+    server.serve(8001, tells_who_by_http);
+    let documents = behind("app", "HTTP", (server.v4, 8001).into());
+    let policies = inbound(", towpath.dev/tproxy: \"true\"", &documents);
+    let _sidecar = Sidecar::start_with(&server, &policies, &[]);
+    server.intercept(&Spec { outbound: None, tproxy: true, ..Spec::default() });
+    let range = "/proc/sys/net/ipv4/ip_local_port_range";
+    server.enter(|| std::fs::write(range, "40001 40040").unwrap());
+    for nth in 0..120 {
+        let answer = get(&mut client.connect((server.v4, 8001)), "app.test");
+        assert!(answer.starts_with(&format!("{}:", client.v4)), "{nth}: {answer}");
     }
 }
