@@ -1,14 +1,11 @@
 //! Programs of others, a client and its server, each with a sidecar: nothing in them is changed.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    thread,
 };
-
-use bytes::Bytes;
 
 use crate::{
     inbound::{behind, inbound},
@@ -188,64 +185,22 @@ fn http1_passes_two_sidecars_with_curl_and_python() {
 }
 
 #[test]
-fn grpc_passes_two_sidecars_with_its_trailers() {
+fn grpc_passes_two_sidecars_with_its_own_library() {
+    const TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools");
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/redirected/tables_by_grpc.py");
+    let python = format!("{TOOLS}/grpc/bin/python");
+    assert!(Path::new(&python).exists(), "grpcio is not installed; run: ./test tools");
     let (client, server) = Machine::pair();
     let address = SocketAddr::from((server.v4, 50051));
-    let socket = server.enter(|| TcpListener::bind(address).unwrap());
-    thread::spawn(move || runtime().block_on(serve_grpc(socket)));
+    let at = address.to_string();
+    let serves = server.command(&python).args([SCRIPT, "serve", &at]).spawn().unwrap();
+    let _serves = Server(serves);
+    let call = || client.output(&python, &[SCRIPT, "call", &at]);
+    let directly = call();
+    assert_eq!(directly.lines().count(), 4, "{directly}");
     let (out, inward) = both(&client, &server, &behind("etl", "GRPC", address));
-    let heard = client.enter(|| runtime().block_on(call(address)));
-    assert_eq!(heard, ("etl.test:50051".to_owned(), "0".to_owned()));
+    assert_eq!(call(), directly);
     for (of, service) in [(&out, "etl"), (&inward, "inbound/etl/only")] {
-        assert_eq!(of.metric("towpath_requests_total", &[("service", service)]), 1.0, "{service}");
+        assert_eq!(of.metric("towpath_requests_total", &[("service", service)]), 4.0, "{service}");
     }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-/// Answers with the authority it was asked for, and a status behind it.
-async fn serve_grpc(socket: TcpListener) {
-    socket.set_nonblocking(true).unwrap();
-    let socket = tokio::net::TcpListener::from_std(socket).unwrap();
-    while let Ok((tcp, _)) = socket.accept().await {
-        tokio::spawn(async move {
-            let mut connection = h2::server::handshake(tcp).await.unwrap();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let authority = request.uri().authority().unwrap().to_string();
-                let head = http::Response::builder().header("content-type", "application/grpc");
-                let mut send = respond.send_response(head.body(()).unwrap(), false).unwrap();
-                send.send_data(authority.into(), false).unwrap();
-                let mut trailers = http::HeaderMap::new();
-                trailers.insert("grpc-status", "0".parse().unwrap());
-                send.send_trailers(trailers).unwrap();
-            }
-        });
-    }
-}
-
-/// Asks over HTTP/2 with prior knowledge.
-async fn call(address: SocketAddr) -> (String, String) {
-    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-    let (send, connection) = h2::client::handshake(tcp).await.unwrap();
-    tokio::spawn(connection);
-    let mut send = send.ready().await.unwrap();
-    let request = http::Request::post("http://etl.test:50051/etl.Tables/Read")
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
-    let (answer, mut upload) = send.send_request(request, false).unwrap();
-    upload.send_data(Bytes::from_static(b"\0\0\0\0\0"), true).unwrap();
-    let mut body = answer.await.unwrap().into_body();
-    let mut text = Vec::new();
-    while let Some(part) = body.data().await {
-        let part = part.unwrap();
-        body.flow_control().release_capacity(part.len()).unwrap();
-        text.extend_from_slice(&part);
-    }
-    let trailers = body.trailers().await.unwrap().unwrap();
-    let status = trailers["grpc-status"].to_str().unwrap().to_owned();
-    (String::from_utf8(text).unwrap(), status)
 }
