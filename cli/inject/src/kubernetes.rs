@@ -38,19 +38,21 @@ pub(crate) fn inject(work: &mut Work<'_>, root: Id, problems: &mut Vec<Problem>)
 
 fn inject_one(work: &mut Work<'_>, workload: &Workload) -> Result<(), Problem> {
     let (text, tree, options) = (work.text, work.tree, work.options);
-    let settings = settings(work, workload)?;
-    if !settings.inject {
+    let settings = settings(work, workload);
+    if settings.as_ref().is_ok_and(|settings| !settings.inject) {
         return Ok(());
     }
+    // What can have no sidecar is not refused for what it says of one.
+    if let Some(reason) = not_for_us(work, workload) {
+        work.notes.push(reason);
+        return Ok(());
+    }
+    let settings = settings?;
     if let Some(Source::Policies(_)) = settings.source {
         return Err(Problem::general("a folder of policies cannot be given to pods")
             .help("name a control plane: --control-plane ADDR"));
     }
     let pod = pod::Pod { text, tree, workload, options, settings: &settings };
-    if let Some(reason) = pod.not_for_us() {
-        work.notes.push(reason);
-        return Ok(());
-    }
     pod.check()?;
     for step in &workload.trail {
         if step.merged {
@@ -79,6 +81,22 @@ fn inject_one(work: &mut Work<'_>, workload: &Workload) -> Result<(), Problem> {
     annotate(work, workload, &pod, record)?;
     work.changed.push(workload.to_string());
     Ok(())
+}
+
+/// Why a pod is passed over, if it is.
+fn not_for_us(work: &Work<'_>, workload: &Workload) -> Option<Problem> {
+    let (tree, edits) = (work.tree, &work.edits);
+    let mirror = ["metadata", "annotations", "kubernetes.io/config.mirror"];
+    if let Some(mirror) = tree.find(workload.holder, &mirror) {
+        let message =
+            "passed over: the mirror of a static pod, whose kubelet runs what its file says";
+        return Some(edits.problem(mirror, message).help("inject that file"));
+    }
+    let os = tree
+        .find(workload.spec, &["os", "name"])
+        .or_else(|| tree.find(workload.spec, &["nodeSelector", "kubernetes.io/os"]))?;
+    let windows = tree.text(os) == Some("windows");
+    windows.then(|| edits.problem(os, "passed over: the proxy does not run on Windows"))
 }
 
 fn add_items(

@@ -332,6 +332,52 @@ fn a_pod_keeps_its_class_however_amounts_are_written() {
     }
 }
 
+/// Kubernetes takes what its containers ask for together for a pod's request, before its limit.
+#[test]
+fn it_is_said_where_the_sidecars_request_would_be_the_whole_pods() {
+    let limited = "{limits: {memory: 1Gi}}";
+    for (pod, container, annotation, noted) in [
+        (limited, "{}", "memory-limit", true),
+        (limited, "{}", "memory-request", true),
+        (limited, "{requests: {cpu: 1}}", "memory-limit", true),
+        (limited, "{}", "cpu-limit", false),
+        (limited, "{requests: {memory: 512Mi}}", "memory-limit", false),
+        (limited, "{limits: {memory: 512Mi}}", "memory-limit", false),
+        ("{limits: {memory: 1Gi}, requests: {memory: 1Gi}}", "{}", "memory-limit", false),
+        ("{requests: {memory: 1Gi}}", "{}", "memory-limit", false),
+        ("{limits: {cpu: 1}}", "{}", "memory-limit", false),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  annotations:\n    towpath.dev/{annotation}: 96Mi\n\
+             spec:\n  resources: {pod}\n  containers:\n  - name: a\n    resources: {container}\n"
+        );
+        let notes = told(&injected("f", &text).notes);
+        let said = notes.starts_with("f:5:") && notes.contains("the pod names no memory request");
+        assert_eq!((said, notes.is_empty()), (noted, !noted), "{text}{notes}");
+    }
+}
+
+#[test]
+fn what_can_have_no_sidecar_is_not_refused_for_what_it_says_of_one() {
+    for (annotation, spec) in [
+        ("kubernetes.io/config.mirror: abc", ""),
+        ("a: b", "  os: {name: windows}\n"),
+        ("a: b", "  nodeSelector: {kubernetes.io/os: windows}\n"),
+    ] {
+        let pod = |annotation: &str, spec: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata:\n  annotations:\n    {annotation}\n    \
+                 towpath.dev/workers: many\nspec:\n{spec}  containers:\n  - name: a\n"
+            )
+        };
+        let text = pod(annotation, spec);
+        let outcome = injected("f", &text);
+        assert_eq!((outcome.text.as_str(), outcome.changed.len()), (text.as_str(), 0));
+        assert!(told(&outcome.notes).contains("passed over"), "{:?}", outcome.notes);
+        assert!(inject("f", &pod("a: b", ""), &options("f", "")).is_err());
+    }
+}
+
 #[test]
 fn flags_are_held_to_what_annotations_are() {
     let pod = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a}]}\n";

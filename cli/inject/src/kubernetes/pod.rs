@@ -28,21 +28,6 @@ pub(super) struct Pod<'a> {
 }
 
 impl Pod<'_> {
-    /// Why this pod is passed over, if it is.
-    pub(super) fn not_for_us(&self) -> Option<Problem> {
-        let mirror = ["metadata", "annotations", "kubernetes.io/config.mirror"];
-        if let Some(mirror) = self.tree.find(self.workload.holder, &mirror) {
-            let message =
-                "passed over: the mirror of a static pod, whose kubelet runs what its file says";
-            return Some(self.problem(mirror, message).help("inject that file"));
-        }
-        let os = self
-            .find(&["os", "name"])
-            .or_else(|| self.find(&["nodeSelector", "kubernetes.io/os"]))?;
-        let windows = self.tree.text(os) == Some("windows");
-        windows.then(|| self.problem(os, "passed over: the proxy does not run on Windows"))
-    }
-
     /// Refuses what would not work.
     pub(super) fn check(&self) -> Result<(), Problem> {
         self.duplicates()?;
@@ -66,6 +51,16 @@ impl Pod<'_> {
                 self.problem(at, message)
                     .help("choose another by the annotation towpath.dev/admin-port"),
             );
+        }
+        for (of, request, limit) in self.amounts_set() {
+            let what = if request.is_some() { "request" } else { "limit" };
+            if (request.is_some() || limit.is_some()) && self.has_limit_alone(of) {
+                let message =
+                    format!("the pod names no {of} request, so the sidecar's becomes the pod's");
+                let at = self.annotation(&format!("{of}-{what}"));
+                let help = "say what all of it needs in spec.resources.requests";
+                notes.push(self.problem(at, message).help(help));
+            }
         }
         if self.options.intercept {
             for (at, port) in probes::shared(self.tree, self.workload.spec) {
@@ -221,12 +216,26 @@ impl Pod<'_> {
         ["requests", "limits"].iter().any(|what| self.find(&["resources", what, of]).is_some())
     }
 
+    /// Whether the pod is limited as a whole, and neither it nor a container asks for anything: then its
+    /// request is its limit, but only as long as no container asks.
+    fn has_limit_alone(&self, of: &str) -> bool {
+        let names =
+            |owner: Id, what: &str| self.tree.find(owner, &["resources", what, of]).is_some();
+        let pod = self.workload.spec;
+        // A container that is limited asks for as much.
+        let asks = |container| names(container, "requests") || names(container, "limits");
+        names(pod, "limits") && !names(pod, "requests") && !self.containers().any(asks)
+    }
+
+    /// What annotations say of CPU and memory: the request and the limit.
+    fn amounts_set(&self) -> [(&'static str, &Option<String>, &Option<String>); 2] {
+        let Settings { cpu_request, cpu_limit, memory_request, memory_limit, .. } = self.settings;
+        [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
+    }
+
     /// Kubernetes refuses a container that asks for more than it may use.
     fn amounts(&self) -> Result<(), Problem> {
-        let Settings { cpu_request, cpu_limit, memory_request, memory_limit, .. } = self.settings;
-        for (of, request, limit) in
-            [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
-        {
+        for (of, request, limit) in self.amounts_set() {
             let (Some(asked), Some(most)) = (request, limit) else { continue };
             if quantity::parse(asked) > quantity::parse(most) {
                 let message = format!("the sidecar would ask for more {of} than its limit, {most}");

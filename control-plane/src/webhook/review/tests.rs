@@ -263,6 +263,22 @@ fn a_pod_that_refuses_is_asked_nothing_else() {
         assert_eq!((outcome, allowed), (Outcome::PassedOver, &json!(true)), "{key}: {answer}");
         assert!(answer["response"].get("warnings").is_none(), "{key}: {answer}");
     }
+    // Nor is one that can have no sidecar, whatever it says of it.
+    for (name, why) in [("mirror", "static pod"), ("windows", "Windows")] {
+        let mut review = review(name);
+        let annotations = &mut review["request"]["object"]["metadata"]["annotations"];
+        annotations["towpath.dev/workers"] = "many".into();
+        annotations["towpath.dev/unknown"] = "1".into();
+        let (answer, outcome) = answered(&review, Among::All, OnProblem::Refuse);
+        let response = &answer["response"];
+        assert_eq!(
+            (outcome, &response["allowed"]),
+            (Outcome::PassedOver, &json!(true)),
+            "{answer}"
+        );
+        let warnings = response["warnings"].as_array().unwrap();
+        assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().contains(why), "{answer}");
+    }
 }
 
 #[test]
