@@ -93,6 +93,8 @@ struct Request {
     #[serde(default)]
     namespace: String,
     operation: String,
+    /// Nothing is created, whatever the answer is.
+    dry_run: Option<bool>,
     #[serde(default)]
     object: Value,
 }
@@ -134,7 +136,7 @@ struct Response {
 pub(super) struct Reviewed {
     pub(super) answer: Answer,
     pub(super) outcome: Outcome,
-    /// There is one with [`Outcome::Problem`].
+    /// There is one with [`Outcome::Problem`], but for a dry run: then no pod starts.
     pub(super) trouble: Option<Trouble>,
 }
 
@@ -172,8 +174,9 @@ pub(super) fn answer(
         Err(problems) => {
             let why = log::line(&problems.join("; "));
             tell(problems, on_problem, &mut response);
-            let trouble = Trouble::with(&request, why, response.allowed);
-            (Outcome::Problem, Some(trouble))
+            let dry = request.dry_run == Some(true);
+            let trouble = (!dry).then(|| Trouble::with(&request, why, response.allowed));
+            (Outcome::Problem, trouble)
         }
     };
     let answer = Answer { api_version: VERSION, kind: "AdmissionReview", response };

@@ -74,6 +74,7 @@ pub(crate) struct Counts {
     reviews: [AtomicU64; Outcome::ALL.len()],
     micros: AtomicU64,
     handshake_errors: AtomicU64,
+    connections_refused: AtomicU64,
 }
 
 impl Counts {
@@ -87,6 +88,7 @@ impl Counts {
         const REVIEWS: &str = "towpath_control_plane_webhook_reviews_total";
         const SECONDS: &str = "towpath_control_plane_webhook_review_seconds";
         const HANDSHAKES: &str = "towpath_control_plane_webhook_tls_handshake_errors_total";
+        const REFUSED: &str = "towpath_control_plane_webhook_connections_refused_total";
         let mut text = format!(
             "# HELP {REVIEWS} Pods that the API server asked about, by what became of them.\n\
              # TYPE {REVIEWS} counter\n"
@@ -104,8 +106,11 @@ impl Counts {
             "# HELP {SECONDS} Time from the whole request to its answer.\n\
              # TYPE {SECONDS} summary\n{SECONDS}_sum {sum}\n{SECONDS}_count {all}\n\
              # HELP {HANDSHAKES} TLS handshakes with the webhook that failed.\n\
-             # TYPE {HANDSHAKES} counter\n{HANDSHAKES} {}\n",
-            self.handshake_errors.load(Relaxed)
+             # TYPE {HANDSHAKES} counter\n{HANDSHAKES} {}\n\
+             # HELP {REFUSED} Connections closed because their address had its share.\n\
+             # TYPE {REFUSED} counter\n{REFUSED} {}\n",
+            self.handshake_errors.load(Relaxed),
+            self.connections_refused.load(Relaxed)
         );
         text
     }
@@ -229,7 +234,11 @@ async fn accept(
             peers.retain(|_, peer| Arc::strong_count(peer) > 1);
         }
         let peer = peers.entry(from.ip().to_canonical()).or_default().clone();
-        let Ok(share) = peer.connections.clone().try_acquire_owned() else { continue };
+        let Ok(share) = peer.connections.clone().try_acquire_owned() else {
+            desk.counts.connections_refused.fetch_add(1, Relaxed);
+            desk.log.refused(from, CONNECTIONS_OF_ONE);
+            continue;
+        };
         let router = router.clone().layer(Extension(peer)).layer(Extension(from));
         let (config, stop, desk) = (tls.borrow().clone(), stop.clone(), desk.clone());
         connections.spawn(async move {
@@ -249,20 +258,19 @@ async fn accept(
     let _ = tokio::time::timeout(TIMEOUT, ended).await;
 }
 
-/// `None` where the client ended without a word: somebody looked whether the port is open.
+/// `None` where the client did not say a word: somebody looked whether the port is open, or opened a
+/// connection ahead of time.
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
 ) -> Result<Option<TlsStream<TcpStream>>, String> {
     let _ = stream.set_nodelay(true);
-    let shaken = async {
-        if !matches!(stream.peek(&mut [0]).await, Ok(1)) {
-            return Ok(None);
-        }
-        TlsAcceptor::from(config).accept(stream).await.map(Some)
-    };
-    match tokio::time::timeout(TIMEOUT, shaken).await {
-        Ok(shaken) => shaken.map_err(|error| error.to_string()),
+    let until = tokio::time::Instant::now() + TIMEOUT;
+    if !matches!(tokio::time::timeout_at(until, stream.peek(&mut [0])).await, Ok(Ok(1))) {
+        return Ok(None);
+    }
+    match tokio::time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await {
+        Ok(shaken) => shaken.map(Some).map_err(|error| error.to_string()),
         Err(_) => Err(format!("not done within {} s", TIMEOUT.as_secs())),
     }
 }
@@ -314,25 +322,48 @@ fn router(desk: Desk) -> Router {
     Router::new()
         .route("/inject", post(all))
         .route("/inject/annotated", post(annotated))
+        .fallback(async |desk: State<Desk>, request: Request| {
+            elsewhere(&desk, StatusCode::NOT_FOUND, &request)
+        })
+        .method_not_allowed_fallback(async |desk: State<Desk>, request: Request| {
+            elsewhere(&desk, StatusCode::METHOD_NOT_ALLOWED, &request)
+        })
         .with_state(desk)
 }
 
+/// What is asked where no review is: a `clientConfig` may name another path.
+fn elsewhere(desk: &Desk, status: StatusCode, request: &Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let why = format!("{method} {path}: reviews are sent by POST to /inject or /inject/annotated");
+    desk.unanswered(client(request), (status, why))
+}
+
+fn client(request: &Request) -> Option<SocketAddr> {
+    request.extensions().get().copied()
+}
+
 async fn review(desk: Desk, among: Among, request: Request) -> Response {
-    let (counts, log) = (desk.counts.clone(), desk.log.clone());
-    let client = request.extensions().get::<SocketAddr>().copied();
+    let client = client(&request);
     let answer = tokio::time::timeout(TIMEOUT, desk.answer(among, request)).await;
     let answer =
         answer.unwrap_or_else(|_| Err((StatusCode::REQUEST_TIMEOUT, "too slow".to_owned())));
-    answer.unwrap_or_else(|(status, why)| {
-        counts.count(Outcome::BadRequest, Duration::ZERO);
-        log.request(client, &why);
-        (status, why + "\n").into_response()
-    })
+    answer.unwrap_or_else(|refusal| desk.unanswered(client, refusal))
 }
 
 impl Desk {
+    /// Counts and logs a request that gets no review's answer, and tells the client why.
+    fn unanswered(
+        &self,
+        client: Option<SocketAddr>,
+        (status, why): (StatusCode, String),
+    ) -> Response {
+        self.counts.count(Outcome::BadRequest, Duration::ZERO);
+        self.log.request(client, &why);
+        (status, why + "\n").into_response()
+    }
+
     async fn answer(
-        self,
+        &self,
         among: Among,
         request: Request,
     ) -> Result<Response, (StatusCode, String)> {
@@ -346,6 +377,7 @@ impl Desk {
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
         let ending = |_| (StatusCode::SERVICE_UNAVAILABLE, "ending".to_owned());
+        let client = client(&request);
         let peer = request.extensions().get::<Arc<Peer>>().cloned().unwrap_or_default();
         // One's own share first: who waits for that stands in nobody's way.
         let _share = peer.bodies.acquire().await.map_err(ending)?;
@@ -375,7 +407,7 @@ impl Desk {
         let Reviewed { answer, outcome, trouble } = reviewed;
         self.counts.count(outcome, begin.elapsed());
         if let Some(trouble) = trouble {
-            self.log.trouble(&trouble);
+            self.log.trouble(client, &trouble);
         }
         Ok(Json(answer).into_response())
     }
@@ -396,6 +428,7 @@ mod tests {
     use axum::body::Body;
     use bytes::Bytes;
     use hyper::body::Frame;
+    use tokio::io::AsyncWriteExt as _;
     use towpath_inject::Options;
 
     use super::*;
@@ -498,11 +531,54 @@ mod tests {
         }
         let lines = heard.lines();
         let [pod, bad] = lines.as_slice() else { panic!("{lines:?}") };
-        for part in ["WARN", "etl", "port-taken-6d5f96fbd5-", "ReplicaSet/", "port 9901"] {
+        let of_it = ["etl", "port-taken-6d5f96fbd5-", "ReplicaSet/", "port 9901"];
+        for part in ["WARN", "192.0.2.7:5"].iter().chain(&of_it) {
             assert!(pod.contains(part), "{part} in {pod}");
         }
         for part in ["WARN", "192.0.2.7:5", "not an AdmissionReview"] {
             assert!(bad.contains(part), "{part} in {bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_path_is_counted_and_the_log_names_it() {
+        let (desk, heard) = (desk(), Heard::begin());
+        let service = TowerToHyperService::new(router(desk.clone()));
+        let client = SocketAddr::from(([192, 0, 2, 7], 5));
+        for (method, path, expected) in [("POST", "/injct", 404), ("GET", "/inject", 405)] {
+            let request = Request::builder().method(method).uri(path).extension(client);
+            let request = request.body(Body::empty()).unwrap();
+            let response = hyper::service::Service::call(&service, request).await.unwrap();
+            assert_eq!(response.status().as_u16(), expected, "{path}");
+            let lines = heard.lines();
+            let last = lines.last().unwrap();
+            for part in ["192.0.2.7:5", &format!("{method} {path}:"), "/inject/annotated"] {
+                assert!(last.contains(part), "{part} in {last}");
+            }
+        }
+        let text = desk.counts.text();
+        assert!(text.contains("reviews_total{outcome=\"bad_request\"} 2\n"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_handshake_that_was_begun_fails_for_taking_too_long() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+        ensure_authority(folder.path(), now).unwrap();
+        let origin = Origin::Authority(vec!["webhook.example".to_owned()]);
+        let config = Keeper::new(folder.path().to_owned(), origin).look(now).unwrap().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (begin, expected) in
+            [(b"".as_slice(), Ok(false)), (b"\x16", Err("not done within 10 s".to_owned()))]
+        {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            client.write_all(begin).await.unwrap();
+            if !begin.is_empty() {
+                // It has arrived, before time passes.
+                stream.readable().await.unwrap();
+            }
+            let shaken = handshake(stream, config.clone()).await;
+            assert_eq!(shaken.map(|stream| stream.is_some()), expected, "{begin:?}");
         }
     }
 }

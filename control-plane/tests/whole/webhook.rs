@@ -1,6 +1,6 @@
 //! The admission webhook as an API server meets it: over TLS, by its name.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -114,7 +114,7 @@ async fn an_api_server_is_answered_over_tls() {
     // What was counted is told to operators.
     let metrics = metrics(&running).await;
     for line in
-        ["{outcome=\"injected\"} 1", "{outcome=\"passed_over\"} 1", "{outcome=\"bad_request\"} 3"]
+        ["{outcome=\"injected\"} 1", "{outcome=\"passed_over\"} 1", "{outcome=\"bad_request\"} 4"]
     {
         let line = format!("towpath_control_plane_webhook_reviews_total{line}\n");
         assert!(metrics.contains(&line), "{line} in\n{metrics}");
@@ -141,9 +141,12 @@ async fn handshakes_that_fail_are_counted_and_looks_at_the_port_are_not() {
         |count| format!("towpath_control_plane_webhook_tls_handshake_errors_total {count}\n");
     assert!(connected(&running, other.path(), "h2").await.is_err(), "it trusts another authority");
     // What the client says of that may still be on its way.
-    while metrics(&running).await.contains(&failed(0)) {
-        tokio::task::yield_now().await;
-    }
+    let counted = async {
+        while metrics(&running).await.contains(&failed(0)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), counted).await.expect("it is counted");
     sent(b"").await;
     sent(b"GET / HTTP/1.1\r\n\r\n").await;
     let text = metrics(&running).await;
@@ -254,6 +257,9 @@ async fn one_address_cannot_hold_all_connections() {
         held.push(connected(&running, authority.path(), "h2").await.unwrap());
     }
     assert!(connected(&running, authority.path(), "h2").await.is_err());
+    let metrics = metrics(&running).await;
+    let refused = "towpath_control_plane_webhook_connections_refused_total 1\n";
+    assert!(metrics.contains(refused), "{metrics}");
     // What is let go is free again, once that is seen.
     held.clear();
     let again = async {
@@ -261,7 +267,7 @@ async fn one_address_cannot_hold_all_connections() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), again).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
     running.shutdown().await;
 }
 

@@ -249,6 +249,27 @@ fn the_log_can_say_which_pod_has_none_and_why() {
     assert_eq!(owner, "");
 }
 
+/// `kubectl diff`, and whoever tries something out, asks as well.
+#[test]
+fn of_a_dry_run_nobody_is_told_that_a_pod_starts() {
+    let mut review = review("port-taken");
+    review["request"]["dryRun"] = true.into();
+    let body = review.to_string();
+    let reviewed = answer(body.as_bytes(), &options(), Among::All, OnProblem::Warn).unwrap();
+    assert_eq!((reviewed.outcome, reviewed.trouble), (Outcome::Problem, None));
+}
+
+/// Whoever evicts a pod, say, sends an object of its own, whatever its kind is said to be.
+#[test]
+fn what_is_created_of_a_pod_that_is_there_is_passed_over() {
+    let mut review = review("deployment");
+    review["request"]["subResource"] = "eviction".into();
+    let (answer, outcome) = answered(&review, Among::All, OnProblem::Refuse);
+    assert_eq!(outcome, Outcome::PassedOver);
+    assert_eq!(answer["response"]["allowed"], true);
+    assert!(answer["response"].get("patch").is_none(), "{answer}");
+}
+
 #[test]
 fn a_pod_that_refuses_is_asked_nothing_else() {
     for (key, value) in [
