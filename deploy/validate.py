@@ -7,6 +7,7 @@ passes, by the very programs: `towpath … --help` fails where a flag before it 
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -170,12 +171,17 @@ def systemd():
 
 
 def build():
-    """What the Containerfile builds is there to be built; not the release, which takes long."""
+    """What the Containerfile builds is there to be built, and all that it installs; not the release, which takes long."""
     text = (DEPLOY / "container" / "Containerfile").read_text()
     [command] = [line.strip(" \\") for line in text.splitlines() if line.strip().startswith("cargo build ")]
     if "--release" not in command:
         sys.exit(f"Containerfile: {command}: no release is built")
-    run(*command.replace(" --release", "").split(), "--quiet")
+    messages = run(*command.replace(" --release", "").split(), "--quiet", "--message-format=json")
+    made = [json.loads(line).get("executable") for line in messages.splitlines()]
+    made = {pathlib.Path(program).name for program in made if program}
+    installed = set(re.findall(r"target/release/([\w-]+)", text))
+    if not installed or installed - made:
+        sys.exit(f"Containerfile: {command} makes {sorted(made)}, and what is installed is {sorted(installed)}")
 
 
 def main():

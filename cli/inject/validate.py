@@ -46,10 +46,11 @@ for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")]):
 # And pods as the webhook makes them, which an API server has filled in before.
 for path in sorted(ADMITTED.glob("*.pod.json")):
     asked = json.loads((ADMITTED.parent / path.name.replace(".pod", "")).read_text())["request"]["object"]
-    for version in VERSIONS:
-        # Fields may be newer.
-        if mistake(asked, version):
-            continue
+    # Fields may be newer than the older one.
+    versions = [version for version in VERSIONS if not mistake(asked, version)]
+    if not versions:
+        sys.exit(f"{path.name}: what was asked about is valid in no version: {mistake(asked, VERSIONS[-1])}")
+    for version in versions:
         error = mistake(json.loads(path.read_text()), version)
         if error:
             sys.exit(f"{path.name} is not valid in Kubernetes {version} any more: {error}")
