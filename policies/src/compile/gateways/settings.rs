@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    diagnostic::nearest,
+    diagnostic::{Rule, nearest},
     document::{
         Object,
         gateway::GatewaySpec,
@@ -116,9 +116,15 @@ fn location(
 }
 
 fn forwarded(written: &At<String>, problems: &mut Problems) -> Option<ForwardedHeader> {
-    let words = ["off", "x-forwarded", "rfc7239"];
+    let words = ["none", "x-forwarded", "rfc7239"];
     match written.as_str() {
-        "off" => Some(ForwardedHeader::Off),
+        "none" => Some(ForwardedHeader::Off),
+        "off" => {
+            problems
+                .warning(Rule::InvalidValue, written.span, "`off` is called `none`")
+                .help("kubectl takes a bare `off` for false, and no annotation may be that");
+            Some(ForwardedHeader::Off)
+        }
         "x-forwarded" => Some(ForwardedHeader::XForwarded),
         "rfc7239" => Some(ForwardedHeader::Rfc7239),
         other => {
