@@ -243,7 +243,7 @@ pub struct ServiceLive {
     pub(crate) queue: OnceLock<queue::Queue>,
     /// What completion times are predicted from, once a policy wants them.
     pub(crate) experience: OnceLock<Arc<Experience>>,
-    /// Endpoints of the newest view that are [silent](EndpointLive::silent).
+    /// Endpoints of the newest view that are [silent](EndpointRest::silent).
     pub(crate) silent: AtomicI64,
     /// Requests ask for load reports: the newest view, or the control plane, goes by them, and we do
     /// not ask out of band.
