@@ -1,6 +1,7 @@
 //! Which endpoint gets the next try. Allocates nothing and takes no lock.
 
 use std::{
+    hint::black_box,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -378,10 +379,13 @@ impl<'a, 't> Round<'a, 't> {
             return best.map(|(_, endpoint)| endpoint);
         }
         let draw = completion.draw(nth, footprints);
-        // All are drawn before any is looked at, so that their cache lines are waited for together.
         let likely = [(); LIKELY].map(|()| draw.likely(origin));
         let beside = draw.beside(likely[0].1);
-        likely.into_iter().for_each(|(member, _)| look(self, member));
+        let drawn = likely.map(|(member, _)| member);
+        // All are touched before any is weighed, so that their cache lines are waited for together.
+        let touch = |member: usize| level.lives[member].requests.load(Relaxed);
+        black_box((drawn.map(touch), touch(beside)));
+        drawn.into_iter().for_each(|member| look(self, member));
         look(self, beside);
         match best {
             Some((_, endpoint)) => Some(endpoint),
