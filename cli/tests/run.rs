@@ -643,6 +643,38 @@ fn nobody_that_is_left_behind_holds_the_sidecar() {
     }
 }
 
+/// Also those that no gateway leads to.
+#[test]
+fn by_a_control_plane_the_services_of_the_mesh_have_their_names() {
+    let (origin, _asked) = origin("etl");
+    let folder = tempfile::tempdir().unwrap();
+    let policies = folder.path().join("policies");
+    fs::create_dir(&policies).unwrap();
+    let service = format!(
+        "apiVersion: towpath.dev/v1alpha1\nkind: Service\nmetadata: {{name: etl}}\nspec:\n  \
+         protocol: HTTP\n  endpoints: [{{name: only, address: \"{origin}\"}}]\n"
+    );
+    fs::write(policies.join("mesh.yaml"), service).unwrap();
+    let mut plane = Command::new(env!("CARGO_BIN_EXE_towpath"))
+        .args(["control-plane", "--xds", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--policies"])
+        .arg(&policies)
+        .arg("--state-dir")
+        .arg(folder.path().join("state"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(plane.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let xds = line.trim().split("xds=").nth(1).unwrap_or_else(|| panic!("{line}")).to_owned();
+    let script = "curl -sS http://etl/ && curl -sS http://etl.default/";
+    let arguments = ["--control-plane", &xds, "--node", "job", "--summary", "off"];
+    let output = run(&arguments, script).output().unwrap();
+    plane.kill().unwrap();
+    plane.wait().unwrap();
+    assert_eq!(told(&output), "etletl");
+}
+
 #[test]
 fn a_command_starts_only_with_a_sidecar_unless_told() {
     let gone = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().to_string();

@@ -66,6 +66,11 @@ impl Machine {
         }
     }
 
+    /// Takes listeners without a socket, too, for a client that opens none.
+    pub fn take_api_listeners(&mut self) {
+        self.world.api_listeners = true;
+    }
+
     /// A stream to a server opens: asks for everything, naming what is held.
     pub fn connected(&mut self) {
         self.outbox.clear();

@@ -69,7 +69,10 @@ impl AdsClient {
     ) -> Result<Self, String> {
         let endpoint = endpoint(&options.address)?;
         let (sender, status) = watch::channel(Status::default());
-        let machine = Machine::new(options.flavour, options.warm_wait);
+        let mut machine = Machine::new(options.flavour, options.warm_wait);
+        if !options.opens_listeners {
+            machine.take_api_listeners();
+        }
         let connection = Connection { options, endpoint, machine, apply, count, status: sender };
         Ok(Self { status, task: tokio::spawn(connection.run()) })
     }

@@ -41,6 +41,8 @@ pub(super) struct World {
     missing: BTreeSet<ResourceKey>,
     warming_since: Option<Instant>,
     warm_wait: Duration,
+    /// Listeners without a socket are taken, too: their routes are all that is wanted.
+    pub(super) api_listeners: bool,
     published: Option<Arc<Snapshot>>,
     /// Version of the server's state, for the next snapshot.
     pub(super) version: String,
@@ -74,6 +76,7 @@ impl World {
             missing: BTreeSet::new(),
             warming_since: None,
             warm_wait,
+            api_listeners: false,
             published: None,
             version: String::new(),
         }
@@ -280,7 +283,7 @@ impl World {
         let mut snapshot = Snapshot { version: self.version.clone(), ..Snapshot::default() };
         for (name, slot) in &self.listeners {
             let Some(held) = &slot.current else { continue };
-            if held.value.listener.bind == Bind::Api {
+            if held.value.listener.bind == Bind::Api && !self.api_listeners {
                 continue;
             }
             let mut complete = true;

@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use towpath_policies::model::{Bind, Discovery, ResourceKind, Snapshot};
+use towpath_policies::model::{Bind, Discovery, Listener, ResourceKind, Snapshot};
 
 use self::kind::{Last, Sent, Type, world_version};
 use super::Cache;
@@ -60,12 +60,10 @@ pub struct Stream {
     flavour: Flavour,
     cache: Arc<Cache>,
     snapshot: Option<Arc<Snapshot>>,
-    /// Services that socket listeners lead to: what a wildcard means for CDS.
-    visible_services: BTreeSet<String>,
+    covered: Covered,
     types: [Type; 4],
     nonces: u64,
     keeps_endpoints: bool,
-    opens_listeners: bool,
     /// Endpoint sets that a client of the state-of-the-world variant came back with.
     brought: BTreeSet<String>,
     synced: Option<String>,
@@ -78,11 +76,10 @@ impl Stream {
             flavour,
             cache,
             snapshot: None,
-            visible_services: BTreeSet::new(),
+            covered: Covered::default(),
             types: Default::default(),
             nonces: 0,
             keeps_endpoints: false,
-            opens_listeners: true,
             brought: BTreeSet::new(),
             synced: None,
         }
@@ -95,9 +92,10 @@ impl Stream {
         self.keeps_endpoints = keeps;
     }
 
-    /// Whether the client says that it takes listeners for their routes only and opens none.
+    /// Whether the client says that it takes listeners for their routes only and opens none: then its wildcard covers
+    /// those without a socket, too. To be said before anything else.
     pub fn set_opens_listeners(&mut self, opens: bool) {
-        self.opens_listeners = opens;
+        self.covered.api_listeners = !opens;
     }
 
     /// Takes in a request.
@@ -151,14 +149,14 @@ impl Stream {
         self.types[slot(ResourceKind::Service)].mark(&old.services, &snapshot.services);
         self.types[slot(ResourceKind::EndpointSet)].mark(&old.endpoints, &snapshot.endpoints);
         if relinked {
-            let visible = visible_services(snapshot);
+            let visible = self.covered.services_of(snapshot);
             let services = &mut self.types[slot(ResourceKind::Service)];
             if services.asked {
                 services
                     .dirty
-                    .extend(visible.symmetric_difference(&self.visible_services).cloned());
+                    .extend(visible.symmetric_difference(&self.covered.services).cloned());
             }
-            self.visible_services = visible;
+            self.covered.services = visible;
         }
     }
 
@@ -216,14 +214,14 @@ impl Stream {
 
     /// Whether the client asks for a listener that opens a socket, and opens it.
     pub fn opens_sockets(&self) -> bool {
-        if !self.opens_listeners {
+        if self.covered.api_listeners {
             return false;
         }
         let Some(snapshot) = &self.snapshot else { return false };
         let kind = ResourceKind::Listener;
         let this = &self.types[slot(kind)];
         snapshot.listeners.iter().any(|(name, listener)| {
-            listener.bind != Bind::Api && this.wants(snapshot, &self.visible_services, kind, name)
+            listener.bind != Bind::Api && this.wants(snapshot, &self.covered, kind, name)
         })
     }
 
@@ -235,7 +233,7 @@ impl Stream {
         let this = &self.types[slot(kind)];
         !self.types[slot(ResourceKind::RouteTable)].asked
             && snapshot.listeners.iter().any(|(name, listener)| {
-                this.wants(snapshot, &self.visible_services, kind, name)
+                this.wants(snapshot, &self.covered, kind, name)
                     && reach::tables(listener).next().is_some()
             })
     }
@@ -247,7 +245,7 @@ impl Stream {
         this.sent.iter().any(|(name, sent)| {
             sent.rejected
                 && holds(snapshot, kind, name)
-                && this.wants(snapshot, &self.visible_services, kind, name)
+                && this.wants(snapshot, &self.covered, kind, name)
         })
     }
 
@@ -307,8 +305,7 @@ impl Stream {
                 // What the wildcard covers is due again: the client may have
                 // dropped it.
                 let covered = self.snapshot.as_ref().is_some_and(|snapshot| {
-                    holds(snapshot, kind, &name)
-                        && this.wants(snapshot, &self.visible_services, kind, &name)
+                    holds(snapshot, kind, &name) && this.wants(snapshot, &self.covered, kind, &name)
                 });
                 if covered {
                     this.sent.remove(&name);
@@ -374,12 +371,12 @@ impl Stream {
     /// Dirty names whose resource is there, wanted, and not what was sent.
     /// Names that need nothing any more are taken off the dirty list.
     fn upserts(&mut self, snapshot: &Snapshot, kind: ResourceKind) -> Vec<Arc<Encoded>> {
-        let Self { types, cache, visible_services, flavour, brought, .. } = self;
+        let Self { types, cache, covered, flavour, brought, .. } = self;
         let this = &mut types[slot(kind)];
         let (mut due, mut bytes, mut settled) = (Vec::new(), 0, Vec::new());
         let whole = full_state(kind) && *flavour == Flavour::StateOfTheWorld;
         for name in &this.dirty {
-            let wanted = this.wants(snapshot, visible_services, kind, name);
+            let wanted = this.wants(snapshot, covered, kind, name);
             let told = this.sent.get(name).is_some_and(|sent| !sent.version.is_empty());
             // A client that holds addresses from before keeps them.
             if kind == ResourceKind::EndpointSet
@@ -429,8 +426,7 @@ impl Stream {
         this.dirty
             .iter()
             .filter(|name| {
-                !this.wants(snapshot, &self.visible_services, kind, name)
-                    || !holds(snapshot, kind, name)
+                !this.wants(snapshot, &self.covered, kind, name) || !holds(snapshot, kind, name)
             })
             .cloned()
             .collect()
@@ -504,10 +500,10 @@ impl Stream {
             ResourceKind::Listener => snapshot
                 .listeners
                 .values()
-                .filter(|l| l.bind != Bind::Api)
+                .filter(|l| self.covered.listener(l))
                 .map(|l| l.name.clone())
                 .collect(),
-            ResourceKind::Service => self.visible_services.iter().cloned().collect(),
+            ResourceKind::Service => self.covered.services.iter().cloned().collect(),
             ResourceKind::RouteTable => snapshot.routes.keys().cloned().collect(),
             ResourceKind::EndpointSet => snapshot.endpoints.keys().cloned().collect(),
         }
@@ -537,18 +533,32 @@ fn is_unresolved(snapshot: &Snapshot, name: &str) -> bool {
             .is_some_and(|service| matches!(service.discovery, Discovery::Dns { .. }))
 }
 
-/// Services that the socket listeners of a snapshot lead to.
-fn visible_services(snapshot: &Snapshot) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    let mut tables = BTreeSet::new();
-    for listener in snapshot.listeners.values().filter(|l| l.bind != Bind::Api) {
-        names.extend(reach::direct_services(listener).map(str::to_owned));
-        tables.extend(reach::tables(listener));
+/// What a wildcard means.
+#[derive(Debug, Default)]
+struct Covered {
+    /// Listeners without a socket, too.
+    api_listeners: bool,
+    /// Services that its listeners lead to.
+    services: BTreeSet<String>,
+}
+
+impl Covered {
+    fn listener(&self, listener: &Listener) -> bool {
+        self.api_listeners || listener.bind != Bind::Api
     }
-    for table in tables.into_iter().filter_map(|name| snapshot.routes.get(name)) {
-        names.extend(reach::services(table).into_iter().map(str::to_owned));
+
+    fn services_of(&self, snapshot: &Snapshot) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut tables = BTreeSet::new();
+        for listener in snapshot.listeners.values().filter(|l| self.listener(l)) {
+            names.extend(reach::direct_services(listener).map(str::to_owned));
+            tables.extend(reach::tables(listener));
+        }
+        for table in tables.into_iter().filter_map(|name| snapshot.routes.get(name)) {
+            names.extend(reach::services(table).into_iter().map(str::to_owned));
+        }
+        names
     }
-    names
 }
 
 /// From what refers to what is referred to.

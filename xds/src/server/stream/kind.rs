@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use towpath_policies::model::{Bind, ResourceKind, Snapshot};
+use towpath_policies::model::{ResourceKind, Snapshot};
 
-use super::Event;
+use super::{Covered, Event};
 use crate::{
     Flavour,
     wire::{Encoded, Rejection, digest},
@@ -86,7 +86,7 @@ impl Type {
     pub(super) fn wants(
         &self,
         snapshot: &Snapshot,
-        visible_services: &BTreeSet<String>,
+        covered: &Covered,
         kind: ResourceKind,
         name: &str,
     ) -> bool {
@@ -94,9 +94,9 @@ impl Type {
             || self.wildcard
                 && match kind {
                     ResourceKind::Listener => {
-                        snapshot.listeners.get(name).is_some_and(|l| l.bind != Bind::Api)
+                        snapshot.listeners.get(name).is_some_and(|l| covered.listener(l))
                     }
-                    ResourceKind::Service => visible_services.contains(name),
+                    ResourceKind::Service => covered.services.contains(name),
                     ResourceKind::RouteTable | ResourceKind::EndpointSet => true,
                 }
     }

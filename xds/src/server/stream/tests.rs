@@ -296,6 +296,27 @@ fn wildcards_leave_out_api_listeners_which_come_by_name() {
     }
 }
 
+/// Whose names a program may say: those of Services too that no gateway leads to.
+#[test]
+fn for_who_opens_none_wildcards_cover_api_listeners_and_where_they_lead() {
+    for flavour in BOTH {
+        let mut world = world();
+        put_table(&mut world, "mesh", "t");
+        put_service(&mut world, "t", 1);
+        for (opens, expected) in
+            [(true, ["listener +l", "service +s"]), (false, ["listener +api +l", "service +s +t"])]
+        {
+            let mut peer = Peer::new(flavour, &Snapshot::default());
+            peer.stream.set_opens_listeners(opens);
+            peer.update(&world);
+            for (kind, expected) in [Listeners, Services].into_iter().zip(expected) {
+                peer.ask(kind, &[]);
+                assert_eq!(peer.drain(), [expected], "{flavour:?} {opens}");
+            }
+        }
+    }
+}
+
 #[test]
 fn who_asks_for_api_listeners_only_or_says_so_opens_no_sockets() {
     for flavour in BOTH {
