@@ -170,8 +170,7 @@ impl Http1 {
     /// Ends a tunnel that broke so that the endpoint does not take it for complete.
     pub(super) fn reset_tunnel(&self) {
         if self.tunnel {
-            let socket = socket2::SockRef::from(self.conn.io.tcp());
-            let _ = socket.set_linger(Some(Duration::ZERO));
+            self.conn.io.reset_on_close();
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::{
     task::coop::consume_budget,
 };
 
-use super::{Direction, End, Meter, both, reset, splice::finish};
+use super::{Direction, End, Meter, both, splice::finish};
 use crate::{http::ClientIo, lock::lock, upstream::io::UpstreamIo};
 
 /// One TLS record and a little, for each direction.
@@ -57,7 +57,7 @@ impl<C: ClientIo> Drop for Breaks<'_, C> {
     fn drop(&mut self) {
         if self.armed {
             self.client.lock().reset_on_close();
-            reset(self.upstream.lock().tcp());
+            self.upstream.lock().reset_on_close();
         }
     }
 }

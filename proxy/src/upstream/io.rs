@@ -5,8 +5,10 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -44,6 +46,12 @@ impl UpstreamIo {
             Self::Tcp(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
         }
+    }
+
+    /// Makes the close that follows a reset (RST): what has arrived is lost, and no port stays in `TIME_WAIT`.
+    pub(crate) fn reset_on_close(&self) {
+        // A socket that is gone already cannot be reset, which is as well.
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 
     /// Ends the sending side.

@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
-use socket2::SockRef;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::{EndpointState, admission::ConnectionGuard, io::UpstreamIo, now_ms};
@@ -75,7 +74,7 @@ impl Pools {
     pub(super) fn reset(&self) {
         for worker in 0..self.0.len() {
             let mut pool = self.lock(worker);
-            pool.idle.drain(..).for_each(|idle| idle.connection.reset());
+            pool.idle.drain(..).for_each(|idle| idle.connection.io.reset_on_close());
             pool.shared.clear();
         }
     }
@@ -100,12 +99,6 @@ impl Pools {
     }
 }
 
-impl Http1 {
-    fn reset(self) {
-        let _ = SockRef::from(self.io.tcp()).set_linger(Some(Duration::ZERO));
-    }
-}
-
 impl EndpointState {
     /// Keeps a connection for the next request, unless the endpoint is gone or enough wait.
     pub(crate) fn put_back(&self, worker: usize, connection: Http1, idle_timeout: Duration) {
@@ -115,7 +108,7 @@ impl EndpointState {
         let most = if self.apart.is_some() { MAX_IDLE_APART } else { MAX_IDLE };
         if removed || outdated || pool.idle.len() >= most {
             if self.apart.is_some() {
-                connection.reset();
+                connection.io.reset_on_close();
             }
             return;
         }
