@@ -60,6 +60,8 @@ pub(crate) struct Listening {
     open: AtomicU32,
     /// When it was last told that a connection was not redirected, in [`now_ms`](crate::upstream::now_ms).
     told_astray_ms: AtomicU64,
+    /// And that one was our own.
+    told_looped_ms: AtomicU64,
     metrics: ListenerMetrics,
 }
 
@@ -70,6 +72,7 @@ struct ListenerMetrics {
     accept_errors: Counter,
     handshake_errors: Counter,
     not_redirected: Counter,
+    looped: Counter,
     introduction_errors: Counter,
 }
 
@@ -137,12 +140,14 @@ impl Listening {
             overload,
             open: AtomicU32::new(0),
             told_astray_ms: AtomicU64::new(0),
+            told_looped_ms: AtomicU64::new(0),
             metrics: ListenerMetrics {
                 open: registry().gauge("towpath_connections", &of),
                 accepted: registry().counter("towpath_connections_total", &of),
                 accept_errors: registry().counter("towpath_accept_errors_total", &of),
                 handshake_errors: registry().counter("towpath_tls_handshake_errors_total", &of),
                 not_redirected: registry().counter("towpath_not_redirected_total", &of),
+                looped: registry().counter("towpath_looped_total", &of),
                 introduction_errors: registry().counter("towpath_proxy_protocol_errors_total", &of),
             },
         });

@@ -365,7 +365,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 60] = [
+const HELP: [(&str, &str); 61] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -426,6 +426,10 @@ const HELP: [(&str, &str); 60] = [
     ("towpath_health_probes_total", "Active health probes."),
     ("towpath_hedges_total", "Reads that were late and asked for once more, or would have been."),
     ("towpath_limited_total", "Requests refused, and transfers slowed, by a rate limit."),
+    (
+        "towpath_looped_total",
+        "Connections of the proxy itself that were redirected back to it, and reset.",
+    ),
     ("towpath_mirrors_dropped_total", "Mirror copies not sent."),
     (
         "towpath_out_of_band_reports_total",

@@ -40,6 +40,7 @@ use crate::{
         io::UpstreamIo,
         now_ms,
         pick::{self, Ask, NoPick, Tried},
+        returned,
     },
 };
 
@@ -223,6 +224,7 @@ impl Opened {
             }
             client => client,
         };
+        let address = ticket.endpoint.spec.address;
         let counters = &ticket.endpoint.live.metrics;
         meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
         let idle = meter.chain.idle_timeout;
@@ -231,7 +233,7 @@ impl Opened {
                 if !prefix.is_empty() {
                     if upstream.write_all(&prefix).await.is_err() {
                         let client = Client::<T>::Clear(tcp, prefix);
-                        return meter.refuse("upstream_reset", client).await;
+                        return meter.refuse(reset_by(address), client).await;
                     }
                     meter.moved(Direction::Up, prefix.len());
                 }
@@ -242,9 +244,18 @@ impl Opened {
             }
             Client::Tls(tls) => copy::relay(tls, upstream, &meter, idle).await,
         };
+        let reason = if reason == Some(RESET) { Some(reset_by(address)) } else { reason };
         meter.note(|r| r.reason = reason);
     }
 }
+
+/// Whose reset it was: the endpoint's, or our own where the connection came back to us.
+fn reset_by(address: SocketAddr) -> &'static str {
+    if returned::is_looped(address) { LOOPED } else { RESET }
+}
+
+const RESET: &str = "upstream_reset";
+const LOOPED: &str = "looped";
 
 /// Connects to an endpoint of the service; a failed one is followed by others, unless the client meant
 /// this very one.
@@ -291,6 +302,7 @@ async fn connect(
                 return Ok((io, guard, ticket));
             }
             Err(ConnectError::Full(_)) => return Err("overflow"),
+            Err(_) if returned::is_looped(endpoint.spec.address) => return Err(LOOPED),
             Err(error) => {
                 let failure = match error {
                     ConnectError::Timeout(_) => Failure::Timeout,
@@ -483,7 +495,7 @@ impl Drop for Meter {
 }
 
 /// Makes the close of this socket a reset (RST), as its counterpart's was.
-fn reset(tcp: &TcpStream) {
+pub(crate) fn reset(tcp: &TcpStream) {
     // A socket that is gone already cannot be reset, which is as well.
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
@@ -516,7 +528,7 @@ async fn both(
                 if let End::ReadFailed(error) = &end {
                     tracing::debug!(%error, "endpoint is gone");
                     reset(Direction::Down);
-                    return Some("upstream_reset");
+                    return Some(RESET);
                 }
                 down_end = Some(end);
             }
@@ -531,7 +543,7 @@ async fn both(
         (Some(End::WriteFailed(error)), _) => {
             tracing::debug!(%error, "endpoint is gone");
             reset(Direction::Down);
-            Some("upstream_reset")
+            Some(RESET)
         }
         (_, Some(End::WriteFailed(error))) => {
             tracing::debug!(%error, "client is gone");

@@ -37,6 +37,7 @@ pub mod pick;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod reports;
+pub(crate) mod returned;
 mod spread;
 pub(crate) mod tally;
 mod weigh;

@@ -15,6 +15,7 @@ use crate::{
         EndpointState, ServiceState,
         connect::{ConnectError, Connector, Wire},
         io::UpstreamIo,
+        returned,
     },
 };
 
@@ -44,7 +45,7 @@ pub(super) async fn ask(
         };
         let (io, _guard) = match Connector::connect(service, endpoint, wire).await {
             Ok(connected) => connected,
-            Err(ConnectError::Full(_)) => return Verdict::Unknown,
+            Err(ConnectError::Full(_) | ConnectError::Looped) => return Verdict::Unknown,
             Err(error) => return Verdict::Failed(error.to_string()),
         };
         let answer = match &terms.probe {
@@ -60,6 +61,8 @@ pub(super) async fn ask(
         };
         match answer {
             Ok(()) => Verdict::Passed,
+            // It was not asked: the connection came back to us.
+            Err(_) if returned::is_looped(endpoint.spec.address) => Verdict::Unknown,
             Err(reason) => Verdict::Failed(reason),
         }
     };

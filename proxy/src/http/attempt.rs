@@ -41,7 +41,7 @@ use crate::{
         destination::Destination,
         h2_pool,
         pick::{self, Ask, NoPick, Tried},
-        pool,
+        pool, returned,
     },
 };
 
@@ -508,7 +508,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if up.was_stale() && repeatable && !self.replay.is_spooled() {
             return Ok(Tried1::Stale);
         }
-        let (reason, reply) = of_broken(broken);
+        let (reason, reply) = of_broken(broken, endpoint);
         if reason != RetryReason::Refused {
             outlier::report(service, endpoint, Outcome::Failure(Failure::Reset));
         }
@@ -554,7 +554,11 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 }
 
-fn of_broken(broken: &Broken) -> (RetryReason, Reply) {
+fn of_broken(broken: &Broken, endpoint: &EndpointState) -> (RetryReason, Reply) {
+    if returned::is_looped(endpoint.spec.address) {
+        // The endpoint never saw it.
+        return (RetryReason::Refused, Reply::LOOPED);
+    }
     match broken {
         Broken::Refused => (RetryReason::Refused, Reply::REFUSED),
         Broken::Closed | Broken::Reset(_) | Broken::Unread => (RetryReason::Reset, Reply::BROKEN),
@@ -579,6 +583,9 @@ fn failed_connect(
     tracing::debug!(endpoint = %endpoint.spec.address, %error, "no connection");
     if let ConnectError::Full(limit) = error {
         return Tried1::Failed { reason: RetryReason::Refused, reply: Reply::overflow(*limit) };
+    }
+    if returned::is_looped(endpoint.spec.address) {
+        return Tried1::Failed { reason: RetryReason::Refused, reply: Reply::LOOPED };
     }
     if !error.is_ours() {
         outlier::report(service, endpoint, Outcome::Failure(Failure::Connect));

@@ -48,6 +48,9 @@ impl Refusal {
             "no_healthy_endpoint" => {
                 ("503 Service Unavailable", "No endpoint of the service may be used now.")
             }
+            "looped" => {
+                ("503 Service Unavailable", "The proxy's connection came back to it: see its log.")
+            }
             _ => ("502 Bad Gateway", "No connection to this host could be made."),
         };
         Self { status, reason, text }

@@ -49,6 +49,7 @@ replies! {
     NO_SERVICE = SERVICE_UNAVAILABLE, "no_service", "The service this route names is not configured on this proxy.";
     NO_ENDPOINT = SERVICE_UNAVAILABLE, "no_healthy_endpoint", "No endpoint of the service may be used now.";
     CONNECT_FAILED = SERVICE_UNAVAILABLE, "connect_failure", "No connection to an endpoint of the service could be made.";
+    LOOPED = SERVICE_UNAVAILABLE, "looped", "The proxy's connection to the endpoint came back to the proxy: see its log.";
     REFUSED = SERVICE_UNAVAILABLE, "refused", "The endpoint refused the request without processing it.";
     BROKEN = BAD_GATEWAY, "upstream_reset", "The endpoint closed the connection before it answered.";
     SPOOL = SERVICE_UNAVAILABLE, "spool", "The copy of the request body that another try needs cannot be read from disk.";

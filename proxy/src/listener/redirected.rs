@@ -9,7 +9,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -22,7 +25,7 @@ use crate::{
     chains::{Chain, ChainKind, Chains},
     sniff::{self, First, MAX_HELLO_BYTES},
     tcp::{self, Opened, Refused, TcpChain},
-    upstream::{destination::Destination, now_ms},
+    upstream::{destination::Destination, now_ms, returned},
 };
 
 /// Head start of the client: who speaks first mostly does so at once, and then a server need not see a
@@ -34,13 +37,18 @@ const UNDECIDED: Duration = Duration::from_millis(250);
 /// Where the server cannot be reached: time for the client to ask for one that can be.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 /// So often at most a listener tells of connections that were not redirected.
-const TELL_EVERY_MS: u64 = 10_000;
+const TELL_ASTRAY_MS: u64 = 10_000;
+/// And of such as are our own.
+const TELL_LOOPED_MS: u64 = 60_000;
 
 /// Serves one connection of a listener to which connections are redirected.
 pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr, mut held: Held) {
     let Some(address) = destination(&tcp, &chains, &held.listening) else {
         return astray(&held.listening, peer);
     };
+    if returned::came_back(peer, address).await {
+        return looped(&tcp, address, &held.listening);
+    }
     let transparent = chains.redirected.as_ref().is_some_and(|redirected| redirected.transparent);
     // Of a link-local address only its link knows whose it is: answers would not come back.
     let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
@@ -105,10 +113,7 @@ fn destination(tcp: &TcpStream, chains: &Chains, listening: &Listening) -> Optio
 /// Ends a connection that was made to the listener itself: sent on it would come back for ever.
 fn astray(listening: &Listening, client: SocketAddr) {
     listening.metrics.not_redirected.inc();
-    let told = &listening.told_astray_ms;
-    let (now, last) = (now_ms(), told.load(super::Relaxed));
-    let due = last == 0 || now.saturating_sub(last) >= TELL_EVERY_MS;
-    if due && told.compare_exchange(last, now, super::Relaxed, super::Relaxed).is_ok() {
+    if is_due(&listening.told_astray_ms, TELL_ASTRAY_MS) {
         tracing::warn!(
             listener = %listening.name,
             %client,
@@ -116,6 +121,31 @@ fn astray(listening: &Listening, client: SocketAddr) {
              the service, and see that rules redirect what the proxy does not send itself"
         );
     }
+}
+
+/// Ends a connection of our own that was redirected back: sent on it would come back for ever.
+fn looped(tcp: &TcpStream, destination: SocketAddr, listening: &Listening) {
+    tcp::reset(tcp);
+    listening.metrics.looped.inc();
+    if is_due(&listening.told_looped_ms, TELL_LOOPED_MS) {
+        let user = rustix::process::geteuid().as_raw();
+        tracing::error!(
+            listener = %listening.name,
+            %destination,
+            user,
+            "ended a connection that this proxy made and that was redirected back to it: the kernel's rules do not \
+             leave alone what it sends. Run it as the user that they know as the proxy's (1802, if none was told), \
+             or install them with --proxy-user {user} if no other program runs as that user, or give the proxy the \
+             capability NET_ADMIN, with which it marks what it sends"
+        );
+    }
+}
+
+/// Whether it is time to tell again of what may happen all the time.
+fn is_due(told_ms: &AtomicU64, every_ms: u64) -> bool {
+    let (now, last) = (now_ms(), told_ms.load(Relaxed));
+    let due = last == 0 || now.saturating_sub(last) >= every_ms;
+    due && told_ms.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
 }
 
 /// Finds out how a connection begins, and who has been connected to meanwhile.

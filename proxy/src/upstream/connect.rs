@@ -13,10 +13,10 @@ use std::{
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol as Transport, Socket, Type};
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,7 @@ use super::{
     EndpointState, ServiceState,
     admission::{ConnectionGuard, Limit},
     io::UpstreamIo,
+    returned,
 };
 use crate::proxy_protocol::{self, Ends};
 
@@ -84,6 +85,9 @@ pub enum ConnectError {
     /// A breaker limit.
     #[error("too many connections")]
     Full(Limit),
+    /// The kernel brings connections to it back to us, as it did a moment ago.
+    #[error("the proxy's own connections to it are redirected back to the proxy")]
+    Looped,
     /// TCP failed.
     #[error("connect: {0}")]
     Tcp(#[source] io::Error),
@@ -102,11 +106,11 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// It says nothing of the endpoint: a limit, or no port is free here.
+    /// It says nothing of the endpoint: a limit, no port is free here, or the way there leads back.
     pub(crate) fn is_ours(&self) -> bool {
         use io::ErrorKind::{AddrInUse, AddrNotAvailable};
         match self {
-            Self::Full(_) => true,
+            Self::Full(_) | Self::Looped => true,
             Self::Tcp(error) => matches!(error.kind(), AddrInUse | AddrNotAvailable),
             _ => false,
         }
@@ -185,9 +189,12 @@ impl Connector {
     ) -> Result<UpstreamIo, ConnectError> {
         let start = Instant::now();
         let address = endpoint.spec.address;
+        if returned::is_looped(address) {
+            return Err(ConnectError::Looped);
+        }
         let tcp = match endpoint.apart.as_ref().map(|apart| apart.client) {
             Some(client) if client.is_ipv4() == address.is_ipv4() => under(client, address).await,
-            _ if MARKED.load(Relaxed) => marked(address).await,
+            _ if REDIRECTED.load(Relaxed) => own(address).await,
             _ => TcpStream::connect(address).await,
         };
         let mut tcp = tcp.map_err(ConnectError::Tcp)?;
@@ -211,35 +218,43 @@ impl Connector {
     }
 }
 
+/// Connections are redirected to this process.
+static REDIRECTED: AtomicBool = AtomicBool::new(false);
 /// What the proxy sends is marked, so that it is not redirected to it.
 static MARKED: AtomicBool = AtomicBool::new(false);
 
 /// Has connections marked from now on, where the proxy may do that. Where not, the kernel's rules know it by its user.
+/// In case that they do not, it is remembered which are our own.
 pub(crate) fn mark() {
     let may =
         Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|s| s.set_mark(Redirected::MARK));
     MARKED.store(may.is_ok(), Relaxed);
+    REDIRECTED.store(true, Relaxed);
 }
 
-async fn marked(to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    SockRef::from(&socket).set_mark(Redirected::MARK)?;
-    socket.connect(to).await
+/// A socket to connect to there, marked where that may be.
+pub(super) fn socket(to: SocketAddr) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(to), kind, Some(Transport::TCP))?;
+    if MARKED.load(Relaxed) {
+        socket.set_mark(Redirected::MARK)?;
+    }
+    Ok(socket)
+}
+
+async fn own(to: SocketAddr) -> io::Result<TcpStream> {
+    returned::connect(socket(to)?, to).await
 }
 
 /// Connects from an address that is not ours (`IP_TRANSPARENT`); the kernel's rules bring the answers here.
 async fn under(client: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if client.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    let options = SockRef::from(&socket);
+    let socket = socket(to)?;
     match client {
-        IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
-        IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    if MARKED.load(Relaxed) {
-        options.set_mark(Redirected::MARK)?;
-    }
-    socket.bind(SocketAddr::new(client, 0))?;
-    socket.connect(to).await
+    socket.bind(&SocketAddr::new(client, 0).into())?;
+    returned::connect(socket, to).await
 }
 
 impl std::fmt::Debug for Tls {

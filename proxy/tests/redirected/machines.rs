@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 use towpath_intercept::{PROXY_USER, Spec};
 
 /// Longest wait for what does not come.
@@ -150,7 +153,12 @@ pub(crate) struct Sidecar<'m> {
 impl<'m> Sidecar<'m> {
     /// Starts one as its own user.
     pub(crate) fn start(machine: &'m Machine, policies: &str) -> Self {
-        let user = PROXY_USER.to_string();
+        Self::start_as(machine, PROXY_USER, policies)
+    }
+
+    /// Starts one as this user, without a privilege.
+    pub(crate) fn start_as(machine: &'m Machine, user: u32, policies: &str) -> Self {
+        let user = user.to_string();
         // To read the program, wherever it was built.
         let capability = "+dac_read_search";
         Self::start_with(
@@ -181,6 +189,7 @@ impl<'m> Sidecar<'m> {
         let mut command = machine.command(program[0]);
         command.args(&program[1..]).args(["--node", "here", "--admin", ADMIN, "--policies"]);
         command.arg(folder.path()).arg("--access-log").arg(folder.path().join("access.log"));
+        command.stderr(File::create(folder.path().join("log")).unwrap());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
@@ -212,6 +221,17 @@ impl<'m> Sidecar<'m> {
         })
     }
 
+    /// What it has told so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Has it drain, and waits until it has ended.
+    pub(crate) fn stop(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Kills it.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
@@ -221,6 +241,9 @@ impl<'m> Sidecar<'m> {
 
 impl Drop for Sidecar<'_> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.log());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

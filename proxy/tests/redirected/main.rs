@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod inbound;
+mod loops;
 mod machines;
 mod outbound;
 mod pairs;

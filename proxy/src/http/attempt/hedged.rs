@@ -395,7 +395,7 @@ impl Lane {
     }
 
     fn broken(&self, broken: &Broken) -> Dead {
-        let (reason, reply) = super::of_broken(broken);
+        let (reason, reply) = super::of_broken(broken, &self.ticket.endpoint);
         if reason != RetryReason::Refused {
             self.report(Failure::Reset);
         }
