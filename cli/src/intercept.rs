@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use towpath_intercept::{
     Connection, Direction, Fail, Installed, Loopback, Network, PROXY_USER, Protocol, Spec, Status,
-    Tool, Verdict, explain, install, install_with, remove, status, warnings,
+    Tool, Verdict, explain, install, install_with, proxy_warnings, remove, status, warnings,
 };
 
 use crate::admin::print;
@@ -228,7 +228,13 @@ fn run_remove() -> anyhow::Result<ExitCode> {
 
 fn run_status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let status = status()?;
-    print(&if args.json { format!("{:#}\n", json(&status)) } else { text(&status) })?;
+    let warnings = status.installed.as_ref().map(|installed| proxy_warnings(&installed.spec));
+    let warnings = warnings.unwrap_or_default();
+    let page = match args.json {
+        true => format!("{:#}\n", json(&status, &warnings)),
+        false => text(&status, &warnings),
+    };
+    print(&page)?;
     let whole = status.installed.as_ref().is_some_and(|installed| installed.missing.is_empty());
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -302,7 +308,7 @@ fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
-fn text(status: &Status) -> String {
+fn text(status: &Status, warnings: &[String]) -> String {
     let mut page = String::new();
     match &status.installed {
         None => page += "nothing is installed here\n",
@@ -310,6 +316,9 @@ fn text(status: &Status) -> String {
     }
     for left in &status.remains {
         let _ = writeln!(page, "left over: {left} (towpath intercept remove takes it out)");
+    }
+    for warning in warnings {
+        let _ = writeln!(page, "warning: {warning}");
     }
     page
 }
@@ -331,7 +340,7 @@ fn about(installed: &Installed, page: &mut String) {
     }
 }
 
-fn json(status: &Status) -> serde_json::Value {
+fn json(status: &Status, warnings: &[String]) -> serde_json::Value {
     let installed = status.installed.as_ref().map(|installed| {
         let counters: Vec<_> = installed
             .counters
@@ -353,7 +362,11 @@ fn json(status: &Status) -> serde_json::Value {
             "missing": installed.missing,
         })
     });
-    serde_json::json!({ "installed": installed, "remains": status.remains })
+    serde_json::json!({
+        "installed": installed,
+        "remains": status.remains,
+        "warnings": warnings,
+    })
 }
 
 fn summary(spec: &Spec) -> String {

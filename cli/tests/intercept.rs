@@ -43,6 +43,34 @@ fn what_is_installed_is_told_explained_and_removed() {
 }
 
 #[test]
+fn it_is_told_who_listens_at_the_ports_and_who_does_not() {
+    let listening = r#"
+import os, socket, subprocess, sys
+os.seteuid(1900)
+ports = [socket.create_server(("127.0.0.1", port)) for port in (15001, 15006)]
+os.seteuid(0)
+subprocess.run([sys.argv[1], "intercept", "status"], check=True)
+subprocess.run([sys.argv[1], "intercept", "install", "--proxy-user=1900"], check=True)
+"#;
+    let output = shell(&format!(
+        "ip link set lo up
+         towpath intercept install 2>&1 || exit 7
+         towpath intercept status || exit 8
+         echo now they listen
+         python3 -c '{listening}' {} 2>&1 || exit 9",
+        env!("CARGO_BIN_EXE_towpath")
+    ));
+    let said = said(&output);
+    assert!(output.status.success(), "{} {said}", output.status);
+    let (before, after) = said.split_once("now they listen\n").unwrap();
+    let nobody = "warning: nobody listens at ports 15001 and 15006: what is sent there is refused";
+    assert_eq!(before.matches(nobody).count(), 2, "{said}");
+    let stranger = "warning: the program at ports 15001 and 15006 runs as user 1900, whose";
+    assert_eq!(after.matches("warning: ").count(), 1, "{said}");
+    assert!(after.contains(stranger), "{said}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_words_and_nothing_is_installed() {
     let output = shell("towpath intercept install --fail open; echo $?; nft list ruleset");
     let said = said(&output);

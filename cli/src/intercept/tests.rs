@@ -95,7 +95,7 @@ fn an_explanation_says_what_why_and_by_which_rule() {
 
 #[test]
 fn a_status_says_what_is_there_and_what_is_missing() {
-    assert_eq!(text(&Status::default()), "nothing is installed here\n");
+    assert_eq!(text(&Status::default(), &[]), "nothing is installed here\n");
     let counter = towpath_intercept::Counter {
         chain: "outbound".to_owned(),
         rule: "taken".to_owned(),
@@ -111,8 +111,9 @@ fn a_status_says_what_is_there_and_what_is_missing() {
     };
     let remains = vec!["ip -6 rule lookup 29809".to_owned()];
     let status = Status { installed: Some(installed), remains };
+    let warnings = ["nobody listens at port 15001".to_owned()];
     assert_eq!(
-        text(&status),
+        text(&status, &warnings),
         "installed  outbound connections to port 15001, inbound connections left alone (towpath 0.1.0, by nft)
 options    --outbound-port=15001 --no-inbound --proxy-user=1802 --proxy-group=none --mark=0x746f --loopback=leave --fail=closed
 missing    rule dns of chain outbound (install again)
@@ -120,9 +121,11 @@ missing    rule dns of chain outbound (install again)
 chain      rule                  packets          bytes
 outbound   taken                       7            420
 left over: ip -6 rule lookup 29809 (towpath intercept remove takes it out)
+warning: nobody listens at port 15001
 "
     );
-    let json = json(&status);
+    let json = json(&status, &warnings);
+    assert_eq!(json["warnings"][0], "nobody listens at port 15001");
     assert_eq!(json["installed"]["counters"][0]["packets"], 7);
     assert_eq!(json["installed"]["options"][1], "--no-inbound");
     assert_eq!(json["remains"][0], "ip -6 rule lookup 29809");

@@ -25,7 +25,7 @@ pub use crate::{
     error::Error,
     explain::{Connection, Direction, Explanation, Protocol, Verdict, explain},
     install::{Counter, Installed, Status, Tool, install, install_with, remove, status},
-    listeners::warnings,
+    listeners::{proxy_warnings, warnings},
     network::Network,
     spec::{Fail, Loopback, MARK, PROXY_USER, Spec},
 };

@@ -1,8 +1,11 @@
 //! Who listens in this network namespace, and what that bodes.
 
-use std::fs;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use crate::{Connection, Direction, Spec, Verdict, explain};
+use crate::{Connection, Direction, Fail, Spec, Verdict, explain};
 
 /// A port that somebody listens at, and the user who does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,26 +17,24 @@ struct Listener {
 /// What a person would regret to have installed, as far as those who listen now let it be seen.
 #[must_use]
 pub fn warnings(spec: &Spec) -> Vec<String> {
+    foresee(spec, &listening())
+}
+
+/// What is wrong with who listens, or does not, at the ports that rules lead to.
+#[must_use]
+pub fn proxy_warnings(spec: &Spec) -> Vec<String> {
+    of_proxy(spec, &listening())
+}
+
+fn listening() -> Vec<Listener> {
     // Of the thread: it may be in another namespace than the process.
     let tables = ["tcp", "tcp6"].map(|name| format!("/proc/thread-self/net/{name}"));
     let tables = tables.iter().filter_map(|path| fs::read_to_string(path).ok());
-    foresee(spec, &tables.flat_map(|table| listeners(&table)).collect::<Vec<_>>())
+    tables.flat_map(|table| listeners(&table)).collect()
 }
 
 fn foresee(spec: &Spec, listeners: &[Listener]) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let proxies: Vec<&Listener> = listeners
-        .iter()
-        .filter(|listener| [spec.outbound, spec.inbound, spec.dns].contains(&Some(listener.port)))
-        .collect();
-    let loops = proxies.iter().find(|proxy| spec.outbound.is_some() && !is_left(spec, proxy.user));
-    if let Some(Listener { port, user }) = loops {
-        warnings.push(format!(
-            "the program at port {port} runs as user {user}, whose connections are sent to it again, \
-             unless it marks them {:#x}: give --proxy-user {user}, or run it as another user",
-            spec.mark
-        ));
-    }
+    let mut warnings = of_proxy(spec, listeners);
     let ssh = std::net::SocketAddr::from(([192, 0, 2, 1], SSH));
     let to_ssh = explain(spec, &Connection::new(Direction::Inbound, ssh));
     if to_ssh.verdict != Verdict::Left && listeners.iter().any(|listener| listener.port == SSH) {
@@ -43,6 +44,52 @@ fn foresee(spec: &Spec, listeners: &[Listener]) -> Vec<String> {
         ));
     }
     warnings
+}
+
+fn of_proxy(spec: &Spec, listeners: &[Listener]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let ports = [spec.outbound, spec.inbound, spec.dns];
+    let looping = |listener: &&Listener| {
+        spec.outbound.is_some()
+            && ports.contains(&Some(listener.port))
+            && !is_left(spec, listener.user)
+    };
+    let mut by_user = BTreeMap::<u32, BTreeSet<u16>>::new();
+    for Listener { port, user } in listeners.iter().filter(looping) {
+        by_user.entry(*user).or_default().insert(*port);
+    }
+    for (user, ports) in by_user {
+        warnings.push(format!(
+            "the program at {} runs as user {user}, whose connections are sent to it again, \
+             unless it marks them {:#x}: give --proxy-user {user}, or run it as another user",
+            named(&ports),
+            spec.mark
+        ));
+    }
+    // Who answers DNS may do so over UDP alone.
+    let deserted: BTreeSet<u16> = [spec.outbound, spec.inbound]
+        .into_iter()
+        .flatten()
+        .filter(|port| listeners.iter().all(|listener| listener.port != *port))
+        .collect();
+    if !deserted.is_empty() {
+        let fate = match spec.fail {
+            Fail::Closed => "refused",
+            Fail::Open => "let through",
+        };
+        let user = spec.proxy_user.map(|user| format!(" as user {user}")).unwrap_or_default();
+        warnings.push(format!(
+            "nobody listens at {}: what is sent there is {fate} until a proxy does; start it{user}, with \
+             policies that have it listen there",
+            named(&deserted)
+        ));
+    }
+    warnings
+}
+
+fn named(ports: &BTreeSet<u16>) -> String {
+    let text: Vec<String> = ports.iter().map(u16::to_string).collect();
+    format!("port{} {}", if text.len() > 1 { "s" } else { "" }, text.join(" and "))
 }
 
 const SSH: u16 = 22;
@@ -70,7 +117,7 @@ fn listeners(table: &str) -> Vec<Listener> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Listener, foresee, listeners};
+    use super::{Listener, foresee, listeners, of_proxy};
     use crate::Spec;
 
     const TABLE: &str = "\
@@ -88,25 +135,57 @@ mod tests {
 
     #[test]
     fn a_loop_and_a_lock_out_are_foreseen() {
-        let here = listeners(TABLE);
+        let mut here = listeners(TABLE);
+        here.push(Listener { port: 15006, user: 1802 });
         let told = |spec: Spec| foresee(&spec, &here).join("\n");
         assert!(told(Spec::default()).starts_with("new SSH connections"));
         let careful = Spec { exclude_inbound_ports: vec![22], ..Spec::default() };
         assert_eq!(told(careful.clone()), "");
         let other = Spec { proxy_user: Some(7), ..careful };
-        assert!(told(other.clone()).contains("runs as user 1802"), "{}", told(other));
+        let both = "the program at ports 15001 and 15006 runs as user 1802";
+        assert!(told(other.clone()).starts_with(both), "{}", told(other));
         let excluded = Spec { exclude_users: vec![1802], ..other.clone() };
         assert_eq!(told(excluded), "");
         assert_eq!(told(Spec { outbound: None, ..other }), "");
         // Who answers DNS asks others itself.
         let resolver = Spec {
-            outbound: Some(7),
+            outbound: Some(15006),
+            inbound: None,
             dns: Some(15001),
             proxy_user: Some(7),
-            exclude_inbound_ports: vec![22],
             ..Spec::default()
         };
-        assert!(told(resolver.clone()).contains("port 15001 runs as user 1802"));
+        assert!(told(resolver.clone()).starts_with(both), "{}", told(resolver));
         assert_eq!(told(Spec { exclude_users: vec![1802], ..resolver }), "");
+    }
+
+    #[test]
+    fn each_user_at_the_ports_is_told_of() {
+        let here = [
+            Listener { port: 15001, user: 1900 },
+            Listener { port: 15001, user: 1900 },
+            Listener { port: 15006, user: 1901 },
+        ];
+        let told = of_proxy(&Spec::default(), &here);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].starts_with("the program at port 15001 runs as user 1900"), "{told:?}");
+        assert!(told[1].starts_with("the program at port 15006 runs as user 1901"), "{told:?}");
+    }
+
+    #[test]
+    fn ports_at_which_nobody_listens_are_told_of() {
+        let told = |spec: &Spec, listeners: &[Listener]| of_proxy(spec, listeners).join("\n");
+        assert_eq!(
+            told(&Spec::default(), &[]),
+            "nobody listens at ports 15001 and 15006: what is sent there is refused until a proxy does; \
+             start it as user 1802, with policies that have it listen there"
+        );
+        let outbound = [Listener { port: 15001, user: 1802 }];
+        let said = told(&Spec::default(), &outbound);
+        assert!(said.starts_with("nobody listens at port 15006: "), "{said}");
+        assert_eq!(told(&Spec { inbound: None, ..Spec::default() }, &outbound), "");
+        let open =
+            Spec { outbound: None, tproxy: true, fail: crate::Fail::Open, ..Spec::default() };
+        assert!(told(&open, &outbound).contains("let through"));
     }
 }
