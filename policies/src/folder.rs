@@ -24,16 +24,16 @@ pub const MAX_DEPTH: usize = 32;
 /// Path relative to the folder, and its text.
 pub type Files = Vec<(PathBuf, String)>;
 
-/// Why a folder could not be read.
+/// Why a folder could not be read. Each says the cause itself: there is no `source()` to print after it.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// The operating system refused.
-    #[error("cannot read {path}: {source}", path = .path.display())]
+    #[error("cannot read {path}: {cause}", path = .path.display())]
     Io {
         /// What was to be read.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A symbolic link leads elsewhere.
     #[error("{path} is a symbolic link out of the policy folder; copy the file in instead", path = .0.display())]
@@ -115,7 +115,7 @@ impl Collector {
 /// # Errors
 /// When something cannot be read, leads out of the folder, or exceeds a limit.
 pub fn read(root: &Path) -> Result<Files, FolderError> {
-    let io_error = |source| FolderError::Io { path: root.to_owned(), source };
+    let io_error = |cause| FolderError::Io { path: root.to_owned(), cause };
     let real_root = fs::canonicalize(root).map_err(io_error)?;
     let mut collector = Collector::default();
     if fs::metadata(root).map_err(io_error)?.is_file() {
@@ -158,7 +158,7 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             return Err(FolderError::TooDeep(relative.to_owned()));
         }
-        let io_error = |source| FolderError::Io { path: path.to_owned(), source };
+        let io_error = |cause| FolderError::Io { path: path.to_owned(), cause };
         let real = fs::canonicalize(path).map_err(io_error)?;
         if !self.entered.insert(real) {
             return Ok(());
@@ -174,12 +174,12 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: &Path, relative: &Path, depth: usize) -> Result<(), FolderError> {
-        let io_error = |source| FolderError::Io { path: path.to_owned(), source };
+        let io_error = |cause| FolderError::Io { path: path.to_owned(), cause };
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
             // A dangling link, or gone since it was listed: it only matters if it would count.
             Err(_) if !is_policy_path(relative) => return Ok(()),
-            Err(source) => return Err(io_error(source)),
+            Err(cause) => return Err(io_error(cause)),
         };
         let counts = meta.is_dir() || (meta.is_file() && is_policy_path(relative));
         if !counts {
@@ -199,7 +199,7 @@ impl Walk<'_> {
 
 /// Reads at most one byte more than allowed, so that a file that grows cannot fill the memory.
 fn read_file(path: &Path) -> Result<Vec<u8>, FolderError> {
-    let io_error = |source| FolderError::Io { path: path.to_owned(), source };
+    let io_error = |cause| FolderError::Io { path: path.to_owned(), cause };
     let file = fs::File::open(path).map_err(io_error)?;
     let mut content = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_BYTES + 1), &mut content)
@@ -237,6 +237,17 @@ mod tests {
         ] {
             assert_eq!(is_policy_path(Path::new(path)), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("nope");
+        let error = read(&missing).unwrap_err();
+        let told = format!("cannot read {}: No such file or directory", missing.display());
+        assert!(error.to_string().starts_with(&told), "{error}");
+        // Whoever prints causes after an error would say it again.
+        assert!(std::error::Error::source(&error).is_none());
     }
 
     #[test]

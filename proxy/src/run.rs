@@ -32,7 +32,7 @@ use crate::{
     load::{self, NodeLoad},
     logging,
     overload::{self, Overload},
-    source,
+    source::{self, Source},
     spool::Space,
     supervisor,
     transfers::Transfers,
@@ -172,9 +172,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 /// a control plane, see [`Running::ready`].
 ///
 /// # Errors
-/// When the admin address cannot be had, the access log cannot be opened, or
-/// the policies are wrong.
+/// When the policies are wrong, the admin address cannot be had, or the access
+/// log cannot be opened; in this order.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let source = Source::open(config.source.clone()).await?;
     let clients = config.geoip.as_deref().map(ClientPlaces::open).transpose().context("--geoip")?;
     let clients = clients.map(Arc::new);
     let inherited = Arc::new(Sockets::default());
@@ -235,7 +236,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     if let Some(clients) = &clients {
         tasks.push(Owned::spawn(watch_places(clients.clone(), look_now.clone())));
     }
-    let source = source::start(config.source, config.opens_listeners, &control).await?;
+    let source = source.follow(config.opens_listeners, &control)?;
     Ok(Running { control, admin, tasks, source, clients, look_now })
 }
 

@@ -51,27 +51,66 @@ pub(crate) struct Following {
     keeping: Option<JoinHandle<()>>,
 }
 
-/// Starts a source; a folder's first configuration is in force when this returns.
-pub(crate) async fn start(
-    config: SourceConfig,
-    opens_listeners: bool,
-    control: &Arc<Control>,
-) -> anyhow::Result<Option<Following>> {
-    match config {
-        SourceConfig::Manual => {
-            control.note_source(|s| *s = status("manual", String::new()));
-            Ok(None)
-        }
-        SourceConfig::Folder { folder, node } => {
-            control.note_source(|s| *s = status("folder", folder.display().to_string()));
-            let task = folder::start(folder, node, control).await?;
-            Ok(Some(Following { task, keeping: None }))
-        }
-        SourceConfig::ControlPlane { address, node, cache_dir } => {
-            control.note_source(|s| *s = status("control-plane", address.clone()));
-            let cache = cache_dir.map(|dir| Cache::new(&dir, &node)).transpose()?;
-            let options = Options { opens_listeners, ..Options::new(address, node) };
-            follow_control_plane(options, cache, control).map(Some)
+/// A source before there is a proxy that follows it.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A folder that was read and has no mistakes.
+    Folder {
+        opened: folder::Opened,
+        location: String,
+        node: Node,
+    },
+    ControlPlane {
+        address: String,
+        node: Node,
+        cache_dir: Option<PathBuf>,
+    },
+    Manual,
+}
+
+impl Source {
+    /// Reads what can be read before anything is opened: who has it wrong is to hear of that first, and not of
+    /// a port.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, or its policies have mistakes.
+    pub(crate) async fn open(config: SourceConfig) -> anyhow::Result<Self> {
+        Ok(match config {
+            SourceConfig::Manual => Self::Manual,
+            SourceConfig::Folder { folder, node } => {
+                let location = folder.display().to_string();
+                Self::Folder { opened: folder::open(folder).await?, location, node }
+            }
+            SourceConfig::ControlPlane { address, node, cache_dir } => {
+                Self::ControlPlane { address, node, cache_dir }
+            }
+        })
+    }
+
+    /// Follows the source; what a folder says is in force when this returns.
+    ///
+    /// # Errors
+    /// When this proxy cannot obey a folder, or the control plane's address or the cache cannot be used.
+    pub(crate) fn follow(
+        self,
+        opens_listeners: bool,
+        control: &Arc<Control>,
+    ) -> anyhow::Result<Option<Following>> {
+        match self {
+            Self::Manual => {
+                control.note_source(|s| *s = status("manual", String::new()));
+                Ok(None)
+            }
+            Self::Folder { opened, location, node } => {
+                control.note_source(|s| *s = status("folder", location));
+                Ok(Some(Following { task: opened.follow(node, control)?, keeping: None }))
+            }
+            Self::ControlPlane { address, node, cache_dir } => {
+                control.note_source(|s| *s = status("control-plane", address.clone()));
+                let cache = cache_dir.map(|dir| Cache::new(&dir, &node)).transpose()?;
+                let options = Options { opens_listeners, ..Options::new(address, node) };
+                follow_control_plane(options, cache, control).map(Some)
+            }
         }
     }
 }

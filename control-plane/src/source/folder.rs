@@ -117,8 +117,8 @@ fn read(path: &Path) -> Result<Files, SourceError> {
                 return Err(SourceError::PathMissing(path.to_owned()));
             }
             // A file listed and gone: somebody is writing right now.
-            Err(FolderError::Io { source, .. })
-                if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
+            Err(FolderError::Io { cause, .. })
+                if cause.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
             {
                 attempt += 1;
             }

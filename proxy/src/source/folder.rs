@@ -23,26 +23,52 @@ const LONGEST_BURST: Duration = Duration::from_secs(1);
 /// File systems that do not tell of changes (network mounts) are looked at this often.
 const POLL: Duration = Duration::from_secs(3);
 
-/// Puts the folder in force, and follows it from then on.
-pub(super) async fn start(
+/// A folder that was read; what changes in it since then is seen.
+#[derive(Debug)]
+pub(crate) struct Opened {
     folder: PathBuf,
-    node: Node,
-    control: &Arc<Control>,
-) -> anyhow::Result<AbortHandle> {
+    mesh: Mesh,
+    seen: u64,
+    changed: Arc<Notify>,
+    watcher: Option<notify::RecommendedWatcher>,
+}
+
+/// Reads the folder, and watches it.
+///
+/// # Errors
+/// When it cannot be read, or its policies have mistakes.
+pub(super) async fn open(folder: PathBuf) -> anyhow::Result<Opened> {
     // Looked at before it is read: what changes in between is then seen as a change.
     let seen = fingerprint(&folder);
     let changed = Arc::new(Notify::new());
     let watcher = watch(&folder, changed.clone());
     let mesh = load(&folder).await?;
-    put_in_force(control, &mesh, &node).map_err(|errors| {
-        anyhow!("the policies in {} cannot be obeyed:\n{}", folder.display(), errors.join("\n"))
-    })?;
-    let control = control.clone();
-    let task = tokio::spawn(async move {
-        let _watcher = watcher;
-        follow(&folder, &node, &control, &changed, seen).await;
-    });
-    Ok(task.abort_handle())
+    // Said only now: one that is not there cannot be read either, and that is what is to be said.
+    let watcher = watcher
+        .inspect_err(|error| {
+            tracing::warn!(%error, "cannot be told of changed policies, looking every {POLL:?} instead");
+        })
+        .ok();
+    Ok(Opened { folder, mesh, seen, changed, watcher })
+}
+
+impl Opened {
+    /// Puts the folder in force, and follows it from then on.
+    ///
+    /// # Errors
+    /// When this proxy cannot obey it.
+    pub(super) fn follow(self, node: Node, control: &Arc<Control>) -> anyhow::Result<AbortHandle> {
+        let Self { folder, mesh, seen, changed, watcher } = self;
+        put_in_force(control, &mesh, &node).map_err(|errors| {
+            anyhow!("the policies in {} cannot be obeyed:\n{}", folder.display(), errors.join("\n"))
+        })?;
+        let control = control.clone();
+        let task = tokio::spawn(async move {
+            let _watcher = watcher;
+            follow(&folder, &node, &control, &changed, seen).await;
+        });
+        Ok(task.abort_handle())
+    }
 }
 
 async fn follow(folder: &Path, node: &Node, control: &Arc<Control>, changed: &Notify, seen: u64) {
@@ -108,22 +134,15 @@ fn read(folder: &Path) -> anyhow::Result<Mesh> {
 }
 
 /// Asks the system to tell of changes; polling does where it cannot.
-fn watch(folder: &Path, changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let watching = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+fn watch(folder: &Path, changed: Arc<Notify>) -> notify::Result<notify::RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Being read is no change, and reading is what we answer a change with.
         if !event.is_ok_and(|event| event.kind.is_access()) {
             changed.notify_one();
         }
-    })
-    .and_then(|mut watcher| {
-        watcher.watch(folder, RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    watching
-        .inspect_err(|error| {
-            tracing::warn!(%error, "cannot be told of changed policies, looking every {POLL:?} instead");
-        })
-        .ok()
+    })?;
+    watcher.watch(folder, RecursiveMode::Recursive)?;
+    Ok(watcher)
 }
 
 /// Changes when a file in the folder comes, goes or is written, or a symbolic

@@ -82,7 +82,10 @@ async fn a_folder_with_mistakes_is_no_start_and_the_mistake_is_told() {
     fs::write(folder.path().join("edge.yaml"), "apiVersion: towpath.dev/v1alpha1\nkind: Sevice\n")
         .unwrap();
     let source = SourceConfig::Folder { folder: folder.path().into(), node: Node::default() };
-    let error = towpath_proxy::start(Config::new(source)).await.unwrap_err();
+    // Not even where the address of the admin endpoint is taken: that is not the first thing to mend.
+    let taken = named("another proxy").await;
+    let config = Config { admin: Some(taken.address), ..Config::new(source) };
+    let error = towpath_proxy::start(config).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("edge.yaml:2") && text.contains("Sevice"), "{text}");
 }
