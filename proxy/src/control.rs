@@ -129,6 +129,11 @@ impl Control {
         Ok(())
     }
 
+    /// Whether listeners of the configuration are opened.
+    pub(crate) fn opens_listeners(&self) -> bool {
+        self.world().opens_listeners()
+    }
+
     /// What is in force.
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()

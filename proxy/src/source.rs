@@ -127,10 +127,13 @@ fn follow_control_plane(
     if let Some(cache) = &cache {
         start_from(cache, control);
     }
+    let (opens_listeners, node) = (options.opens_listeners, options.node.id.clone());
     let (keep, kept) = watch::channel(None);
     let applying = Arc::downgrade(control);
     let apply = move |snapshot: Arc<Snapshot>| {
         let Some(control) = applying.upgrade() else { return Ok(()) };
+        let first = control.view().applied.is_none() || control.source().from_cache;
+        let listened = first || !control.addresses().is_empty();
         control.apply(snapshot.clone()).map_err(|rejections| {
             rejections
                 .into_iter()
@@ -141,6 +144,11 @@ fn follow_control_plane(
                 .collect::<Vec<_>>()
         })?;
         control.note_source(|s| s.from_cache = false);
+        if opens_listeners && listened && control.addresses().is_empty() {
+            tracing::warn!(
+                "nothing listens: the control plane has no listener for node `{node}` (towpath.dev/nodes of a Gateway says which nodes serve it)"
+            );
+        }
         // Nobody reads where there is no cache.
         let _ = keep.send(Some(snapshot));
         Ok(())

@@ -170,6 +170,11 @@ impl World {
         self.view.clone()
     }
 
+    /// Whether listeners of the configuration are opened.
+    pub(crate) fn opens_listeners(&self) -> bool {
+        self.terms.opens_listeners
+    }
+
     /// Puts a snapshot in force, or says what is wrong with it and changes nothing.
     pub(crate) fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), Vec<Rejection>> {
         let plan = Plan::new(self, &snapshot).inspect_err(|_| {

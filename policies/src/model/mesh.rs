@@ -75,6 +75,16 @@ impl NodeSelector {
 }
 
 impl ScopedListener {
+    /// Whether a node gets it, which is `claimed` where a listener names it.
+    fn is_for(&self, node: &Node, claimed: bool) -> bool {
+        match self.nodes {
+            // What is redirected would be refused where nobody listens for it.
+            NodeSelector::Unclaimed => !claimed && (!node.sidecar || self.is_redirected()),
+            NodeSelector::Matching(_) => self.nodes.names(node),
+            NodeSelector::Any => self.listener.bind == Bind::Api,
+        }
+    }
+
     /// Whether connections are redirected to it.
     pub(crate) fn is_redirected(&self) -> bool {
         matches!(self.listener.bind, Bind::Redirected(_))
@@ -90,16 +100,10 @@ impl Mesh {
     /// Cuts the mesh to what `node` needs: its listeners, the API listeners,
     /// and every route table, service and endpoint set they reach.
     pub fn view(&self, node: &Node) -> Snapshot {
-        let claimed = self.listeners.values().any(|l| l.nodes.names(node));
+        let claimed = self.claims(node);
         let mut view = Snapshot { version: self.version.clone(), ..Snapshot::default() };
         for (name, scoped) in &self.listeners {
-            let serves = match scoped.nodes {
-                // What is redirected would be refused where nobody listens for it.
-                NodeSelector::Unclaimed => !claimed && (!node.sidecar || scoped.is_redirected()),
-                NodeSelector::Matching(_) => scoped.nodes.names(node),
-                NodeSelector::Any => scoped.listener.bind == Bind::Api,
-            };
-            if serves {
+            if scoped.is_for(node, claimed) {
                 view.listeners.insert(name.clone(), scoped.of(node).clone());
             }
         }
@@ -123,6 +127,27 @@ impl Mesh {
             .map(|(key, source)| (key.clone(), source.clone()))
             .collect();
         view
+    }
+
+    /// The listeners that `node` does not get, and whom they are for.
+    pub fn withheld(&self, node: &Node) -> Vec<(&str, String)> {
+        let claimed = self.claims(node);
+        let mut withheld = Vec::new();
+        for (name, scoped) in self.listeners.iter().filter(|(_, l)| !l.is_for(node, claimed)) {
+            let whom = match &scoped.nodes {
+                NodeSelector::Matching(patterns) => format!("nodes {}", patterns.join(", ")),
+                NodeSelector::Unclaimed if claimed => "nodes that no listener names".to_owned(),
+                NodeSelector::Unclaimed => "nodes that are no sidecars".to_owned(),
+                // Whoever wants it asks for it.
+                NodeSelector::Any => continue,
+            };
+            withheld.push((name.as_str(), whom));
+        }
+        withheld
+    }
+
+    fn claims(&self, node: &Node) -> bool {
+        self.listeners.values().any(|l| l.nodes.names(node))
     }
 
     /// All of it, for whoever serves every client the same.
@@ -239,16 +264,25 @@ mod tests {
             listener("workers", socket, some),
         ];
         let mesh = Mesh { listeners: BTreeMap::from(listeners), ..Mesh::default() };
-        for (id, sidecar, expected) in [
-            ("edge-1", false, &["outbound", "rest"][..]),
-            ("worker-1", false, &["workers"]),
-            ("app-1", true, &["outbound"]),
-            ("worker-1", true, &["workers"]),
+        let (named, unnamed) = ("nodes worker-*", "nodes that no listener names");
+        for (id, sidecar, expected, withheld) in [
+            ("edge-1", false, &["outbound", "rest"][..], &[("workers", named)][..]),
+            ("worker-1", false, &["workers"], &[("outbound", unnamed), ("rest", unnamed)]),
+            (
+                "app-1",
+                true,
+                &["outbound"],
+                &[("rest", "nodes that are no sidecars"), ("workers", named)],
+            ),
+            ("worker-1", true, &["workers"], &[("outbound", unnamed), ("rest", unnamed)]),
         ] {
             let node = Node { id: id.to_owned(), cluster: String::new(), sidecar };
             let view = mesh.view(&node);
             let names: Vec<_> = view.listeners.keys().map(String::as_str).collect();
             assert_eq!(names, expected, "{id}, sidecar: {sidecar}");
+            let told = mesh.withheld(&node);
+            let told: Vec<_> = told.iter().map(|(name, whom)| (*name, whom.as_str())).collect();
+            assert_eq!(told, withheld, "{id}, sidecar: {sidecar}");
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use notify::{RecursiveMode, Watcher};
 use tokio::{sync::Notify, task::AbortHandle, time::timeout};
-use towpath_policies::model::{Mesh, Node};
+use towpath_policies::model::{Mesh, Node, ResourceKey, ResourceKind};
 
 use crate::control::Control;
 
@@ -117,7 +117,63 @@ fn put_in_force(control: &Arc<Control>, mesh: &Mesh, node: &Node) -> Result<(), 
             .collect::<Vec<_>>()
     })?;
     control.note_source(|status| status.connected = true);
+    if control.opens_listeners() {
+        match unserved(mesh, node) {
+            Unserved::All(told) => tracing::warn!("nothing listens: {told}"),
+            Unserved::Some(told) => tracing::info!("not for this proxy: {told}"),
+            Unserved::Nothing => {}
+        }
+    }
     Ok(())
+}
+
+/// What of a folder's listeners this proxy does not serve, for a person.
+#[derive(Debug, PartialEq, Eq)]
+enum Unserved {
+    All(String),
+    Some(String),
+    Nothing,
+}
+
+/// Listeners named in the log at a time.
+const MAX_TOLD: usize = 10;
+
+fn unserved(mesh: &Mesh, node: &Node) -> Unserved {
+    let serves = mesh.view(node).listeners.values().any(|l| l.bind.socket().is_some());
+    let mut withheld = mesh.withheld(node);
+    if serves {
+        // That the listeners of other sidecars are not for this one goes without saying.
+        withheld.retain(|(name, _)| name.starts_with("gateway/"));
+    }
+    let more = withheld.len().saturating_sub(MAX_TOLD);
+    let told = withheld.iter().take(MAX_TOLD).map(|(name, whom)| {
+        let key = ResourceKey { kind: ResourceKind::Listener, name: (*name).to_owned() };
+        let at = mesh.sources.get(&key).map(|source| format!(" ({source})")).unwrap_or_default();
+        format!("{name}{at} is for {whom}")
+    });
+    let mut told = told.collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        told += &format!("; and {more} more");
+    }
+    match (serves, withheld.is_empty()) {
+        (true, true) => Unserved::Nothing,
+        (true, false) => Unserved::Some(told),
+        (false, true) => Unserved::All("the policies have no Gateway with a listener".to_owned()),
+        (false, false) => Unserved::All(format!("{}; {told}", who(node))),
+    }
+}
+
+/// What a proxy says of itself.
+fn who(node: &Node) -> String {
+    let name = match node.id.as_str() {
+        "" => "this proxy has no name (--node)".to_owned(),
+        id => format!("this proxy is `{id}`"),
+    };
+    let cluster = match node.cluster.as_str() {
+        "" => String::new(),
+        cluster => format!(" of the cluster `{cluster}`"),
+    };
+    format!("{name}{cluster}{}", if node.sidecar { ", a sidecar" } else { "" })
 }
 
 /// Reads and compiles the folder, off the control thread.
@@ -173,5 +229,64 @@ fn mix(path: &Path, depth: usize, hasher: &mut DefaultHasher) {
         if depth < MAX_DEPTH && !hidden {
             mix(&entry, depth + 1, hasher);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: NAME, annotations: {towpath.dev/nodes: \"NODES\"}}
+spec:
+  gatewayClassName: towpath
+  listeners:
+  - {name: http, port: 80, protocol: HTTP}
+---
+";
+
+    fn mesh(gateways: &[(&str, &str)]) -> Mesh {
+        let text =
+            |(name, nodes): &(&str, &str)| GATEWAY.replace("NAME", name).replace("NODES", nodes);
+        let files = [("edge.yaml".into(), gateways.iter().map(text).collect())];
+        towpath_policies::load(files, "v1".to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_proxy_that_no_gateway_names_hears_whom_they_are_for() {
+        let node = |id: &str| Node { id: id.to_owned(), ..Node::default() };
+        let mesh = mesh(&[("edge", "edge-*, front"), ("inner", "inner")]);
+        let inner = "gateway/inner/80 (edge.yaml:15) is for nodes inner";
+        let edge = "gateway/edge/80 (edge.yaml:7) is for nodes edge-*, front";
+        assert_eq!(unserved(&mesh, &node("edge-1")), Unserved::Some(inner.to_owned()));
+        for (node, who) in [
+            (node(""), "this proxy has no name (--node)"),
+            (node("egde-1"), "this proxy is `egde-1`"),
+            (
+                Node { cluster: "jobs".to_owned(), sidecar: true, ..node("a") },
+                "this proxy is `a` of the cluster `jobs`, a sidecar",
+            ),
+        ] {
+            assert_eq!(unserved(&mesh, &node), Unserved::All(format!("{who}; {edge}; {inner}")));
+        }
+    }
+
+    #[test]
+    fn of_many_gateways_a_few_are_told() {
+        let names: Vec<_> = (0..MAX_TOLD + 2).map(|index| format!("g{index}")).collect();
+        let gateways: Vec<_> = names.iter().map(|name| (name.as_str(), name.as_str())).collect();
+        let Unserved::All(told) = unserved(&mesh(&gateways), &Node::default()) else {
+            panic!("none is for a proxy without a name")
+        };
+        assert_eq!(told.matches("is for nodes").count(), MAX_TOLD);
+        assert!(told.ends_with("; and 2 more"), "{told}");
+    }
+
+    #[test]
+    fn who_serves_all_there_is_hears_nothing_and_who_serves_none_hears_that_there_is_none() {
+        assert_eq!(unserved(&mesh(&[("all", "*")]), &Node::default()), Unserved::Nothing);
+        let none = Unserved::All("the policies have no Gateway with a listener".to_owned());
+        assert_eq!(unserved(&mesh(&[]), &Node::default()), none);
     }
 }
