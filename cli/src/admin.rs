@@ -1,8 +1,8 @@
 //! Asks the admin endpoint of a control plane or a proxy.
 
-use std::{io::Write as _, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -59,12 +59,6 @@ async fn exchange(admin: SocketAddr, path: &str, what: &str, place: &str) -> any
         bail!("{place}: {status}: {}", plain(said.lines().next().unwrap_or_default()));
     }
     Ok(body)
-}
-
-/// Not `print!`: a closed pipe (`| head`) is an end, not a panic.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output is closed")
 }
 
 /// Names and reasons come from strangers; what could play with a terminal is left out.

@@ -7,12 +7,14 @@ mod render;
 mod sarif;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use towpath_policies::{Checked, Report, folder};
+
+use crate::output::print;
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -82,11 +84,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Format::Json => json(&checked, explanation)?,
         Format::Sarif => sarif::document(&checked.report, &root)?,
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough, e.g. `| head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        outcome => outcome?,
-    }
+    print(&text)?;
     Ok(if checked.report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::output::print;
+
 /// Which shell.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -10,7 +12,12 @@ pub(crate) struct Args {
 }
 
 /// Prints the script to standard output.
-pub(crate) fn run(args: &Args, command: &mut clap::Command) -> ExitCode {
-    clap_complete::generate(args.shell, command, "towpath", &mut std::io::stdout());
-    ExitCode::SUCCESS
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn run(args: &Args, command: &mut clap::Command) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, command, "towpath", &mut script);
+    print(&String::from_utf8(script)?)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,6 @@
 mod git;
 
 use std::{
-    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -18,6 +17,8 @@ use towpath_policies::{
     folder::{self, Files},
     model::Mesh,
 };
+
+use crate::output::print;
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -92,10 +93,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             serde_json::to_string_pretty(&document)? + "\n"
         }
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        outcome => outcome?,
-    }
+    print(&text)?;
     let different = args.exit_code && !changes.is_empty();
     Ok(if different { ExitCode::from(EXIT_DIFFERENT) } else { ExitCode::SUCCESS })
 }

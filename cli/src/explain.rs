@@ -10,7 +10,10 @@ use anyhow::Context as _;
 use towpath_policies::model::{Class, Region};
 use towpath_proxy::explain::{Explanation, Prediction};
 
-use crate::admin::{self, plain, print};
+use crate::{
+    admin::{self, plain},
+    output::print,
+};
 
 /// Options of `towpath explain`.
 #[derive(Debug, clap::Args)]

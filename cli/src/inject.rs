@@ -14,6 +14,8 @@ use std::{
 use anyhow::{Context, bail};
 use towpath_inject::{Kind, Options, Outcome, Problem, Source, inject, systemd, unified, uninject};
 
+use crate::output::print;
+
 /// Options.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -177,7 +179,8 @@ impl Args {
             }
             text += &one.outcome.text;
         }
-        print(&text)
+        print(&text)?;
+        Ok(())
     }
 
     /// Writes, shows or removes the files of a unit.
@@ -286,14 +289,6 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
 fn tell(word: &str, problems: &[Problem]) {
     for problem in problems {
         eprintln!("{word}: {problem}");
-    }
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough, e.g. `| head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => Ok(outcome?),
     }
 }
 

@@ -16,7 +16,7 @@ use towpath_intercept::{
     Tool, Verdict, explain, install, install_with, proxy_warnings, remove, status, warnings,
 };
 
-use crate::admin::print;
+use crate::output::print;
 
 /// Options of `towpath intercept`.
 #[derive(Debug, clap::Args)]

@@ -12,6 +12,7 @@ pub mod etl;
 mod explain;
 mod inject;
 mod intercept;
+mod output;
 mod place;
 mod ready;
 mod run;
@@ -93,7 +94,7 @@ pub fn main() -> ExitCode {
         Command::Place(args) => place::run(args),
         Command::Inject(args) => inject::run(&args),
         Command::Intercept(args) => intercept::run(args),
-        Command::Completions(args) => Ok(completions::run(&args, &mut Cli::command())),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::EtlWorker(args) => etl::run_worker(args),
         Command::EtlLoad(args) => etl::run_load(args),
     };

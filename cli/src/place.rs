@@ -4,7 +4,6 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -16,6 +15,8 @@ use towpath_policies::{
     parse_time,
     places::{kilometres, similar},
 };
+
+use crate::output::print;
 
 /// Places shown of an answer.
 const SHOWN: usize = 5;
@@ -84,11 +85,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         }
     })?;
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough, e.g. `| head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        outcome => outcome?,
-    }
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

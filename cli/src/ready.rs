@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, process::ExitCode};
 
-use crate::admin;
+use crate::{admin, output};
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(admin::ask(args.admin, "/ready", "proxy"))?;
-    admin::print(&String::from_utf8_lossy(&answer))?;
+    output::print(&String::from_utf8_lossy(&answer))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,8 @@ use std::{
 use anyhow::Context as _;
 use towpath_policies::schema::{ALL_KINDS, crds, schemas};
 
+use crate::output::print;
+
 /// Options.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -36,11 +38,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let crds = crds();
         let Some(folder) = args.folder else {
             let documents: Vec<_> = crds.into_iter().map(|(_, text)| text).collect();
-            print!("{}", documents.join("---\n"));
+            print(&documents.join("---\n"))?;
             return Ok(ExitCode::SUCCESS);
         };
         let count = write_all(&folder, &crds)?;
-        println!("{count} definitions in {}", folder.display());
+        print(&format!("{count} definitions in {}\n", folder.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let pretty = |(name, schema)| {
@@ -49,12 +51,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let schemas = schemas().into_iter().map(pretty).collect::<Result<Vec<_>, _>>()?;
     let Some(folder) = args.folder else {
         if let Some((_, schema)) = schemas.into_iter().find(|(name, _)| name == ALL_KINDS) {
-            print!("{schema}");
+            print(&schema)?;
         }
         return Ok(ExitCode::SUCCESS);
     };
     let count = write_all(&folder, &schemas)?;
-    println!("{count} schemas in {}; {ALL_KINDS} knows every kind", folder.display());
+    print(&format!("{count} schemas in {}; {ALL_KINDS} knows every kind\n", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

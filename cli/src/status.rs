@@ -18,7 +18,10 @@ use towpath_control_plane::{
     status::{Applied, Proxy, Rejected, ServiceFigures, Status, UnknownPlace},
 };
 
-use crate::admin::{self, plain, print};
+use crate::{
+    admin::{self, plain},
+    output::print,
+};
 
 /// Time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -73,7 +76,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         // A control plane that is away may come back.
         let text = runtime.block_on(show(&args)).unwrap_or_else(|error| format!("{error:#}\n"));
         let before = if clear { "\x1b[H\x1b[2J" } else { "" };
-        print(&format!("{before}{text}"))?;
+        if !print(&format!("{before}{text}"))? {
+            return Ok(ExitCode::SUCCESS);
+        }
         std::thread::sleep(WATCH_INTERVAL);
     }
 }

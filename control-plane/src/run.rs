@@ -63,8 +63,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         |name, addr: Option<_>| addr.map(|addr| format!(" {name}={addr}")).unwrap_or_default();
     let linkerd = told("linkerd", running.linkerd_addr);
     let webhook = told("webhook", running.webhook_addr);
-    println!("ready admin={} xds={}{linkerd}{webhook}", running.admin_addr, running.xds_addr);
-    std::io::stdout().flush().context("the ready line cannot be written")?;
+    let ready = format!("ready admin={} xds={}", running.admin_addr, running.xds_addr);
+    // Nobody reading is no reason not to serve.
+    let _ = writeln!(std::io::stdout(), "{ready}{linkerd}{webhook}");
     tokio::select! {
         () = signals.obey(&running) => {}
         () = running.wait() => anyhow::bail!("a server ended by itself; see the log above"),
