@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use towpath_policies::{
+    Report, Severity,
     diff::{Change, ChangeKind, diff},
     folder::{self, Files},
     model::Mesh,
@@ -65,6 +66,9 @@ enum Format {
     Json,
 }
 
+/// Errors shown of a side that has some.
+const ERRORS_SHOWN: usize = 20;
+
 const EXIT_DIFFERENT: u8 = 1;
 const EXIT_UNREADABLE: u8 = 2;
 
@@ -112,11 +116,21 @@ fn mesh(args: &Args, side: &str) -> anyhow::Result<Mesh> {
     }
     match towpath_policies::load(files, version) {
         Ok(mesh) => Ok(mesh),
-        Err(report) => {
-            let errors = report.errors();
-            bail!("{side} has {errors} errors, and cannot be compared\n{report}")
-        }
+        Err(report) => bail!("{side} has errors, and cannot be compared\n{}", errors(&report)),
     }
+}
+
+/// The first errors of a side; all of them are for `towpath check` to tell.
+fn errors(report: &Report) -> String {
+    let errors = report.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    let mut lines: Vec<_> = errors.take(ERRORS_SHOWN).map(ToString::to_string).collect();
+    // Warnings are the first to be left out of a report.
+    let left_out = if report.errors() == report.diagnostics.len() { report.left_out } else { 0 };
+    let more = report.errors() - lines.len() + left_out;
+    if more > 0 {
+        lines.push(format!("and {more} more; towpath check shows them"));
+    }
+    lines.join("\n")
 }
 
 fn commit(args: &Args, side: &str) -> anyhow::Result<(Files, String)> {

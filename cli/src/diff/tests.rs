@@ -73,6 +73,24 @@ fn a_folder_and_a_commit_can_be_compared() {
 }
 
 #[test]
+fn of_many_errors_the_first_are_told_and_the_others_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let side = dir.path().to_str().unwrap();
+    let args = args(dir.path(), side, side, None);
+    let told = |broken: usize| {
+        let one = |index| SERVICE.replace("etl", &format!("e{index}")).replace("weight", "wait");
+        let documents: Vec<_> = (0..broken).map(one).collect();
+        fs::write(dir.path().join("a.yaml"), documents.join("---\n")).unwrap();
+        format!("{:#}", mesh(&args, side).unwrap_err())
+    };
+    let few = told(ERRORS_SHOWN);
+    assert!(few.lines().last().unwrap().contains("`wait`"), "{few}");
+    let many = told(ERRORS_SHOWN + 3);
+    assert_eq!(many.lines().count(), 1 + ERRORS_SHOWN + 1, "{many}");
+    assert!(many.ends_with("\nand 3 more; towpath check shows them"), "{many}");
+}
+
+#[test]
 fn what_cannot_be_compared_says_why() {
     let dir = repository();
     for (side, path, expected) in [
