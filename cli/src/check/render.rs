@@ -74,11 +74,15 @@ pub(super) fn diagnostic(diagnostic: &Diagnostic, root: &Root, colour: bool) -> 
     text
 }
 
-/// `3 files, 9 documents: 2 errors, 1 warning`.
+/// `3 files, 9 documents: 2 errors, 1 warning`. Only documents of kinds that are Towpath's or the Gateway API's count.
 pub(super) fn summary(report: &Report, colour: bool) -> String {
     let paint = Paint { on: colour };
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let seen = format!("{}, {}", count(report.files, "file"), count(report.documents, "document"));
+    let documents = match report.documents {
+        0 => "no document of Towpath's or the Gateway API's kinds".to_owned(),
+        documents => count(documents, "document"),
+    };
+    let seen = format!("{}, {documents}", count(report.files, "file"));
     let (errors, warnings) = (report.errors(), report.warnings());
     let verdict = match (errors, warnings) {
         (0, 0) => paint.paint("1;32", "nothing wrong"),

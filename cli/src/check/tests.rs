@@ -36,6 +36,17 @@ error[unknown-field]: unknown field `endpoint`
 }
 
 #[test]
+fn a_file_without_a_policy_is_told_as_that() {
+    let others = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+    let text = text(&checked(others).report, &root(), None, false);
+    let last = text.lines().last().unwrap();
+    assert_eq!(
+        last, "1 file, no document of Towpath's or the Gateway API's kinds: 1 warning",
+        "{text}"
+    );
+}
+
+#[test]
 fn colour_is_only_added_around_the_text() {
     let report = checked(BAD).report;
     let plain = text(&report, &root(), None, false);
