@@ -24,7 +24,7 @@ use crate::{
   towpath explain --service transform --origin us-east --format json
   towpath explain --service transform --origin us-east --size 2GiB --class background")]
 pub(crate) struct Args {
-    /// The service a request is for
+    /// The service a request is for; its BalancerPolicy must say `policy: CompletionTime`
     #[arg(long, value_name = "SERVICE")]
     service: String,
 
