@@ -205,6 +205,9 @@ impl Args {
             eprintln!("towpath inject: nothing was written");
             return Ok(ExitCode::FAILURE);
         }
+        if !self.uninject {
+            tell("note", missing(unit, &self.units).as_slice());
+        }
         if self.dry_run {
             for (path, text) in &wanted {
                 let before = fs::read_to_string(path).unwrap_or_default();
@@ -222,6 +225,14 @@ impl Args {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// That no file of the service itself is found, where its place is known.
+fn missing(unit: &str, units: &Path) -> Option<Problem> {
+    let places = systemd::places(unit, units).ok().filter(|places| !places.is_empty())?;
+    // A link counts, wherever it leads.
+    let found = places.iter().any(|place| place.symlink_metadata().is_ok());
+    (!found).then(|| systemd::missing(unit))
 }
 
 /// What stands in the way at the places of units.

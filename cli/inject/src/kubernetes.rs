@@ -12,7 +12,7 @@ use crate::{
     emit::Value,
     problem::Problem,
     record::{INJECTED, Record},
-    settings::{Place, Settings},
+    settings::{PREFIX, Place, Settings},
     tree::Id,
 };
 
@@ -150,18 +150,24 @@ fn annotate(
 }
 
 /// What the pod's own annotations say, and those of what makes it.
-fn settings(work: &Work<'_>, workload: &Workload) -> Result<Settings, Problem> {
+fn settings(work: &mut Work<'_>, workload: &Workload) -> Result<Settings, Problem> {
+    let (text, tree) = (work.text, work.tree);
     let mut settings = Settings::new(work.options);
     for owner in [workload.object, workload.holder] {
-        let Some(annotations) = work.tree.find(owner, &["metadata", "annotations"]) else {
+        let Some(annotations) = tree.find(owner, &["metadata", "annotations"]) else {
             continue;
         };
-        for entry in work.tree.entries(annotations) {
-            let (Some(key), Some(value)) = (work.tree.text(entry.key), work.tree.text(entry.value))
-            else {
+        for entry in tree.entries(annotations) {
+            let (Some(key), Some(value)) = (tree.text(entry.key), tree.text(entry.value)) else {
                 continue;
             };
-            settings.set(work.text, (key, value, entry.value), Place::Kubernetes, work.tree)?;
+            settings.set(text, (key, value, entry.value), Place::Kubernetes, tree)?;
+            if key.starts_with(PREFIX) && !tree.is_string(entry.value) {
+                let range = tree.node(entry.value).range.clone();
+                let message = format!("Kubernetes takes no {value} for an annotation, only text");
+                work.notes
+                    .push(Problem::new(text, range, message).help(format!("write it \"{value}\"")));
+            }
         }
     }
     Ok(settings)

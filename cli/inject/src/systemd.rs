@@ -4,7 +4,10 @@
 //! the same should the sidecar fail. The sidecar stops after the service, with nothing left to
 //! need it (`StopWhenUnneeded`), so that a job's sidecar ends with its job.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    path::{Path, PathBuf},
+};
 
 use crate::{Options, Source, problem::Problem, record::compare};
 
@@ -82,6 +85,37 @@ pub fn paths(unit: &str) -> Result<([String; 2], String), Problem> {
     let names = Names::parse(unit)?;
     let folder = format!("{}.d", names.app);
     Ok(([names.sidecar, format!("{folder}/50-towpath.conf")], folder))
+}
+
+/// Where systemd looks for units, below the root of a machine; where an administrator's are, first.
+const UNIT_PATH: [&str; 6] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "run/systemd/generator",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+
+/// The places of which one should have the file of `unit`, where `folder` is the one in which a machine, or one below
+/// another root, has its administrator's units. None for another folder: it tells of no machine.
+///
+/// # Errors
+/// When `unit` is no name of a service.
+pub fn places(unit: &str, folder: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let app = Names::parse(unit)?.app;
+    if !folder.ends_with(UNIT_PATH[0]) {
+        return Ok(Vec::new());
+    }
+    let root = folder.ancestors().nth(Path::new(UNIT_PATH[0]).iter().count());
+    let root = root.unwrap_or(Path::new(""));
+    Ok(UNIT_PATH.iter().map(|path| root.join(path).join(&app)).collect())
+}
+
+/// That none of them is there. No error: the service may be installed later.
+pub fn missing(unit: &str) -> Problem {
+    Problem::general(format!("no unit file of `{unit}` is found"))
+        .help("the sidecar is started by that service alone: is the name right?")
 }
 
 /// What the first line of our files begins with; the version follows.

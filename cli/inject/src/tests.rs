@@ -358,6 +358,32 @@ fn it_is_said_where_the_sidecars_request_would_be_the_whole_pods() {
 }
 
 #[test]
+fn an_annotation_that_kubernetes_would_not_take_is_obeyed_and_told_of() {
+    for (annotation, noted) in [
+        ("towpath.dev/inject: false", Some("write it \"false\"")),
+        ("towpath.dev/inject: \"false\"", None),
+        ("towpath.dev/inject: !!str false", None),
+        ("towpath.dev/workers: 3", Some("write it \"3\"")),
+        ("towpath.dev/memory-request: 96Mi", None),
+        ("towpath.dev/log-level: info", None),
+        ("somebody.else/inject: false", None),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  annotations:\n    {annotation}\n\
+             spec:\n  containers:\n  - name: a\n"
+        );
+        let outcome = injected("f", &text);
+        let notes = told(&outcome.notes);
+        let refused = annotation.starts_with("towpath.dev/inject");
+        assert_eq!(outcome.changed.is_empty(), refused, "{annotation}");
+        match noted {
+            Some(help) => assert!(notes.contains("f:5:") && notes.contains(help), "{notes}"),
+            None => assert_eq!(notes, "", "{annotation}"),
+        }
+    }
+}
+
+#[test]
 fn what_can_have_no_sidecar_is_not_refused_for_what_it_says_of_one() {
     for (annotation, spec) in [
         ("kubernetes.io/config.mirror: abc", ""),

@@ -110,6 +110,22 @@ impl Tree {
         }
     }
 
+    /// Whether a scalar is a string to Kubernetes, which reads plain words as YAML 1.1 does.
+    pub(crate) fn is_string(&self, id: Id) -> bool {
+        let node = self.node(self.resolve(id));
+        // A tag may say that it is one.
+        let Kind::Scalar { text, plain: true } = &node.kind else { return true };
+        if node.adorned {
+            return true;
+        }
+        let word = text.to_ascii_lowercase();
+        let is_word = ["true", "false", "yes", "no", "on", "off", "y", "n", "null", "~", ""]
+            .contains(&word.as_str());
+        // Others that parse are `inf` and `nan`, which YAML writes with a dot.
+        let is_number = text.contains(|c: char| c.is_ascii_digit()) && text.parse::<f64>().is_ok();
+        !is_word && !is_number
+    }
+
     /// The text of a scalar.
     pub(crate) fn text(&self, id: Id) -> Option<&str> {
         match &self.node(self.resolve(id)).kind {

@@ -3,7 +3,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use clap::Parser;
 use towpath_inject::{Kind, Options, Source, inject, systemd};
 
-use super::{Args, Staged, put, run};
+use super::{Args, Staged, missing, put, run};
 
 #[derive(Parser)]
 struct Program {
@@ -114,6 +114,21 @@ fn units_are_written_and_removed_with_nothing_left() {
     assert!(success(&wanted));
     assert!(success(&[&common[..], &["--uninject"]].concat()));
     assert_eq!(fs::read_dir(units).unwrap().count(), 0);
+}
+
+#[test]
+fn a_service_that_is_not_there_is_told_of_where_its_place_is_known() {
+    let root = tempfile::tempdir().unwrap();
+    let units = root.path().join("etc/systemd/system");
+    let told = missing("etl", &units).unwrap().to_string();
+    assert!(told.contains("no unit file of `etl` is found"), "{told}");
+    let installed = root.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&installed).unwrap();
+    fs::write(installed.join("etl.service"), "").unwrap();
+    assert_eq!(missing("etl", &units), None);
+    assert!(missing("etl@", &units).is_some(), "a template is another file");
+    // Where files are gathered for a package nothing is known of the others.
+    assert_eq!(missing("etl", root.path()), None);
 }
 
 #[test]
