@@ -72,7 +72,7 @@ const BARS: &[Bar] = &[
     always(OURS, "given_up", 0.0, "no job is given up, in every round"),
 ];
 
-/// Judges every bar, and what each term is worth if they were left out.
+/// Judges every bar, and what each term that was left out is worth: those that had a turn (`--only`).
 #[must_use]
 pub fn judge(results: &BalanceResults) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = BARS
@@ -84,7 +84,7 @@ pub fn judge(results: &BalanceResults) -> Vec<Verdict> {
         })
         .collect();
     if results.ablate {
-        for variant in VARIANTS.iter() {
+        for variant in VARIANTS.iter().filter(|v| results.found.entry(v.name).is_some()) {
             let Some(term) = variant.without else { continue };
             let value = value(results, variant.name, "worst_to_full", |summary| summary.median);
             verdicts.push(Verdict {
@@ -164,6 +164,19 @@ mod tests {
         let mut results = run(|bar| vec![bar.limit], 1.04);
         results.ablate = false;
         assert!(short(&results).is_empty(), "terms were not asked about");
+    }
+
+    #[test]
+    fn a_term_that_had_no_turn_is_not_judged() {
+        let mut results = run(|bar| vec![bar.limit], WORTH);
+        let ablated = |name: &str| VARIANTS.iter().any(|v| v.name == name && v.without.is_some());
+        let mut kept = 1;
+        results
+            .found
+            .entries
+            .retain(|entry| !ablated(&entry.name) || std::mem::take(&mut kept) > 0);
+        assert_eq!(short(&results), Vec::<String>::new());
+        assert_eq!(judge(&results).len(), BARS.len() + 1);
     }
 
     #[test]
