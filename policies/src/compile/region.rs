@@ -148,12 +148,17 @@ fn egress(from: &str, written: &[EgressSpec], problems: &mut Problems) -> BTreeM
     prices
 }
 
-/// Tells of names that no endpoint has and that are no origin's either. Nothing is missed where a Service
-/// could not be read.
+/// Tells of names that no endpoint has and that are no origin's either. Nothing is missed where a document that
+/// could have named them could not be read.
 fn check_names(documents: &Documents, problems: &mut Problems) {
-    if documents.incomplete || documents.broken.iter().any(|(kind, _)| *kind == Kind::Service) {
+    let names = |kind| matches!(kind, Kind::Service | Kind::BalancerPolicy);
+    if documents.incomplete || documents.broken.iter().any(|(kind, _)| names(*kind)) {
         return;
     }
+    // Requests may name any region whose prices are known.
+    let origins =
+        documents.balancer_policies.iter().filter_map(|policy| policy.spec.origin.as_ref());
+    let named = origins.flat_map(|origin| &origin.value.0).any(|source| source.header.is_some());
     let endpoints = documents.services.iter().flat_map(|s| s.spec.endpoints.iter());
     let endpoints = endpoints.flat_map(|list| &list.value);
     let regions = endpoints.filter_map(|e| Some(e.locality.as_ref()?.region.as_ref()?.as_str()));
@@ -169,7 +174,9 @@ fn check_names(documents: &Documents, problems: &mut Problems) {
     };
     for object in &documents.regions {
         let spec = &object.spec;
-        if !known.contains(&*object.name) && spec.place.is_none() && spec.coordinates.is_none() {
+        let priced = spec.egress.as_ref().is_some_and(|list| !list.value.is_empty());
+        let placed = spec.place.is_some() || spec.coordinates.is_some();
+        if !known.contains(&*object.name) && !placed && !(named && priced) {
             let but = "and it does not say where it is";
             tell(&object.name, object.span, but, "give it a `place`, if data comes from there");
         }
