@@ -124,6 +124,7 @@ const MOST_WORKERS: usize = 4;
 pub(crate) fn run(args: Args) -> ExitCode {
     let (summary, command) = (args.summary.clone(), args.command.clone());
     let or_without = args.or_without;
+    let meshed = args.proxy.policies.is_some() || args.proxy.control_plane.is_some();
     let ledger = Arc::new(Ledger::default());
     let prepared = match prepare(args, ledger.clone()) {
         Ok(prepared) => Some(prepared),
@@ -158,7 +159,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         if let Err(error) = sidecar.end() {
             tell(&format!("towpath: the sidecar failed: {error:#}\n"));
         }
-        Account::of(&ledger, network, took, status).write(&summary);
+        Account::of(&ledger, network, meshed, took, status).write(&summary);
     }
     ExitCode::from(status)
 }

@@ -29,6 +29,9 @@ pub(super) struct Account {
     status: u8,
     /// How it came to its sidecar.
     network: &'static str,
+    /// Whether it had a mesh's names to reach.
+    #[serde(skip)]
+    meshed: bool,
     seconds: f64,
     total: Sum,
     destinations: Vec<Line>,
@@ -51,10 +54,17 @@ impl FromStr for Summary {
 }
 
 impl Account {
-    pub(super) fn of(ledger: &Ledger, network: &'static str, took: Duration, status: u8) -> Self {
+    pub(super) fn of(
+        ledger: &Ledger,
+        network: &'static str,
+        meshed: bool,
+        took: Duration,
+        status: u8,
+    ) -> Self {
         Self {
             status,
             network,
+            meshed,
             seconds: took.as_millis() as f64 / 1000.0,
             total: ledger.total(),
             destinations: ledger.lines(),
@@ -86,11 +96,14 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sum { requests, failed, retries, bytes_out, bytes_in, .. } = self.total;
         if requests == 0 {
-            return writeln!(
-                f,
-                "towpath: nothing went through the sidecar in {:.1} s",
-                self.seconds
-            );
+            writeln!(f, "towpath: nothing went through the sidecar in {:.1} s", self.seconds)?;
+            if self.meshed && self.network == "namespace" && self.status != 0 {
+                writeln!(
+                    f,
+                    "  were they names that only the mesh knows? they resolve with --network variables"
+                )?;
+            }
+            return Ok(());
         }
         writeln!(
             f,
@@ -158,8 +171,8 @@ mod tests {
             vec![line("us-east-1", Some("etl"), 5 << 20), line("b.test:80", None, 0)];
         let total =
             Sum { requests: 4, failed: 2, retries: 6, bytes_out: 5 << 20, ..Sum::default() };
-        let account =
-            Account { status: 3, network: "variables", seconds: 2.34, total, destinations };
+        let (network, meshed) = ("variables", true);
+        let account = Account { status: 3, network, meshed, seconds: 2.34, total, destinations };
         let expected = "\
 towpath: 4 requests, 5.0 MiB out, 0 B in, 6 retries, 2 failed, 2.3 s
   destination      requests  retries  failed         out          in   seconds
@@ -171,6 +184,26 @@ towpath: 4 requests, 5.0 MiB out, 0 B in, 6 retries, 2 failed, 2.3 s
         assert_eq!(json["status"], 3);
         assert_eq!(json["destinations"][0]["bytes_out"], 5 << 20);
         assert_eq!(json["destinations"][1]["service"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn who_failed_without_a_connection_in_a_namespace_is_asked_for_names_of_the_mesh() {
+        let hint =
+            "  were they names that only the mesh knows? they resolve with --network variables\n";
+        for (network, meshed, status, hinted) in [
+            ("namespace", true, 6, true),
+            ("namespace", true, 0, false),
+            ("namespace", false, 6, false),
+            ("variables", true, 6, false),
+        ] {
+            let (total, destinations) = (Sum::default(), Vec::new());
+            let account = Account { status, network, meshed, seconds: 0.1, total, destinations };
+            let expected = format!(
+                "towpath: nothing went through the sidecar in 0.1 s\n{}",
+                if hinted { hint } else { "" }
+            );
+            assert_eq!(account.to_string(), expected, "{network} {meshed} {status}");
+        }
     }
 
     #[test]
