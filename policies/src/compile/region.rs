@@ -176,7 +176,8 @@ fn check_names(documents: &Documents, problems: &mut Problems) {
         let spec = &object.spec;
         let priced = spec.egress.as_ref().is_some_and(|list| !list.value.is_empty());
         let placed = spec.place.is_some() || spec.coordinates.is_some();
-        if !known.contains(&*object.name) && !placed && !(named && priced) {
+        let told = placed || (named && priced);
+        if !known.contains(&*object.name) && !told {
             let but = "and it does not say where it is";
             tell(&object.name, object.span, but, "give it a `place`, if data comes from there");
         }
