@@ -26,6 +26,22 @@ use crate::support::*;
 const MUCH: usize = 2 * 1024 * 1024 + 12_345;
 const HALF: usize = MUCH / 2;
 
+/// Its listener's certificate is nowhere.
+const NO_CERTIFICATE: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, annotations: {towpath.dev/bind: 127.0.0.1}}
+spec:
+  gatewayClassName: towpath
+  listeners:
+  - name: web
+    port: 443
+    protocol: HTTPS
+    tls:
+      options:
+        towpath.dev/certificate-file: /nowhere/tls.crt
+        towpath.dev/private-key-file: /nowhere/tls.key
+";
+
 fn pattern() -> Vec<u8> {
     (0..MUCH).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
@@ -320,7 +336,10 @@ async fn no_request_connection_or_transfer_is_lost_in_upgrades_and_a_bad_one_cha
     .await;
     load.go_on(20).await;
 
-    let mut bad = place.command("bad", Path::new("/nowhere")).spawn().unwrap();
+    // Policies without a mistake, of which only a proxy that has asked for sockets finds that it cannot obey them.
+    let unobeyable = place.0.path().join("unobeyable.yaml");
+    fs::write(&unobeyable, NO_CERTIFICATE).unwrap();
+    let mut bad = place.command("bad", &unobeyable).spawn().unwrap();
     assert!(!bad.wait().await.unwrap().success());
     load.go_on(20).await;
     eventually("the first serves on", || async {
