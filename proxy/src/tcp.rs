@@ -5,9 +5,11 @@
 //! no protocol.
 
 mod copy;
+mod socket;
 mod splice;
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
@@ -31,6 +33,7 @@ use crate::{
     metrics::{Counter, registry},
     outlier::{self, Failure, Outcome},
     proxy_protocol::Ends,
+    timer::Timer,
     transfers::{Listed, Transfer, Transfers},
     upstream::{
         ServiceLive, ServiceState,
@@ -43,6 +46,7 @@ use crate::{
         returned,
     },
 };
+use socket::Socket;
 
 /// Where the connections of one chain go, and how they are counted.
 #[derive(Debug)]
@@ -110,8 +114,10 @@ pub(crate) struct Meter {
     /// Bytes moved, each way.
     listed: Listed,
     started: tokio::time::Instant,
-    /// Milliseconds after `started` of the last byte moved.
+    /// Milliseconds after `started` when it was last seen that bytes had moved.
     last_ms: AtomicU64,
+    /// How many had, both ways.
+    seen: AtomicU64,
     endpoint_bytes: Option<(Counter, Counter)>,
     /// Whether writing failed, by [`Direction`].
     write_failed: [AtomicBool; 2],
@@ -238,7 +244,10 @@ impl Opened {
                     meter.moved(Direction::Up, prefix.len());
                 }
                 match upstream {
-                    UpstreamIo::Tcp(upstream) => splice::relay(&tcp, &upstream, &meter, idle).await,
+                    UpstreamIo::Tcp(upstream) => match (Socket::new(tcp), Socket::new(upstream)) {
+                        (Ok(tcp), Ok(io)) => splice::relay(&tcp, &io, &meter, idle).await,
+                        (tcp, io) => unwatched(&[tcp, io]),
+                    },
                     upstream @ UpstreamIo::Tls(_) => copy::relay(tcp, upstream, &meter, idle).await,
                 }
             }
@@ -328,6 +337,10 @@ async fn connect(
     Err("connect_failed")
 }
 
+/// How often it is looked in an idle time whether it is one, and how long it takes from one look to the next at least.
+const LOOKS: u32 = 64;
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+
 /// Connections tried for one client: no byte of it was sent yet, so another endpoint is always safe.
 const CONNECT_ATTEMPTS: u32 = 3;
 
@@ -392,6 +405,7 @@ impl Meter {
             record,
             started,
             last_ms: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
             endpoint_bytes: None,
             write_failed: Default::default(),
         }
@@ -440,9 +454,6 @@ impl Meter {
         if let Some(endpoint) = endpoint {
             endpoint.add(n);
         }
-        if self.chain.idle_timeout.is_some() {
-            self.touch();
-        }
     }
 
     /// Writing in this direction failed. That may have taken the socket's error
@@ -467,16 +478,24 @@ impl Meter {
         self.last_ms.store(now, Relaxed);
     }
 
-    /// Returns when nothing has moved for `limit`; never when there is no limit.
+    /// Returns when nothing has moved for `limit`, or a little later; never when there is no limit. No byte reads the
+    /// clock for it: it is looked now and then whether some have moved.
     async fn idle(&self, limit: Option<Duration>) {
         let Some(limit) = limit else { return std::future::pending().await };
+        let transfer = &self.listed.transfer;
+        let mut timer = Timer::default();
         loop {
-            let last = self.started + Duration::from_millis(self.last_ms.load(Relaxed));
-            let end = last + limit;
-            if tokio::time::Instant::now() >= end {
+            let moved = transfer.up.load(Relaxed) + transfer.down.load(Relaxed);
+            if self.seen.swap(moved, Relaxed) != moved {
+                self.touch();
+            }
+            let end = self.started + Duration::from_millis(self.last_ms.load(Relaxed)) + limit;
+            let now = tokio::time::Instant::now();
+            if now >= end {
                 return;
             }
-            tokio::time::sleep_until(end).await;
+            let look = end.min(now + (limit / LOOKS).max(SHORTEST_LOOK));
+            poll_fn(|cx| timer.poll(cx, look)).await;
         }
     }
 }
@@ -492,6 +511,17 @@ impl Drop for Meter {
         record.response_bytes = self.listed.transfer.down.load(Relaxed);
         log.send(record);
     }
+}
+
+/// Ends connections that the kernel has no memory to watch.
+fn unwatched(sockets: &[io::Result<Socket>]) -> Option<&'static str> {
+    for socket in sockets {
+        match socket {
+            Ok(socket) => socket.reset(),
+            Err(error) => tracing::warn!(%error, "cannot watch a connection"),
+        }
+    }
+    Some("cut")
 }
 
 /// Makes the close of this socket a reset (RST), as its counterpart's was.

@@ -1,4 +1,4 @@
-//! Copies bytes by hand: where one side is under TLS, or there are no pipes.
+//! Copies bytes by hand: where one side is under TLS.
 
 use std::{
     io,
@@ -8,18 +8,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
-    net::TcpStream,
-    task::coop::consume_budget,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::{Direction, End, Meter, both, splice::finish};
+use super::{Direction, End, Meter, both};
 use crate::{http::ClientIo, lock::lock, upstream::io::UpstreamIo};
 
 /// One TLS record and a little, for each direction.
 const TLS_BUFFER: usize = 16 * 1024 + 256;
-const TCP_BUFFER: usize = 64 * 1024;
 
 /// Relays both ways until both ends are done; returns why, when that was no clean end.
 pub(super) async fn relay<C>(
@@ -127,51 +122,4 @@ async fn one_way<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         Ok(()) => End::Finished,
         Err(error) => meter.write_failed(direction, error),
     }
-}
-
-/// As the splicing one, through a buffer.
-pub(super) async fn one_way_tcp(
-    from: &TcpStream,
-    to: &TcpStream,
-    meter: &Meter,
-    direction: Direction,
-) -> End {
-    let mut buffer = vec![0; TCP_BUFFER];
-    loop {
-        consume_budget().await;
-        if let Err(error) = from.readable().await {
-            return End::ReadFailed(error);
-        }
-        let n = match from.try_read(&mut buffer) {
-            Ok(0) => return finish(to, meter, direction),
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return End::ReadFailed(error),
-        };
-        if let Err(end) = write_all(to, &buffer[..n], meter, direction).await {
-            return end;
-        }
-    }
-}
-
-/// Writes all of it, counted as it goes.
-pub(super) async fn write_all(
-    to: &TcpStream,
-    mut bytes: &[u8],
-    meter: &Meter,
-    direction: Direction,
-) -> Result<(), End> {
-    while !bytes.is_empty() {
-        let failed = |error| meter.write_failed(direction, error);
-        to.ready(Interest::WRITABLE).await.map_err(failed)?;
-        match to.try_write(bytes) {
-            Ok(n) => {
-                meter.moved(direction, n);
-                bytes = &bytes[n..];
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(())
 }
