@@ -83,6 +83,8 @@ pub(crate) struct Intercepted {
     /// Id of the proxy.
     node: String,
     chains: Vec<Chain>,
+    /// Clients' connections may come to it as streams of one.
+    tunnel: bool,
     span: Span,
 }
 

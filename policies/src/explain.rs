@@ -296,6 +296,9 @@ impl Page<'_> {
         if let Some(slots) = endpoint.slots {
             let _ = write!(text, ", slots: {slots}");
         }
+        if endpoint.tunnel {
+            text += ", through a tunnel";
+        }
         self.line(1, &text);
     }
 }

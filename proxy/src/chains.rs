@@ -329,6 +329,7 @@ mod tests {
         let redirected = Redirected {
             address: ([127, 0, 0, 1], 15001).into(),
             transparent: false,
+            tunnels: false,
             opaque_ports: vec![25],
         };
         let chains = Chains::new(

@@ -25,7 +25,7 @@ mod h1;
 mod h1_client;
 mod h1_server;
 mod h2_client;
-mod h2_server;
+pub(crate) mod h2_server;
 mod head_times;
 mod headers;
 pub(crate) mod hedge;

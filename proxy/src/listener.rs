@@ -4,6 +4,7 @@
 //! the configuration; what it does with a connection is swapped as a whole.
 
 mod redirected;
+mod tunnels;
 
 pub(crate) use redirected::who_speaks;
 
@@ -85,7 +86,7 @@ struct Held {
     /// Where the client connected to, if that was elsewhere, as the PROXY protocol tells.
     reached: Option<SocketAddr>,
     _slot: OwnedSemaphorePermit,
-    _load: Load,
+    load: Load,
 }
 
 /// Connections the kernel keeps for us while we are busy (capped by `somaxconn`).
@@ -232,8 +233,7 @@ fn hand_over(
 ) {
     let (worker, load) = workers.least_loaded(here);
     let listening = listening.clone();
-    let held =
-        Held { listening, worker, destination: None, reached: None, _slot: slot, _load: load };
+    let held = Held { listening, worker, destination: None, reached: None, _slot: slot, load };
     if worker == here {
         tokio::spawn(serve(tcp, peer, held));
     } else if let Ok(tcp) = tcp.into_std() {

@@ -365,7 +365,7 @@ fn label_text(labels: &[(&str, &str)]) -> String {
 }
 
 /// What the names mean.
-const HELP: [(&str, &str); 61] = [
+const HELP: [(&str, &str); 62] = [
     (
         "towpath_access_log_dropped_total",
         "Access log lines dropped because the writer could not keep up.",
@@ -471,6 +471,10 @@ const HELP: [(&str, &str); 61] = [
     ("towpath_tcp_bytes_total", "Opaque bytes relayed."),
     ("towpath_tcp_connections_total", "Opaque connections relayed."),
     ("towpath_tls_handshake_errors_total", "TLS handshakes with clients that failed."),
+    (
+        "towpath_tunnelled_connections_total",
+        "Clients' connections that went to a sidecar as streams of one.",
+    ),
     ("towpath_upstream_connections", "Open connections to endpoints."),
     ("towpath_upstream_connect_errors_total", "Connections to endpoints that could not be made."),
     (

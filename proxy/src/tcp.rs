@@ -7,11 +7,13 @@
 mod copy;
 mod socket;
 mod splice;
+mod streamed;
 
 use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -21,11 +23,13 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     access_log::{AccessLog, Record},
+    h2::Stream,
     http::{
         ClientIo,
         connect::{self, Refusal},
@@ -36,14 +40,14 @@ use crate::{
     timer::Timer,
     transfers::{Listed, Transfer, Transfers},
     upstream::{
-        ServiceLive, ServiceState,
+        EndpointState, ServiceLive, ServiceState,
         admission::{ConnectionGuard, Limit, Ticket},
         connect::{ConnectError, Connector},
         destination::Destination,
         io::UpstreamIo,
         now_ms,
         pick::{self, Ask, NoPick, Tried},
-        returned,
+        returned, tunnel,
     },
 };
 use socket::Socket;
@@ -75,6 +79,8 @@ pub(crate) enum Client<T> {
     /// As that, and told when an endpoint is reached, or why not: it asked by `CONNECT`.
     Tunnel(TcpStream, Bytes),
     Tls(T),
+    /// A stream of a tunnel; told as one that asked by `CONNECT`.
+    Stream(Stream),
 }
 
 /// Who connected.
@@ -93,10 +99,18 @@ pub(crate) struct Caller {
 
 /// A connection to an endpoint, for a client of which nothing was passed on yet. Dropped, it never was.
 pub(crate) struct Opened {
-    upstream: UpstreamIo,
+    upstream: Upstream,
     _guard: ConnectionGuard,
     ticket: Ticket,
     meter: Meter,
+}
+
+/// How an endpoint is reached.
+enum Upstream {
+    /// By a connection of its own.
+    Io(UpstreamIo),
+    /// Through the sidecar beside it.
+    Stream(Stream),
 }
 
 /// None could be had.
@@ -143,6 +157,23 @@ pub(crate) enum End {
     WriteFailed(io::Error),
 }
 
+impl Direction {
+    fn other(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+
+    /// What is said when whoever sends in this direction is gone.
+    fn gone(self) -> &'static str {
+        match self {
+            Self::Up => "client_reset",
+            Self::Down => RESET,
+        }
+    }
+}
+
 impl TcpMetrics {
     pub(crate) fn new(listener: &str) -> Self {
         let of = ("listener", listener);
@@ -165,7 +196,9 @@ where
     let drawn = chain.draw();
     let mut meter = Meter::new(chain, &caller, drawn.as_deref());
     meter.begin();
-    match connect_for(drawn, meter, &caller).await {
+    // What came through a tunnel is at its end.
+    let tunnels = !matches!(client, Client::Stream(_));
+    match connect_for(drawn, meter, &caller, tunnels).await {
         Ok(opened) => opened.run(client).await,
         Err(refused) => refused.tell(client).await,
     }
@@ -175,16 +208,17 @@ where
 pub(crate) async fn open(chain: &Arc<TcpChain>, caller: Caller) -> Result<Opened, Refused> {
     let drawn = chain.draw();
     let meter = Meter::new(chain.clone(), &caller, drawn.as_deref());
-    connect_for(drawn, meter, &caller).await
+    connect_for(drawn, meter, &caller, true).await
 }
 
 async fn connect_for(
     drawn: Option<Arc<ServiceState>>,
     mut meter: Meter,
     caller: &Caller,
+    tunnels: bool,
 ) -> Result<Opened, Refused> {
     let connected = match &drawn {
-        Some(service) => connect(service, &mut meter, caller).await,
+        Some(service) => connect(service, &mut meter, caller, tunnels).await,
         None => Err("no_service"),
     };
     match connected {
@@ -208,8 +242,11 @@ impl Refused {
 impl Opened {
     /// Returns when the endpoint has sent something, or ended.
     pub(crate) async fn server_speaks(&self) {
-        // An error is found again by who reads.
-        let _ = self.upstream.tcp().readable().await;
+        match &self.upstream {
+            // An error is found again by who reads.
+            Upstream::Io(io) => drop(io.tcp().readable().await),
+            Upstream::Stream(stream) => poll_fn(|cx| stream.poll_speaks(cx)).await,
+        }
     }
 
     /// Returns when nobody has said anything for too long.
@@ -233,28 +270,67 @@ impl Opened {
         let address = ticket.endpoint.spec.address;
         let counters = &ticket.endpoint.live.metrics;
         meter.endpoint_bytes = Some((counters.bytes_sent.clone(), counters.bytes_received.clone()));
-        let idle = meter.chain.idle_timeout;
-        let reason = match client {
-            Client::Clear(tcp, prefix) | Client::Tunnel(tcp, prefix) => {
-                if !prefix.is_empty() {
-                    if upstream.write_all(&prefix).await.is_err() {
-                        let client = Client::<T>::Clear(tcp, prefix);
-                        return meter.refuse(reset_by(address), client).await;
-                    }
-                    meter.moved(Direction::Up, prefix.len());
-                }
-                match upstream {
-                    UpstreamIo::Tcp(upstream) => match (Socket::new(tcp), Socket::new(upstream)) {
-                        (Ok(tcp), Ok(io)) => splice::relay(&tcp, &io, &meter, idle).await,
-                        (tcp, io) => unwatched(&[tcp, io]),
-                    },
-                    upstream @ UpstreamIo::Tls(_) => copy::relay(tcp, upstream, &meter, idle).await,
-                }
+        if let Client::Clear(_, prefix) = &client {
+            if upstream.begin(prefix).await.is_err() {
+                return meter.refuse(reset_by(address), client).await;
             }
-            Client::Tls(tls) => copy::relay(tls, upstream, &meter, idle).await,
-        };
+            meter.moved(Direction::Up, prefix.len());
+        }
+        let reason = carry(client, upstream, &meter).await;
         let reason = if reason == Some(RESET) { Some(reset_by(address)) } else { reason };
         meter.note(|r| r.reason = reason);
+    }
+}
+
+impl Upstream {
+    /// Sends what was read of the client.
+    async fn begin(&mut self, prefix: &Bytes) -> io::Result<()> {
+        match self {
+            Self::Io(io) => io.write_all(prefix).await,
+            Self::Stream(stream) => stream.send(prefix.clone(), false).map_err(io::Error::other),
+        }
+    }
+}
+
+/// Relays by the means that suit both ends.
+async fn carry<T: ClientIo>(
+    client: Client<T>,
+    upstream: Upstream,
+    meter: &Meter,
+) -> Option<&'static str> {
+    let (up, down, idle) = (Direction::Up, Direction::Down, meter.chain.idle_timeout);
+    match (client, upstream) {
+        (Client::Clear(tcp, _) | Client::Tunnel(tcp, _), Upstream::Io(UpstreamIo::Tcp(io))) => {
+            match (Socket::new(tcp), Socket::new(io)) {
+                (Ok(tcp), Ok(io)) => splice::relay(&tcp, &io, meter, idle).await,
+                (tcp, io) => unwatched(&[tcp, io]),
+            }
+        }
+        (Client::Clear(tcp, _) | Client::Tunnel(tcp, _), Upstream::Io(io)) => {
+            copy::relay(tcp, io, meter, idle).await
+        }
+        (Client::Clear(tcp, _) | Client::Tunnel(tcp, _), Upstream::Stream(stream)) => {
+            match Socket::new(tcp) {
+                Ok(tcp) => streamed::relay(tcp, stream, up, meter, idle).await,
+                failed => unwatched(&[failed]),
+            }
+        }
+        (Client::Tls(tls), Upstream::Io(io)) => copy::relay(tls, io, meter, idle).await,
+        (Client::Tls(tls), Upstream::Stream(stream)) => {
+            streamed::relay(tls, stream, up, meter, idle).await
+        }
+        (Client::Stream(stream), Upstream::Io(io)) => {
+            stream.answer(StatusCode::OK, &HeaderMap::new(), false);
+            match io {
+                UpstreamIo::Tcp(tcp) => match Socket::new(tcp) {
+                    Ok(tcp) => streamed::relay(tcp, stream, down, meter, idle).await,
+                    failed => unwatched(&[failed]),
+                },
+                io => streamed::relay(io, stream, down, meter, idle).await,
+            }
+        }
+        // Not asked for: a tunnel ends beside the application.
+        (Client::Stream(_), Upstream::Stream(_)) => Some("cut"),
     }
 }
 
@@ -272,9 +348,9 @@ async fn connect(
     service: &Arc<ServiceState>,
     meter: &mut Meter,
     caller: &Caller,
-) -> Result<(UpstreamIo, ConnectionGuard, Ticket), &'static str> {
+    tunnels: bool,
+) -> Result<(Upstream, ConnectionGuard, Ticket), &'static str> {
     let client = caller.address;
-    let ends = Ends { client, server: caller.reached };
     let original = caller.destination.as_ref().and_then(|d| d.endpoint(service));
     let destination = caller.destination.as_ref().map(Destination::address);
     let meant = original.is_some() || destination.is_some_and(|d| service.at(d).is_some());
@@ -305,10 +381,10 @@ async fn connect(
         ticket.comes_from(origin.cell);
         // There is none in opaque bytes.
         ticket.has_head();
-        match Connector::connect_opaque(service, &endpoint, ends).await {
-            Ok((io, guard)) => {
+        match reach(service, &endpoint, caller, tunnels).await {
+            Ok((upstream, guard)) => {
                 outlier::report(service, &endpoint, Outcome::Success);
-                return Ok((io, guard, ticket));
+                return Ok((upstream, guard, ticket));
             }
             Err(ConnectError::Full(_)) => return Err("overflow"),
             Err(_) if returned::is_looped(endpoint.spec.address) => return Err(LOOPED),
@@ -335,6 +411,22 @@ async fn connect(
         }
     }
     Err("connect_failed")
+}
+
+/// One way to an endpoint, through a tunnel where that may be and is to be had.
+async fn reach(
+    service: &Arc<ServiceState>,
+    endpoint: &Arc<EndpointState>,
+    caller: &Caller,
+    tunnels: bool,
+) -> Result<(Upstream, ConnectionGuard), ConnectError> {
+    if tunnels && let Some((stream, guard)) = tunnel::open(service, endpoint, caller.worker).await?
+    {
+        return Ok((Upstream::Stream(stream), guard));
+    }
+    let ends = Ends { client: caller.address, server: caller.reached };
+    let (io, guard) = Connector::connect_opaque(service, endpoint, ends).await?;
+    Ok((Upstream::Io(io), guard))
 }
 
 /// How often it is looked in an idle time whether it is one, and how long it takes from one look to the next at least.
@@ -431,6 +523,7 @@ impl Meter {
         match client {
             Client::Clear(tcp, _) => reset(&tcp),
             Client::Tunnel(mut tcp, _) => Refusal::of(reason).send(&mut tcp).await,
+            Client::Stream(stream) => Refusal::of(reason).answer(&stream),
             Client::Tls(_) => {}
         }
     }
@@ -465,11 +558,7 @@ impl Meter {
 
     /// Whether an end just read in this direction is a break, already seen by the other one.
     fn broken(&self, direction: Direction) -> Option<End> {
-        let other = match direction {
-            Direction::Up => Direction::Down,
-            Direction::Down => Direction::Up,
-        };
-        let failed = self.write_failed[other as usize].load(Relaxed);
+        let failed = self.write_failed[direction.other() as usize].load(Relaxed);
         failed.then(|| End::ReadFailed(io::ErrorKind::ConnectionReset.into()))
     }
 
@@ -525,7 +614,7 @@ fn unwatched(sockets: &[io::Result<Socket>]) -> Option<&'static str> {
 }
 
 /// Makes the close of this socket a reset (RST), as its counterpart's was.
-pub(crate) fn reset(tcp: &TcpStream) {
+pub(crate) fn reset(tcp: &impl AsFd) {
     // A socket that is gone already cannot be reset, which is as well.
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }

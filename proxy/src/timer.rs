@@ -6,7 +6,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::coop::has_budget_remaining,
+    time::{Instant, Sleep, sleep_until},
+};
 
 /// One timer that serves all time limits of a connection.
 ///
@@ -34,7 +37,8 @@ impl Timer {
         }
         loop {
             if sleep.as_mut().poll(cx).is_pending() {
-                self.wakes = Some(cx.waker().clone());
+                // Out of budget it has not been told whom to wake.
+                self.wakes = has_budget_remaining().then(|| cx.waker().clone());
                 return Poll::Pending;
             }
             self.wakes = None;
@@ -43,5 +47,42 @@ impl Timer {
             }
             sleep.as_mut().reset(deadline);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::{sync::mpsc, time::timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_set_when_a_task_has_had_its_turn_fires_all_the_same() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        (0..1000).for_each(|n| sender.send(n).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut timer = Timer::default();
+        let mut first = true;
+        let firing = poll_fn(|cx| {
+            if std::mem::take(&mut first) {
+                while receiver.poll_recv(cx).is_ready() {}
+                assert!(!has_budget_remaining());
+            }
+            timer.poll(cx, deadline)
+        });
+        timeout(Duration::from_secs(2), firing).await.unwrap();
+        assert_eq!(Instant::now(), deadline);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_another_task_polls_wakes_that_one() {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut timer = Timer::default();
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx, deadline))).await.is_pending());
+        let other = tokio::spawn(async move { poll_fn(|cx| timer.poll(cx, deadline)).await });
+        timeout(Duration::from_secs(2), other).await.unwrap().unwrap();
+        assert_eq!(Instant::now(), deadline);
     }
 }

@@ -40,6 +40,7 @@ pub(crate) mod reports;
 pub(crate) mod returned;
 mod spread;
 pub(crate) mod tally;
+pub(crate) mod tunnel;
 mod weigh;
 
 #[cfg(test)]
@@ -189,6 +190,8 @@ pub struct EndpointRest {
     pub(crate) tally: Tally,
     /// Asked for reports out of band it tells none, or there is no place for its stream: requests ask.
     pub(crate) silent: AtomicBool,
+    /// [`now_ms`] time until which the sidecar beside it is not asked for a tunnel, since none could be had.
+    pub(crate) no_tunnel_until_ms: AtomicU64,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -282,6 +285,8 @@ pub struct ServiceMetrics {
     pub overflow: [metrics::Counter; 6],
     /// `towpath_streams_moved_total{reason}`, by reason: `balance`, `leaving`.
     pub moved: [metrics::Counter; 2],
+    /// `towpath_tunnelled_connections_total`.
+    pub tunnelled: metrics::Counter,
     /// `towpath_mirrors_dropped_total`: copies not sent (too large, or too many under way).
     pub mirrors_dropped: metrics::Counter,
 }
@@ -521,6 +526,7 @@ impl EndpointLive {
             capacity: Capacity::default(),
             tally: Tally::default(),
             silent: AtomicBool::new(false),
+            no_tunnel_until_ms: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             metrics,
             terms: AtomicU64::new(0),
@@ -676,6 +682,7 @@ impl ServiceMetrics {
             moved: age::MoveReason::NAMES.map(|reason| {
                 registry.counter("towpath_streams_moved_total", &[of, ("reason", reason)])
             }),
+            tunnelled: registry.counter("towpath_tunnelled_connections_total", &[of]),
             mirrors_dropped: registry.counter("towpath_mirrors_dropped_total", &[of]),
         }
     }

@@ -156,6 +156,14 @@ impl Drop for Accepting {
     }
 }
 
+impl Clone for Load {
+    /// One more connection of the same worker.
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Relaxed);
+        Self(self.0.clone())
+    }
+}
+
 impl Drop for Load {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);

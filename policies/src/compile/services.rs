@@ -16,8 +16,8 @@ use crate::{
     model::{
         Bind, Breaker, BudgetShare, Chain, ChainKind, Discovery, Endpoint, EndpointSet, Gpu,
         HealthCheck, HealthProbe, HttpOptions, Listener, Locality, Location, NodeSelector, Only,
-        Protocol, ProxyVersion, RateLimits, Service, Speaks, TcpForward, Thresholds, UpstreamTls,
-        WeightedBackend,
+        Protocol, ProxyVersion, RateLimits, Redirected, Service, Speaks, TcpForward, Thresholds,
+        UpstreamTls, WeightedBackend,
     },
     problem::{At, Problems, Span},
 };
@@ -99,6 +99,7 @@ fn service(
         origins.push(("PROXY protocol", own(version.span)));
         check_proxy_protocol(object, version.span, problems);
     }
+    check_tunnel(object, problems);
     service.health_check = spec.health_check.as_ref().map(|h| health_check(h, spec, problems));
     origins.push(("health check", or_default(spec.health_check.as_ref().map(|h| h.span))));
 
@@ -153,6 +154,46 @@ fn check_proxy_protocol(object: &Object<ServiceSpec>, span: Span, problems: &mut
             )
             .help("endpoints find clients in X-Forwarded-For; TCP has connections of their own");
     }
+}
+
+/// What a tunnel carries is nobody's but the client's and the application's.
+fn check_tunnel(object: &Object<ServiceSpec>, problems: &mut Problems) {
+    let spec = &object.spec;
+    let Some(tunnel) = spec.tunnel.as_ref().filter(|tunnel| tunnel.value) else { return };
+    if protocol(spec) != Protocol::Tcp {
+        problems
+            .error(Rule::NoEffect, tunnel.span, "only opaque connections go through a tunnel")
+            .help("remove `tunnel`, as HTTP/2 shares connections anyway, or say `protocol: TCP`");
+    }
+    for (field, written) in
+        [("tls", spec.tls.is_some()), ("proxyProtocol", spec.proxy_protocol.is_some())]
+    {
+        if written {
+            let what = format!("a tunnel does not go together with `{field}`");
+            let help = format!("remove `tunnel` or `{field}`");
+            problems.error(Rule::Conflict, tunnel.span, what).help(help);
+        }
+    }
+    let at_its_port = |endpoint: &EndpointSpec| {
+        takes_tunnels(endpoint) && endpoint.address.value.port() == Redirected::TUNNELS
+    };
+    if let Some((endpoint, _)) = listed(object).find(|(endpoint, _)| at_its_port(endpoint)) {
+        let what = format!("port {} is where tunnels come in", Redirected::TUNNELS);
+        problems
+            .error(Rule::Conflict, endpoint.address.span, what)
+            .related(tunnel.span, "for this")
+            .help("have the application listen elsewhere, or remove `tunnel`");
+    }
+    if !listed(object).any(|(endpoint, _)| takes_tunnels(endpoint)) {
+        problems
+            .warning(Rule::NoEffect, tunnel.span, "no endpoint has a sidecar that takes a tunnel")
+            .help("say `sidecar: {node: NAME}`, without `app`, of listed endpoints");
+    }
+}
+
+/// Whether what comes for it is redirected to a sidecar.
+fn takes_tunnels(endpoint: &EndpointSpec) -> bool {
+    endpoint.sidecar.as_ref().is_some_and(|sidecar| sidecar.app.is_none())
 }
 
 fn protocol(spec: &ServiceSpec) -> Protocol {
@@ -297,6 +338,7 @@ fn endpoints(
     let mut names: HashMap<String, Span> = HashMap::new();
     let mut addresses: HashMap<SocketAddr, Span> = HashMap::new();
     let mut endpoints = Vec::new();
+    let tunnels = object.spec.tunnel.as_ref().is_some_and(|tunnel| tunnel.value);
     for (written, name) in listed(object) {
         let at = written.name.as_ref().map_or(written.address.span, |n| n.span);
         if let Some(first) = addresses.insert(written.address.value, written.address.span) {
@@ -311,7 +353,8 @@ fn endpoints(
         let (place, given) = (written.place.as_ref(), written.coordinates.as_ref());
         let otherwise = "the endpoint is without coordinates";
         let Location { place, coordinates } = places.either(place, given, otherwise, problems);
-        endpoints.push(Endpoint { place, coordinates, ..endpoint(written, name) });
+        let tunnel = tunnels && takes_tunnels(written);
+        endpoints.push(Endpoint { place, coordinates, tunnel, ..endpoint(written, name) });
     }
     if endpoints.is_empty() && object.spec.endpoints.is_some() {
         problems.warning(
@@ -393,7 +436,8 @@ impl Inbound<'_> {
         if self.sidecar.app.is_none() {
             let chains = self.intercepted(&name, policies, output, problems);
             let node = self.sidecar.node.to_string();
-            output.intercepted.push(Intercepted { node, chains, span });
+            let tunnel = object.spec.tunnel.as_ref().is_some_and(|tunnel| tunnel.value);
+            output.intercepted.push(Intercepted { node, chains, tunnel, span });
             return;
         }
         let kind = if self.service.protocol == Protocol::Tcp {

@@ -27,6 +27,9 @@ object! {
         /// Each connection begins with a header of the PROXY protocol that says for which client it is; left out
         /// means none.
         "proxyProtocol" => proxy_protocol: Option<At<ProxyProtocolVersion>>,
+        /// TCP only: clients' connections to an endpoint that has a `sidecar` without `app` share one to that (HTTP/2
+        /// `CONNECT`, port 15008); where none answers, each has its own. Default false.
+        "tunnel" => tunnel: Option<At<bool>>,
         /// Listed endpoints.
         "endpoints" => endpoints: Option<At<Vec<EndpointSpec>>>,
         /// Endpoints from all addresses of a DNS name.

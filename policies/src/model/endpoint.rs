@@ -96,6 +96,9 @@ pub struct Endpoint {
     /// Requests it works on at a time, where its service has a queue; `None` = as the queue says.
     #[serde(default)]
     pub slots: Option<u32>,
+    /// The sidecar beside it takes connections of opaque bytes as streams of one, at port [`super::Redirected::TUNNELS`].
+    #[serde(default)]
+    pub tunnel: bool,
 }
 
 /// Region, zone and sub-zone, from the largest to the smallest; empty = unknown.
@@ -207,6 +210,7 @@ impl Endpoint {
             health: Health::Unknown,
             gpu: None,
             slots: None,
+            tunnel: false,
         }
     }
 

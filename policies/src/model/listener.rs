@@ -76,6 +76,9 @@ pub struct Redirected {
     /// there servers speak first.
     #[serde(default)]
     pub opaque_ports: Vec<u16>,
+    /// Those to port [`Self::TUNNELS`] carry others, to chains that name a port and networks of the same host.
+    #[serde(default)]
+    pub tunnels: bool,
 }
 
 /// Which of the connections that come redirected a chain takes; the default takes them all.
@@ -168,6 +171,9 @@ impl Bind {
 impl Redirected {
     /// Mark (`SO_MARK`) of what must not be redirected again, and of what is sent under a client's address.
     pub const MARK: u32 = 0x746f;
+    /// Port at which a sidecar takes many connections as one: streams of HTTP/2 that ask by `CONNECT` (RFC 9113
+    /// §8.5), as Istio's HBONE, so far without its TLS.
+    pub const TUNNELS: u16 = 15008;
     /// The most [`Self::opaque_ports`].
     pub const MOST_PORTS: usize = 64;
     /// Ports of well-known protocols in which the server speaks first: FTP, SSH, Telnet, SMTP, POP3, NNTP, IMAP,

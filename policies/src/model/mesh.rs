@@ -254,6 +254,7 @@ mod tests {
         let some = NodeSelector::Matching(vec!["worker-*".to_owned()]);
         let socket = Bind::Socket(([0, 0, 0, 0], 80).into());
         let outbound = Bind::Redirected(Redirected {
+            tunnels: false,
             address: ([127, 0, 0, 1], 15001).into(),
             transparent: false,
             opaque_ports: Vec::new(),

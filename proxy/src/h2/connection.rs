@@ -1,9 +1,9 @@
 //! The socket of a connection, and what drives it.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    task::yield_now,
     time::{Instant, timeout},
 };
 
@@ -32,6 +33,8 @@ pub(crate) struct Connection<I> {
     shared: Shared,
     input: Input,
     timer: Timer,
+    /// What is to be written has waited for more.
+    gathered: bool,
     /// When the peer has had time enough: to hear that we go away, or to read our last words.
     farewell: Option<(Ending, usize, Instant)>,
 }
@@ -111,6 +114,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             shared: Shared::new(core),
             input: Input { buffer: BytesMut::new(), ask: FIRST_ASK, preface },
             timer: Timer::default(),
+            gathered: false,
             farewell: None,
         }
     }
@@ -130,6 +134,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             return Poll::Ready(());
         }
         self.poll_time(&mut core, cx);
+        let gathers = core.config.gathers && core.out.len() > 0;
+        self.gathered = gathers && !self.gathered;
+        if self.gathered {
+            // Has it polled again once all sockets have been looked at; until then nobody need wake it.
+            let _ = pin!(yield_now()).poll(cx);
+            return Poll::Pending;
+        }
         loop {
             let more = core.serve_blocked();
             match core.out.poll_write(&mut self.io, cx) {

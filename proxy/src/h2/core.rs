@@ -47,9 +47,31 @@ pub(crate) struct Config {
     pub(crate) fields: usize,
     /// What it may take together with other connections.
     pub(crate) memory: &'static Memory,
+    /// Sockets are looked at once more before anything is written: where most of it is small, what comes in the
+    /// meantime may go out with it.
+    pub(crate) gathers: bool,
+    /// Windows stay as they are, and the connection's is that of all its streams together: none can hold up another.
+    pub(crate) fixed: bool,
 }
 
 impl Config {
+    /// For clients' connections between two proxies, each a stream. A database in which one waits for another must not
+    /// find that one's bytes behind those of who does not read: all may lie here at once.
+    pub(crate) const TUNNEL: Self = Self {
+        first_window: Self::TUNNEL_WINDOW,
+        stream_window: Self::TUNNEL_WINDOW,
+        connection_window: (Self::TUNNEL_STREAMS + 4) * Self::TUNNEL_WINDOW,
+        frame: 64 * 1024,
+        streams: Self::TUNNEL_STREAMS,
+        header_list: 16 * 1024,
+        fields: 32,
+        memory: &super::MEMORY,
+        gathers: true,
+        fixed: true,
+    };
+    const TUNNEL_STREAMS: u32 = 256;
+    const TUNNEL_WINDOW: u32 = 256 * 1024;
+
     /// For one request of our own at a time, whose answers are small.
     pub(crate) const SMALL: Self = Self {
         first_window: 65_535,
@@ -60,6 +82,8 @@ impl Config {
         header_list: 64 * 1024,
         fields: 100,
         memory: &super::MEMORY,
+        gathers: false,
+        fixed: false,
     };
 }
 

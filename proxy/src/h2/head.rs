@@ -230,9 +230,15 @@ impl RequestRef<'_> {
 
     pub(super) fn encode(&self, out: &mut BytesMut) {
         encode::method(out, self.method);
-        encode::scheme(out, self.https);
+        // CONNECT has neither (RFC 9113 §8.5).
+        let whole = *self.method != Method::CONNECT;
+        if whole {
+            encode::scheme(out, self.https);
+        }
         encode::authority(out, self.authority);
-        encode::path(out, self.path);
+        if whole {
+            encode::path(out, self.path);
+        }
         fields(out, self.headers);
         if self.te_trailers {
             encode::field(out, &header::TE, &HeaderValue::from_static("trailers"));

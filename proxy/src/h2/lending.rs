@@ -73,13 +73,13 @@ impl Core {
 
     /// Whether half of the window is taken by what lies here.
     fn is_low(&self) -> bool {
-        self.receive_window + self.owed < self.config.connection_window / 2
+        !self.config.fixed && self.receive_window + self.owed < self.config.connection_window / 2
     }
 
     /// Whether streams that do not move hold up the others.
     fn is_starved(&self) -> bool {
         let least = self.config.stream_window.min(self.config.connection_window / 4);
-        self.receive_window + self.owed < least
+        !self.config.fixed && self.receive_window + self.owed < least
     }
 
     /// Whether a new stream, or one with a body, would wait for others here.

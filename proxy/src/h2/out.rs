@@ -13,7 +13,7 @@ use tokio::io::AsyncWrite;
 use super::frame;
 
 /// Payloads below this many bytes are copied behind their frame's head.
-const COPIED: usize = 2 * 1024;
+pub(super) const COPIED: usize = 2 * 1024;
 /// Pieces of one write.
 const SLICES: usize = 64;
 
@@ -45,17 +45,11 @@ impl Out {
     /// Appends a DATA frame, or adds to the last one where that is of the same stream and still
     /// here: many small pieces are to be few frames, since some peers take many for an attack.
     pub(super) fn data(&mut self, stream: u32, bytes: Bytes, last: bool, most: usize) {
-        if self.extend(stream, &bytes, last, most) {
-            return;
+        if bytes.len() < COPIED {
+            return self.small(stream, &bytes, last, most);
         }
-        let start = self.tail.len();
         let flags = if last { frame::END_STREAM } else { 0 };
         frame::put_head(&mut self.tail, bytes.len(), frame::DATA, flags, stream);
-        if bytes.len() < COPIED {
-            self.tail.extend_from_slice(&bytes);
-            self.open = Some(OpenFrame { stream, start, length: bytes.len() });
-            return;
-        }
         self.open = None;
         let head = self.tail.split().freeze();
         self.in_pieces += head.len() + bytes.len();
@@ -63,12 +57,23 @@ impl Out {
         self.pieces.push_back(bytes);
     }
 
+    /// As [`Self::data`], of fewer than [`COPIED`] bytes.
+    pub(super) fn small(&mut self, stream: u32, bytes: &[u8], last: bool, most: usize) {
+        if self.extend(stream, bytes, last, most) {
+            return;
+        }
+        let start = self.tail.len();
+        let flags = if last { frame::END_STREAM } else { 0 };
+        frame::put_head(&mut self.tail, bytes.len(), frame::DATA, flags, stream);
+        self.tail.extend_from_slice(bytes);
+        self.open = Some(OpenFrame { stream, start, length: bytes.len() });
+    }
+
     fn extend(&mut self, stream: u32, bytes: &[u8], last: bool, most: usize) -> bool {
         let Some(open) = &mut self.open else { return false };
         let end = open.start + frame::HEAD + open.length;
         let length = open.length + bytes.len();
-        if open.stream != stream || end != self.tail.len() || bytes.len() >= COPIED || length > most
-        {
+        if open.stream != stream || end != self.tail.len() || length > most {
             return false;
         }
         open.length = length;

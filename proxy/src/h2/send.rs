@@ -8,7 +8,7 @@ use super::{
     core::Core,
     error::StreamError,
     frame::{self, HEAD},
-    head,
+    head, out,
     streams::Key,
 };
 
@@ -83,6 +83,29 @@ impl Core {
         }
         stream.pending_end = end;
         self.push(key);
+        Ok(())
+    }
+
+    /// As [`Self::send_part`], without its own copy where it goes out as one small frame at once.
+    ///
+    /// # Errors
+    /// When the stream has failed.
+    pub(super) fn send_copy(&mut self, key: Key, bytes: &[u8]) -> Result<(), StreamError> {
+        let length = bytes.len() as i64;
+        let Some(stream) = self.streams.get_mut(key) else { return Err(StreamError::Closed) };
+        let goes = stream.failed.is_none()
+            && !stream.local_closed
+            && stream.is_sent()
+            && length <= stream.window.min(self.send_window)
+            && bytes.len() < out::COPIED
+            && self.out.len() < HIGH;
+        if !goes {
+            return self.send_part(key, Bytes::copy_from_slice(bytes), None);
+        }
+        stream.window -= length;
+        self.send_window -= length;
+        self.out.small(stream.id, bytes, false, self.peer.frame);
+        self.notify_driver();
         Ok(())
     }
 

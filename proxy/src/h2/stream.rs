@@ -106,6 +106,18 @@ impl Stream {
             .unwrap_or(Poll::Ready(Err(StreamError::Closed)))
     }
 
+    /// Ready when there is a part of the body, or none will come.
+    pub(crate) fn poll_speaks(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.with(|stream| {
+            if stream.has_chunk() || stream.end.is_some() || stream.failed.is_some() {
+                return Poll::Ready(());
+            }
+            stream.watched_by(cx);
+            Poll::Pending
+        })
+        .unwrap_or(Poll::Ready(()))
+    }
+
     /// Whether no body byte is there or can still come.
     pub(crate) fn is_at_end(&self) -> bool {
         self.with(|stream| !stream.has_chunk() && matches!(stream.end, Some(None))).unwrap_or(true)
@@ -202,6 +214,14 @@ impl Stream {
     /// When the stream has failed.
     pub(crate) fn send(&self, bytes: Bytes, last: bool) -> Result<(), StreamError> {
         self.shared.lock().send_part(self.key, bytes, last.then_some(None))
+    }
+
+    /// As [`Self::send`], of bytes that are not the caller's to give away.
+    ///
+    /// # Errors
+    /// When the stream has failed.
+    pub(crate) fn send_copy(&self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.shared.lock().send_copy(self.key, bytes)
     }
 
     /// Ends the body, perhaps with trailers.

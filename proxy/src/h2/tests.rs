@@ -75,6 +75,8 @@ fn config(rng: &mut Rng) -> Config {
         header_list: 64 * 1024,
         fields: 100,
         memory: &MEMORY,
+        gathers: false,
+        fixed: false,
     }
 }
 

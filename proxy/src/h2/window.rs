@@ -49,7 +49,7 @@ impl Core {
     /// Notes body bytes that came, and starts to measure where they are many.
     pub(super) fn measure(&mut self, bytes: u32) {
         let window = self.config.stream_window;
-        if window >= MOST_STREAM {
+        if window >= MOST_STREAM || self.config.fixed {
             return;
         }
         let estimate = &mut self.estimate;

@@ -39,7 +39,7 @@ use crate::{
         admission::{Tally, Ticket},
         connect::{ConnectError, Connector, Wire},
         destination::Destination,
-        h2_pool,
+        h2_pool::{self, Streams},
         pick::{self, Ask, NoPick, Tried},
         pool, returned,
     },
@@ -384,7 +384,7 @@ impl<D: Downstream> Exchange<'_, D> {
         for _ in 0..CONNECT_ROUNDS {
             let request = h2_client::request(&self.head, service.connector.is_tls());
             let end = self.head.length.is_empty();
-            match endpoint.open_stream(worker, &request, end) {
+            match endpoint.open_stream(worker, Streams::Requests, &request, end) {
                 Ok(stream) => {
                     let up = Http2::new(stream, self.head.method.clone());
                     return Ok(Ok(Ok(Upstream::Http2(up))));
@@ -394,7 +394,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             let connect = Box::pin(async {
                 let _waiting = service.wait_for_connection(endpoint).map_err(ConnectError::Full)?;
-                h2_pool::connect_shared(service, endpoint, worker).await
+                h2_pool::connect_shared(service, endpoint, worker, Streams::Requests).await
             });
             match self.while_waiting(connect).await? {
                 Ok(Ok(())) => {}

@@ -3,39 +3,40 @@
 use std::io;
 
 use bytes::BytesMut;
-use http::{Method, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::Authority};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use towpath_policies::model::HttpOptions;
 
 use super::{
     Credentials,
     h1::{self, Limits},
+    reply::REASON,
 };
-use crate::sniff;
+use crate::{h2::Stream, sniff};
 
 /// Why there will be no tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    status: &'static str,
+    status: StatusCode,
     reason: &'static str,
     text: &'static str,
 }
 
 impl Refusal {
     pub(crate) const UNKNOWN_HOST: Self = Self {
-        status: "502 Bad Gateway",
+        status: StatusCode::BAD_GATEWAY,
         reason: "unknown_host",
         text: "The name of this host has no address.",
     };
 
     const CREDENTIALS: Self = Self {
-        status: "407 Proxy Authentication Required",
+        status: StatusCode::PROXY_AUTHENTICATION_REQUIRED,
         reason: "credentials",
         text: "This proxy is for one job, and this is not it.",
     };
 
-    const MALFORMED: Self = Self {
-        status: "400 Bad Request",
+    pub(crate) const MALFORMED: Self = Self {
+        status: StatusCode::BAD_REQUEST,
         reason: "bad_request",
         text: "CONNECT names a host and a port, and nothing else.",
     };
@@ -43,17 +44,25 @@ impl Refusal {
     /// By the token that the access log has.
     pub(crate) fn of(reason: &'static str) -> Self {
         let (status, text) = match reason {
-            "no_service" => ("503 Service Unavailable", "The service is not configured."),
-            "overflow" => ("503 Service Unavailable", "A limit of the service is reached."),
+            "no_service" => (StatusCode::SERVICE_UNAVAILABLE, "The service is not configured."),
+            "overflow" => (StatusCode::SERVICE_UNAVAILABLE, "A limit of the service is reached."),
             "no_healthy_endpoint" => {
-                ("503 Service Unavailable", "No endpoint of the service may be used now.")
+                (StatusCode::SERVICE_UNAVAILABLE, "No endpoint of the service may be used now.")
             }
-            "looped" => {
-                ("503 Service Unavailable", "The proxy's connection came back to it: see its log.")
-            }
-            _ => ("502 Bad Gateway", "No connection to this host could be made."),
+            "looped" => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The proxy's connection came back to it: see its log.",
+            ),
+            _ => (StatusCode::BAD_GATEWAY, "No connection to this host could be made."),
         };
         Self { status, reason, text }
+    }
+
+    /// Answers on a stream, and ends it.
+    pub(crate) fn answer(self, stream: &Stream) {
+        let mut headers = HeaderMap::new();
+        headers.insert(REASON, HeaderValue::from_static(self.reason));
+        stream.answer(self.status, &headers, true);
     }
 
     /// Answers, and lets the connection be closed.

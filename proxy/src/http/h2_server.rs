@@ -5,6 +5,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use super::{
     reply::Reply,
 };
 use crate::{
+    drain,
     h2::{Config, Connection, ErrorCode, Incoming, MEMORY, Stream},
     timer::Timer,
     upstream::h2_pool::STREAM_WINDOW,
@@ -53,17 +55,32 @@ pub(super) async fn serve<I: ClientIo>(io: I, client: Client) {
         header_list: options.max_head_bytes,
         fields: options.max_headers as usize,
         memory: &MEMORY,
+        gathers: false,
+        fixed: false,
     };
     let mut connection = Connection::server(io, config);
-    drive(&mut connection, &client).await;
+    let times = Times { first: options.head_timeout, idle: options.idle_timeout };
+    drive(&mut connection, times, &client.drain, |incoming, at| begin(&client, incoming, at)).await;
     // A peer that reads no more must not hold the socket.
     let _ = timeout(options.head_timeout, connection.finish()).await;
 }
 
+/// How long a connection may be without streams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// Before its client has shown that it speaks HTTP/2.
+    pub(crate) first: Duration,
+    pub(crate) idle: Duration,
+}
+
 /// Takes streams until the connection ends, is idle for too long, or drains.
-async fn drive<I: ClientIo>(connection: &mut Connection<I>, client: &Arc<Client>) {
-    let options = &client.listener.options;
-    let mut drained = pin!(client.drain.drained());
+pub(crate) async fn drive<I: ClientIo>(
+    connection: &mut Connection<I>,
+    times: Times,
+    drain: &drain::Watch,
+    begin: impl Fn(Incoming, Instant),
+) {
+    let mut drained = pin!(drain.drained());
     let mut timer = Timer::default();
     let mut active = Instant::now();
     let mut established = false;
@@ -72,7 +89,7 @@ async fn drive<I: ClientIo>(connection: &mut Connection<I>, client: &Arc<Client>
         let over = connection.poll(cx);
         while let Some(incoming) = connection.next_request() {
             active = Instant::now();
-            begin(client, incoming, active);
+            begin(incoming, active);
         }
         if over.is_ready() {
             return Poll::Ready(());
@@ -82,7 +99,7 @@ async fn drive<I: ClientIo>(connection: &mut Connection<I>, client: &Arc<Client>
             connection.leave();
         }
         established = established || connection.is_established();
-        let limit = if established { options.idle_timeout } else { options.head_timeout };
+        let limit = if established { times.idle } else { times.first };
         let Some(deadline) = active.checked_add(limit) else { return Poll::Pending };
         if timer.poll(cx, deadline).is_pending() {
             return Poll::Pending;

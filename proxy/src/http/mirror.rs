@@ -30,7 +30,7 @@ use crate::{
         self, ServiceLive,
         admission::Ticket,
         connect::{Connector, Wire},
-        h2_pool,
+        h2_pool::{self, Streams},
         pick::{self, Tried},
         pool, queue,
     },
@@ -154,11 +154,13 @@ async fn exchange(
         Wire::Http2 => {
             let request = h2_client::request(&head, service.connector.is_tls());
             let empty = head.length.is_empty();
-            let stream = match endpoint.open_stream(worker, &request, empty) {
+            let stream = match endpoint.open_stream(worker, Streams::Requests, &request, empty) {
                 Ok(stream) => stream,
                 Err(_) => {
-                    h2_pool::connect_shared(&service, &endpoint, worker).await.ok()?;
-                    endpoint.open_stream(worker, &request, empty).ok()?
+                    h2_pool::connect_shared(&service, &endpoint, worker, Streams::Requests)
+                        .await
+                        .ok()?;
+                    endpoint.open_stream(worker, Streams::Requests, &request, empty).ok()?
                 }
             };
             Upstream::Http2(Http2::new(stream, head.method.clone()))

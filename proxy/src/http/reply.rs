@@ -24,7 +24,7 @@ pub(super) struct Reply {
     retry_after: Option<NonZeroU32>,
 }
 
-const REASON: HeaderName = HeaderName::from_static("x-towpath-reason");
+pub(super) const REASON: HeaderName = HeaderName::from_static("x-towpath-reason");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 macro_rules! replies {

@@ -19,8 +19,9 @@ use std::{
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
+use towpath_policies::model::Redirected;
 
-use super::{Caller, HANDSHAKE_TIMEOUT, Held, Listening, enter};
+use super::{Caller, HANDSHAKE_TIMEOUT, Held, Listening, enter, tunnels};
 use crate::{
     chains::{Chain, ChainKind, Chains},
     sniff::{self, First, MAX_HELLO_BYTES},
@@ -53,6 +54,11 @@ pub(super) async fn serve(tcp: TcpStream, chains: Arc<Chains>, peer: SocketAddr,
     // Of a link-local address only its link knows whose it is: answers would not come back.
     let local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let shown = Some(peer.ip()).filter(|ip| transparent && !local(*ip));
+    if address.port() == Redirected::TUNNELS
+        && chains.redirected.as_ref().is_some_and(|r| r.tunnels)
+    {
+        return tunnels::serve(tcp, peer, address.ip(), shown, held).await;
+    }
     let destination = Destination::new(address, shown);
     held.destination = Some(destination.clone());
     let unread = chains.choose(address, &First::Opaque);

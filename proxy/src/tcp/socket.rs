@@ -6,19 +6,18 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use rustix::{
     io::{read, retry_on_intr},
     net::{SendFlags, send},
 };
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
     net::TcpStream,
 };
 
+use super::reset;
 use crate::http::ClientIo;
 
 /// A read that leaves room in its buffer has emptied the socket, and needs no second one to learn that: unless it
@@ -29,11 +28,15 @@ pub(super) struct Socket(AsyncFd<StdStream>);
 
 impl Socket {
     /// # Errors
-    /// When the kernel has no memory to watch it.
+    /// When the kernel has no memory to watch it; it is reset.
     #[expect(deprecated, reason = "unsafe only for descriptors that change while they are watched")]
     pub(super) fn new(tcp: TcpStream) -> io::Result<Self> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        AsyncFd::with_interest(tcp.into_std()?, interest).map(Self)
+        AsyncFd::try_with_interest(tcp.into_std()?, interest).map(Self).map_err(|error| {
+            let (tcp, cause) = error.into_parts();
+            reset(&tcp);
+            cause
+        })
     }
 
     /// Reads; 0 at the end of the stream.
@@ -95,8 +98,7 @@ impl Socket {
 
     /// Makes the close a reset (RST), as its counterpart's was.
     pub(super) fn reset(&self) {
-        // A socket that is gone already cannot be reset, which is as well.
-        let _ = SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO));
+        reset(self.0.get_ref());
     }
 }
 

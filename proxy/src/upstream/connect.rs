@@ -100,6 +100,9 @@ pub enum ConnectError {
     /// It took longer than the service's connect timeout.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    /// The sidecar beside the endpoint has no connection to it.
+    #[error("its sidecar answers {0}")]
+    Refused(http::StatusCode),
     /// The HTTP/2 handshake failed, or another try's connection that this one waited for did.
     #[error("connection failed: {0}")]
     Handshake(String),
@@ -181,6 +184,21 @@ impl Connector {
         timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
     }
 
+    /// A connection to the sidecar beside an endpoint that takes many as one.
+    pub(super) async fn connect_tunnel(
+        service: &ServiceState,
+        endpoint: &EndpointState,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let limit = service.spec.connect_timeout;
+        let address = SocketAddr::new(endpoint.spec.address.ip(), Redirected::TUNNELS);
+        let standing = async {
+            let tcp = ours(address).await.map_err(ConnectError::Tcp)?;
+            tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
+            Ok(UpstreamIo::Tcp(tcp))
+        };
+        timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
+    }
+
     async fn connect_now(
         &self,
         endpoint: &EndpointState,
@@ -194,8 +212,7 @@ impl Connector {
         }
         let tcp = match endpoint.apart.as_ref().map(|apart| apart.client) {
             Some(client) if client.is_ipv4() == address.is_ipv4() => under(client, address).await,
-            _ if REDIRECTED.load(Relaxed) => own(address).await,
-            _ => TcpStream::connect(address).await,
+            _ => ours(address).await,
         };
         let mut tcp = tcp.map_err(ConnectError::Tcp)?;
         endpoint.live.learned.connected(start.elapsed().as_secs_f32());
@@ -242,8 +259,12 @@ pub(super) fn socket(to: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn own(to: SocketAddr) -> io::Result<TcpStream> {
-    returned::connect(socket(to)?, to).await
+/// Connects from an address of ours.
+async fn ours(to: SocketAddr) -> io::Result<TcpStream> {
+    match REDIRECTED.load(Relaxed) {
+        true => returned::connect(socket(to)?, to).await,
+        false => TcpStream::connect(to).await,
+    }
 }
 
 /// Connects from an address that is not ours (`IP_TRANSPARENT`); the kernel's rules bring the answers here.

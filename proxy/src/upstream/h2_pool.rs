@@ -4,6 +4,8 @@
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::Duration,
 };
 
 use tokio::{
@@ -16,12 +18,23 @@ use super::{
     admission::Limit,
     age,
     connect::{ConnectError, Connector, Wire},
+    io::UpstreamIo,
     pool::Shared,
+    tunnel,
 };
 use crate::h2::{Config, Connection, MEMORY, RequestRef, Stream, Unopened};
 
 /// A connection being made; those who wait for it see how it went.
 pub(super) type Connecting = watch::Receiver<Option<Result<(), Failed>>>;
+
+/// What the streams of a connection carry. Those of one kind never share a connection with those of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// A request each, to the endpoint.
+    Requests,
+    /// A client's connection each, to the sidecar beside it.
+    Tunnels,
+}
 
 /// Why no connection was made, for all who wait for it.
 #[derive(Clone, Debug)]
@@ -56,6 +69,8 @@ const CONFIG: Config = Config {
     header_list: 256 * 1024,
     fields: 1024,
     memory: &MEMORY,
+    gathers: false,
+    fixed: false,
 };
 
 /// Most connections to an endpoint that a worker has at a time: enough for one that takes a
@@ -70,16 +85,18 @@ impl EndpointState {
     pub(crate) fn open_stream(
         &self,
         worker: usize,
+        kind: Streams,
         request: &RequestRef<'_>,
         end_of_stream: bool,
     ) -> Result<Stream, Unopened> {
         let mut pool = self.pools().lock(worker);
+        let sharing = pool.sharing(kind);
         let mut at = 0;
-        while let Some(shared) = pool.shared.get(at) {
+        while let Some(shared) = sharing.shared.get(at) {
             match shared.client.open(request, end_of_stream) {
                 Err(Unopened::Full) => at += 1,
                 Err(Unopened::Closed) => {
-                    pool.shared.swap_remove(at);
+                    sharing.shared.swap_remove(at);
                 }
                 outcome => return outcome,
             }
@@ -98,26 +115,31 @@ pub(crate) async fn connect_shared(
     service: &Arc<ServiceState>,
     endpoint: &Arc<EndpointState>,
     worker: usize,
+    kind: Streams,
 ) -> Result<(), ConnectError> {
     let mut connecting = {
         let mut pool = endpoint.pools().lock(worker);
-        if pool.shared.len() >= MOST_SHARED {
+        let sharing = pool.sharing(kind);
+        if sharing.shared.len() >= MOST_SHARED {
             service.overflow(Limit::Connections);
             return Err(ConnectError::Full(Limit::Connections));
         }
-        if pool.shared.iter().any(|shared| shared.client.is_barred()) {
+        if sharing.shared.iter().any(|shared| shared.client.is_barred()) {
             return Err(ConnectError::Handshake("the endpoint allows no streams".into()));
         }
-        match &pool.connecting {
+        match &sharing.connecting {
             Some(connecting) => connecting.clone(),
             None => {
                 let (done, connecting) = watch::channel(None);
-                pool.connecting = Some(connecting.clone());
+                sharing.connecting = Some(connecting.clone());
                 let (service, endpoint) = (service.clone(), endpoint.clone());
                 // Owned by all who wait for it, bounded by the connect timeout.
                 tokio::spawn(async move {
-                    let outcome = add_connection(&service, &endpoint, worker).await;
-                    endpoint.pools().lock(worker).connecting = None;
+                    let outcome = add_connection(&service, &endpoint, worker, kind).await;
+                    if let (Streams::Tunnels, Err(error)) = (kind, &outcome) {
+                        tunnel::unavailable(&service, &endpoint, error);
+                    }
+                    endpoint.pools().lock(worker).sharing(kind).connecting = None;
                     done.send_replace(Some(outcome.map_err(Failed::from)));
                 });
                 connecting
@@ -137,10 +159,25 @@ async fn add_connection(
     service: &ServiceState,
     endpoint: &EndpointState,
     worker: usize,
+    kind: Streams,
 ) -> Result<(), ConnectError> {
     let limit = service.spec.connect_timeout;
-    let (io, guard) = Connector::connect(service, endpoint, Some(Wire::Http2)).await?;
-    let (mut connection, client) = Connection::client(io, CONFIG);
+    let (io, guard) = match kind {
+        Streams::Requests => {
+            let (io, guard) = Connector::connect(service, endpoint, Some(Wire::Http2)).await?;
+            (io, Some(guard))
+        }
+        // Its streams count, each as the connection that it is.
+        Streams::Tunnels => (Connector::connect_tunnel(service, endpoint).await?, None),
+    };
+    let config = match kind {
+        Streams::Requests => CONFIG,
+        Streams::Tunnels => Config::TUNNEL,
+    };
+    let (mut connection, client) = Connection::client(io, config);
+    if kind == Streams::Tunnels {
+        speaks(&mut connection, limit).await?;
+    }
     // Ends by itself when the client and the last stream are gone.
     tokio::spawn(async move {
         let _guard = guard;
@@ -155,9 +192,24 @@ async fn add_connection(
     // Swept even when the endpoint was removed meanwhile: the connection holds the endpoint.
     let terms = service.spec.admission.stream_age;
     let until = terms.and_then(|terms| age::of_age(&terms, Instant::now(), fastrand::f64()));
-    pool.shared.push(Shared { client, until });
+    pool.sharing(kind).shared.push(Shared { client, until });
     endpoint.pools().sweep(worker, &mut pool, service.spec.pool_idle_timeout);
     Ok(())
+}
+
+/// Waits until the peer has shown that it speaks HTTP/2.
+async fn speaks(
+    connection: &mut Connection<UpstreamIo>,
+    limit: Duration,
+) -> Result<(), ConnectError> {
+    let speaking = poll_fn(|cx| match connection.poll(cx) {
+        Poll::Ready(()) => {
+            Poll::Ready(Err(ConnectError::Handshake("it does not speak HTTP/2".into())))
+        }
+        Poll::Pending if connection.is_established() => Poll::Ready(Ok(())),
+        Poll::Pending => Poll::Pending,
+    });
+    timeout(limit, speaking).await.map_err(|_| ConnectError::Timeout(limit))?
 }
 
 #[cfg(test)]
@@ -181,11 +233,11 @@ mod tests {
             (connection, Shared { client, until: None })
         };
         let (_stand, shared): (Vec<_>, Vec<_>) = (0..MOST_SHARED).map(|_| one()).unzip();
-        endpoint.live.pools.lock(0).shared = shared;
-        let refused = connect_shared(&service, endpoint, 0).await.unwrap_err();
+        endpoint.live.pools.lock(0).sharing(Streams::Requests).shared = shared;
+        let refused = connect_shared(&service, endpoint, 0, Streams::Requests).await.unwrap_err();
         assert!(matches!(refused, ConnectError::Full(Limit::Connections)), "{refused}");
-        endpoint.live.pools.lock(0).shared.pop();
-        let tried = connect_shared(&service, endpoint, 0).await.unwrap_err();
+        endpoint.live.pools.lock(0).sharing(Streams::Requests).shared.pop();
+        let tried = connect_shared(&service, endpoint, 0, Streams::Requests).await.unwrap_err();
         assert!(matches!(tried, ConnectError::Handshake(_)), "{tried}");
     }
 }

@@ -15,6 +15,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use crate::http::ClientIo;
+
 /// Bytes to and from an endpoint.
 #[derive(Debug)]
 pub enum UpstreamIo {
@@ -60,6 +62,12 @@ impl UpstreamIo {
     /// When the socket fails.
     pub async fn shutdown(&mut self) -> io::Result<()> {
         poll_fn(|cx| Pin::new(&mut *self).poll_shutdown(cx)).await
+    }
+}
+
+impl ClientIo for UpstreamIo {
+    fn reset_on_close(&self) {
+        Self::reset_on_close(self);
     }
 }
 

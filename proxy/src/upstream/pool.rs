@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed};
 use crossbeam_utils::CachePadded;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::{EndpointState, admission::ConnectionGuard, io::UpstreamIo, now_ms};
+use super::{EndpointState, admission::ConnectionGuard, h2_pool::Streams, io::UpstreamIo, now_ms};
 use crate::{h2::Client, lock::lock};
 
 /// The pools of one endpoint, by worker.
@@ -18,9 +18,16 @@ pub(crate) struct Pools(Box<[CachePadded<Mutex<Pool>>]>);
 pub(crate) struct Pool {
     /// Last in, first out: the warmest is used, the coldest age out.
     idle: Vec<Idle>,
+    requests: Sharing,
+    tunnels: Sharing,
+    sweeping: bool,
+}
+
+/// HTTP/2 connections of one kind.
+#[derive(Debug, Default)]
+pub(super) struct Sharing {
     pub(super) shared: Vec<Shared>,
     pub(super) connecting: Option<super::h2_pool::Connecting>,
-    sweeping: bool,
 }
 
 /// A connection that waits for its next request. Nothing is buffered for it.
@@ -51,6 +58,20 @@ const MAX_IDLE_APART: usize = 16;
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
 
+impl Pool {
+    pub(super) fn sharing(&mut self, kind: Streams) -> &mut Sharing {
+        match kind {
+            Streams::Requests => &mut self.requests,
+            Streams::Tunnels => &mut self.tunnels,
+        }
+    }
+
+    fn close_shared(&mut self) {
+        self.requests.shared.clear();
+        self.tunnels.shared.clear();
+    }
+}
+
 impl Pools {
     pub(super) fn new(workers: usize) -> Self {
         Self((0..workers.max(1)).map(|_| CachePadded::default()).collect())
@@ -65,7 +86,7 @@ impl Pools {
         for worker in 0..self.0.len() {
             let mut pool = self.lock(worker);
             pool.idle.clear();
-            pool.shared.clear();
+            pool.close_shared();
         }
     }
 
@@ -75,7 +96,7 @@ impl Pools {
         for worker in 0..self.0.len() {
             let mut pool = self.lock(worker);
             pool.idle.drain(..).for_each(|idle| idle.connection.io.reset_on_close());
-            pool.shared.clear();
+            pool.close_shared();
         }
     }
 
@@ -126,10 +147,15 @@ async fn sweep_idle(pools: Weak<Pools>, worker: usize, idle_timeout: Duration) {
         let oldest = now_ms().saturating_sub(idle_ms);
         pool.idle.retain_mut(|i| i.since_ms > oldest && i.connection.io.is_quiet());
         let now = Instant::now();
-        pool.shared.retain(|shared| {
-            shared.client.stands(idle_timeout) && shared.until.is_none_or(|until| now < until)
-        });
-        if pool.idle.is_empty() && pool.shared.is_empty() {
+        let mut none = pool.idle.is_empty();
+        for kind in [Streams::Requests, Streams::Tunnels] {
+            let shared = &mut pool.sharing(kind).shared;
+            shared.retain(|shared| {
+                shared.client.stands(idle_timeout) && shared.until.is_none_or(|until| now < until)
+            });
+            none &= shared.is_empty();
+        }
+        if none {
             pool.sweeping = false;
             return;
         }

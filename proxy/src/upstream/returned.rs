@@ -38,10 +38,15 @@ const LOOPED_FOR_MS: u64 = 1000;
 /// Addresses of which that is remembered.
 const MOST_LOOPED: usize = 256;
 
+/// The low bits of a place, which say when, and for how much of that it is remembered: what comes back does so at once, and
+/// soon another program may have the port.
+const STAMP: u64 = 0xffff;
+const REMEMBERED: u64 = 8;
+
 /// What this process has begun.
 struct Connects {
     hasher: RandomState,
-    /// By the hash of where from and where to: that hash.
+    /// By the hash of where from and where to: that hash, and in its low bits when that was.
     begun: [AtomicU64; PLACES],
     /// By the hash of where to: shared by those that have no port yet.
     beginning: [RwLock<()>; WAYS],
@@ -102,7 +107,7 @@ impl Connects {
         }
         if let Some(local) = socket.local_addr()?.as_socket() {
             let (place, hash) = self.place(local, to);
-            place.store(hash, Relaxed);
+            place.store(hash | stamp(), Relaxed);
         }
         Ok(())
     }
@@ -125,7 +130,9 @@ impl Connects {
         // A connection can be here before its `connect` has returned there, which takes some microseconds.
         drop(self.beginning(to).write().unwrap_or_else(PoisonError::into_inner));
         let (place, hash) = self.place(from, to);
-        place.load(Relaxed) == hash
+        let begun = place.load(Relaxed);
+        let age = stamp().wrapping_sub(begun) & STAMP;
+        begun & !STAMP == hash && age <= REMEMBERED
     }
 
     /// Whether another connection to the same address comes back.
@@ -187,14 +194,19 @@ impl Connects {
 
     fn place(&self, from: SocketAddr, to: SocketAddr) -> (&AtomicU64, u64) {
         // An empty place is 0.
-        let hash = self.hasher.hash_one((end(from), end(to))) | 1;
-        // Of the upper bits, as the lowest is always set.
+        let hash = (self.hasher.hash_one((end(from), end(to))) | (STAMP + 1)) & !STAMP;
+        // Of the upper bits, as the lowest say nothing.
         (&self.begun[(hash >> 32) as usize % PLACES], hash)
     }
 
     fn beginning(&self, to: SocketAddr) -> &RwLock<()> {
         &self.beginning[self.hasher.hash_one(end(to)) as usize % WAYS]
     }
+}
+
+/// About the seconds that have passed, modulo the bits there are.
+fn stamp() -> u64 {
+    (now_ms() >> 10) & STAMP
 }
 
 /// Without what of an IPv6 address only one end knows.
@@ -240,6 +252,18 @@ mod tests {
         let _own = begin(&connects, address);
         let (_accepted, peer) = listener.accept().await.unwrap();
         assert!(connects.came_back(peer, address).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_begun_is_forgotten_before_another_has_its_port() {
+        let (_listener, address) = listen().await;
+        let connects = Connects::new();
+        let own = begin(&connects, address);
+        let from = own.local_addr().unwrap().as_socket().unwrap();
+        for (passes, expected) in [(0, true), (6, true), (6, false), (65_536, false)] {
+            tokio::time::advance(Duration::from_millis(passes * 1024)).await;
+            assert_eq!(connects.may_be_own(from, address), expected, "{passes}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,7 +37,7 @@ spec:
 }
 
 /// Tells each client by which address it is seen.
-fn tells_who(mut tcp: TcpStream) {
+pub(crate) fn tells_who(mut tcp: TcpStream) {
     use std::io::{Read, Write};
     let client = tcp.peer_addr().unwrap().ip().to_string();
     let _ = tcp.write_all(client.as_bytes());

@@ -199,10 +199,7 @@ impl<'m> Sidecar<'m> {
 
     /// The sum of all series of a metric with these labels.
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let mut tcp = self.machine.connect(ADMIN.parse::<SocketAddr>().unwrap());
-        tcp.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
-        let mut text = String::new();
-        tcp.read_to_string(&mut text).unwrap();
+        let text = self.ask_admin("/metrics");
         let series = text.lines().filter(|line| {
             let has =
                 |(label, value): &(&str, &str)| line.contains(&format!("{label}=\"{value}\""));
@@ -210,6 +207,23 @@ impl<'m> Sidecar<'m> {
                 && labels.iter().all(has)
         });
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    /// How many connections and requests it carries.
+    pub(crate) fn under_way(&self) -> usize {
+        let answer = self.ask_admin("/drain");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        let drain: serde_json::Value = serde_json::from_str(body).unwrap();
+        drain["transfers"].as_array().unwrap_or_else(|| panic!("{body}")).len()
+    }
+
+    fn ask_admin(&self, path: &str) -> String {
+        let mut tcp = self.machine.connect(ADMIN.parse::<SocketAddr>().unwrap());
+        tcp.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
+            .unwrap();
+        let mut text = String::new();
+        tcp.read_to_string(&mut text).unwrap();
+        text
     }
 
     /// The next line of the access log for which this holds.

@@ -10,3 +10,4 @@ mod loops;
 mod machines;
 mod outbound;
 mod pairs;
+mod tunnels;

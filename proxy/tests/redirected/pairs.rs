@@ -11,6 +11,7 @@ use crate::{
     inbound::{behind, inbound},
     machines::*,
     outbound::outbound,
+    tunnels::{through_tunnel, tunnelled},
 };
 
 /// A server on a machine, killed when it is dropped.
@@ -25,7 +26,7 @@ impl Drop for Server {
 }
 
 /// The sidecars of client and server, and redirection on both machines.
-fn both<'m>(
+pub(crate) fn both<'m>(
     client: &'m Machine,
     server: &'m Machine,
     documents: &str,
@@ -114,6 +115,16 @@ fn postgresql_answers_the_same_through_two_sidecars() {
     assert_eq!((picks(&out, "passthrough"), picks(&inward, "passthrough")), (1.0, 1.0));
     let line = out.logged(|line| line["service"] == "orders");
     assert_eq!(line["destination"], format!("{v4}:5432"), "{line}");
+
+    drop((out, inward));
+    let documents = tunnelled("orders", (server.v4, 5432).into());
+    let out = Sidecar::start(&client, &outbound(&documents));
+    let _inward = Sidecar::start(&server, &inbound("", &documents));
+    assert_eq!(ask(&v4), directly);
+    let load = ["-n", "-S", "-c", "4", "-j", "2", "-t", "100"];
+    let said = client.output(&pgbench, &[&at(v4.as_str())[..], &load].concat());
+    assert!(said.contains("number of transactions actually processed: 400/400"), "{said}");
+    assert!(through_tunnel(&out) >= 5.0);
 }
 
 #[test]

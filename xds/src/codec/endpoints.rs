@@ -106,6 +106,7 @@ fn encode_endpoint(endpoint: &Endpoint, rank: u32, index: Option<usize>) -> LbEn
     extra.keep("coordinates", &endpoint.coordinates, &None);
     extra.keep("gpu", &endpoint.gpu, &None);
     extra.keep("slots", &endpoint.slots, &None);
+    extra.keep("tunnel", &endpoint.tunnel, &false);
     extra.keep("declaredWeight", &endpoint.declared_weight, &None);
     extra.keep("priority", &endpoint.priority, &rank);
     extra.keep("index", &index, &None);
@@ -246,6 +247,7 @@ impl Reader {
         extra.restore("coordinates", &mut endpoint.coordinates)?;
         extra.restore("gpu", &mut endpoint.gpu)?;
         extra.restore("slots", &mut endpoint.slots)?;
+        extra.restore("tunnel", &mut endpoint.tunnel)?;
         extra.restore("declaredWeight", &mut endpoint.declared_weight)?;
         extra.restore("priority", &mut endpoint.priority)?;
         extra.restore("index", &mut index)?;

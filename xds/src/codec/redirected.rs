@@ -126,7 +126,7 @@ pub(super) fn decode(pb: &Listener, address: std::net::SocketAddr) -> Result<Opt
         "original_src and transparent are supported together only",
     )?;
     let opaque_ports = opaque_ports.unwrap_or_default();
-    Ok(Some(Redirected { address, transparent, opaque_ports }))
+    Ok(Some(Redirected { address, transparent, opaque_ports, tunnels: false }))
 }
 
 fn decode_ports(pb: Option<&ListenerFilterChainMatchPredicate>) -> Result<Vec<u16>> {

@@ -373,8 +373,14 @@ fn redirected() -> BoxedStrategy<Listener> {
     let speaks = option::of(select(vec![Speaks::Http, Speaks::Tls]));
     let names = vec(token().prop_map(|name| format!("{name}.example")), 0..3);
     let chain = (names, option::of(tls_server()), chain_kind(), vec(network(), 0..4), speaks);
-    let bind = (address(), any::<bool>(), vec(any::<u16>(), 0..=Redirected::MOST_PORTS)).prop_map(
-        |(address, transparent, opaque_ports)| Redirected { address, transparent, opaque_ports },
+    let ports = vec(any::<u16>(), 0..=Redirected::MOST_PORTS);
+    let bind = (address(), any::<bool>(), ports, any::<bool>()).prop_map(
+        |(address, transparent, opaque_ports, tunnels)| Redirected {
+            address,
+            transparent,
+            opaque_ports,
+            tunnels,
+        },
     );
     let rest = option::of((option::of(tls_server()), chain_kind())).boxed();
     let (bind, chain) = (bind.boxed(), chain.boxed());
@@ -697,7 +703,7 @@ fn region() -> impl Strategy<Value = Region> {
     )
 }
 
-pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
+fn endpoint() -> impl Strategy<Value = Endpoint> {
     let locality = select(vec![("", ""), ("us-east", "a"), ("us-east", "b"), ("eu-west", "a")])
         .prop_map(|(region, zone)| Locality {
             region: region.to_owned(),
@@ -708,44 +714,47 @@ pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
         .prop_map(|(vendor, model, count)| Gpu { vendor: vendor.to_owned(), model, count });
     let health =
         select(vec![Health::Unknown, Health::Healthy, Health::Unhealthy, Health::Draining]);
-    let endpoint = (
+    let rest = (option::of(gpu), option::of(1u32..100), option::of(token()), any::<bool>());
+    (
+        address(),
         option::of(token()),
         locality,
         option::of(coordinates()),
         (1u32..=1_000_000, option::of(1u32..=1_000_000)),
         0u32..4,
         health,
-        (option::of(gpu), option::of(1u32..100), option::of(token())),
-    );
+        rest,
+    )
+        .prop_map(|(address, name, locality, coordinates, weights, priority, health, rest)| {
+            let plain = Endpoint::new(address);
+            Endpoint {
+                name: name.unwrap_or(plain.name),
+                address,
+                locality,
+                place: rest.2,
+                coordinates,
+                weight: weights.0,
+                declared_weight: weights.1,
+                priority,
+                health,
+                gpu: rest.0,
+                slots: rest.1,
+                tunnel: rest.3,
+            }
+        })
+}
+
+pub(crate) fn endpoint_set() -> impl Strategy<Value = EndpointSet> {
     let described = btree_map(select(vec!["us-east", "eu-west", "ap", "moon"]), region(), 0..4);
     let percent = option::of(1u32..1000);
     let parts = vec(option::of(0u32..1_000_000), 8);
-    (name(), vec((address(), endpoint), 0..8), percent, parts, described).prop_map(
+    (name(), vec(endpoint(), 0..8), percent, parts, described).prop_map(
         |(service, list, percent, parts, described)| {
             let mut endpoints: Vec<Endpoint> = Vec::new();
-            for (
-                address,
-                (name, locality, coordinates, weights, priority, health, (gpu, slots, place)),
-            ) in list
-            {
-                if endpoints.iter().any(|e| e.address == address) {
-                    continue;
+            for endpoint in list {
+                if endpoints.iter().all(|e| e.address != endpoint.address) {
+                    endpoints.push(endpoint);
                 }
-                let plain = Endpoint::new(address);
-                let name = name.unwrap_or(plain.name);
-                endpoints.push(Endpoint {
-                    name,
-                    address,
-                    locality,
-                    place,
-                    coordinates,
-                    weight: weights.0,
-                    declared_weight: weights.1,
-                    priority,
-                    health,
-                    gpu,
-                    slots,
-                });
             }
             let standing: BTreeSet<_> =
                 endpoints.iter().map(|e| (e.priority, &e.locality)).collect();

@@ -78,6 +78,7 @@ impl Port<'_, '_, '_> {
                 address: *address,
                 transparent: inbound && self.settings.transparent,
                 opaque_ports: opaque_ports.clone(),
+                tunnels: false,
             };
             let listener = Listener {
                 bind: Bind::Redirected(redirected),
@@ -98,6 +99,17 @@ impl Port<'_, '_, '_> {
         for intercepted in &self.output.intercepted {
             let of_node = own.entry(intercepted.node.clone()).or_insert_with(|| listener.clone());
             of_node.chains.splice(0..0, intercepted.chains.iter().cloned());
+            if let Bind::Redirected(redirected) = &mut of_node.bind {
+                redirected.tunnels |= intercepted.tunnel;
+            }
+        }
+        for listener in own.values_mut() {
+            // There an application has the port for itself.
+            let taken =
+                listener.chains.iter().any(|chain| chain.only.port == Some(Redirected::TUNNELS));
+            if let Bind::Redirected(redirected) = &mut listener.bind {
+                redirected.tunnels &= !taken;
+            }
         }
         own.into_iter().map(|(node, listener)| (node, Arc::new(listener))).collect()
     }

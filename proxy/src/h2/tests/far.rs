@@ -22,6 +22,8 @@ const CONFIG: Config = Config {
     header_list: 65_536,
     fields: 100,
     memory: &MEMORY,
+    gathers: false,
+    fixed: false,
 };
 const ONE_WAY: Duration = Duration::from_millis(50);
 

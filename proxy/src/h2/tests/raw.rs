@@ -25,6 +25,8 @@ pub(super) const CONFIG: Config = Config {
     header_list: 16_384,
     fields: 100,
     memory: &MEMORY,
+    gathers: false,
+    fixed: false,
 };
 
 /// GET / of `a`, and POST, as HPACK.

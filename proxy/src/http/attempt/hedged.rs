@@ -38,7 +38,7 @@ use crate::{
         admission::{RetryGuard, Ticket},
         completion::places::Cell,
         connect::{ConnectError, Wire},
-        h2_pool,
+        h2_pool::{self, Streams},
         pick::Tried,
         pool,
     },
@@ -419,14 +419,14 @@ fn connecting_http1(ticket: &Ticket) -> Connecting<pool::Http1> {
 fn http2(ticket: &Ticket, head: &RequestHead, worker: usize, rounds: u8) -> Result<State, Reply> {
     let (service, endpoint) = (ticket.service.clone(), ticket.endpoint.clone());
     let request = h2_client::request(head, service.connector.is_tls());
-    match endpoint.open_stream(worker, &request, true) {
+    match endpoint.open_stream(worker, Streams::Requests, &request, true) {
         Ok(stream) => Ok(State::Sent(Upstream::Http2(Http2::new(stream, head.method.clone())))),
         Err(Unopened::TooLarge) => Err(Reply::HEAD_TOO_LARGE),
         Err(Unopened::Full | Unopened::Closed) => {
             let connecting = Box::pin(async move {
                 let _waiting =
                     service.wait_for_connection(&endpoint).map_err(ConnectError::Full)?;
-                h2_pool::connect_shared(&service, &endpoint, worker).await
+                h2_pool::connect_shared(&service, &endpoint, worker, Streams::Requests).await
             });
             Ok(State::Http2(connecting, rounds))
         }
