@@ -1,8 +1,8 @@
 //! What a pair of sidecars costs that a connection is led through without knowing: one beside the
 //! client, one beside the server, each in the network namespace of what it stands beside.
 //!
-//! The ways are a direct connection, a pair of ours, and a pair of Envoys. All of them lead to the
-//! same servers; the kernel's rules are the same for both pairs.
+//! The ways are a direct connection, a pair of ours, one with a tunnel between them, and a pair of
+//! Envoys. All of them lead to the same servers; the kernel's rules are the same for all pairs.
 
 mod envoy;
 mod net;

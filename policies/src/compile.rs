@@ -45,8 +45,8 @@ use crate::{
     diagnostic::Rule,
     document::Documents,
     model::{
-        Chain, EndpointSet, Listener, Mesh, NodeSelector, ResourceKey, ResourceKind, RouteTable,
-        ScopedListener, Service,
+        Chain, EndpointSet, Listener, Mesh, NodeSelector, Redirected, ResourceKey, ResourceKind,
+        RouteTable, ScopedListener, Service,
     },
     problem::{Problems, Span, source},
 };
@@ -83,9 +83,19 @@ pub(crate) struct Intercepted {
     /// Id of the proxy.
     node: String,
     chains: Vec<Chain>,
+    /// The application's.
+    port: u16,
     /// Clients' connections may come to it as streams of one.
     tunnel: bool,
     span: Span,
+}
+
+impl Intercepted {
+    /// Whether one of two that are behind the same proxy listens where the other's tunnels come in.
+    fn is_in_the_way_of(&self, other: &Self) -> bool {
+        self.port == Redirected::TUNNELS && other.tunnel
+            || other.port == Redirected::TUNNELS && self.tunnel
+    }
 }
 
 /// The mesh in the making.

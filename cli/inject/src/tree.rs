@@ -110,7 +110,8 @@ impl Tree {
         }
     }
 
-    /// Whether a scalar is a string to Kubernetes, which reads plain words as YAML 1.1 does.
+    /// Whether a scalar is a string to Kubernetes, which reads plain words as YAML 1.1 does (of its numbers only the usual forms
+    /// are known here).
     pub(crate) fn is_string(&self, id: Id) -> bool {
         let node = self.node(self.resolve(id));
         // A tag may say that it is one.

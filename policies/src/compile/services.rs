@@ -437,7 +437,23 @@ impl Inbound<'_> {
             let chains = self.intercepted(&name, policies, output, problems);
             let node = self.sidecar.node.to_string();
             let tunnel = object.spec.tunnel.as_ref().is_some_and(|tunnel| tunnel.value);
-            output.intercepted.push(Intercepted { node, chains, tunnel, span });
+            let port = self.endpoint.address.value.port();
+            let intercepted = Intercepted { node, chains, port, tunnel, span };
+            let beside = output.intercepted.iter().filter(|other| other.node == intercepted.node);
+            for other in beside.filter(|other| other.is_in_the_way_of(&intercepted)) {
+                problems
+                    .error(
+                        Rule::Conflict,
+                        span,
+                        "an application has the port at which tunnels come",
+                    )
+                    .related(other.span, "one of them is here, the other there")
+                    .help(format!(
+                        "have it listen elsewhere than at {}, or remove `tunnel`",
+                        Redirected::TUNNELS
+                    ));
+            }
+            output.intercepted.push(intercepted);
             return;
         }
         let kind = if self.service.protocol == Protocol::Tcp {

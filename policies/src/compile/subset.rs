@@ -49,7 +49,6 @@ fn inherit(spec: &mut ServiceSpec, whole: &ServiceSpec) {
     or(&mut spec.health_check, &whole.health_check);
     or(&mut spec.tls, &whole.tls);
     or(&mut spec.proxy_protocol, &whole.proxy_protocol);
-    or(&mut spec.tunnel, &whole.tunnel);
 }
 
 /// The endpoints that it takes.

@@ -161,7 +161,9 @@ impl Core {
     pub(super) fn is_full(&self, most: u32) -> bool {
         let most = most as usize;
         self.streams.len() >= most
-            && (self.streams.len() >= most.saturating_mul(2) || self.streams.open() >= most)
+            && (self.config.fixed
+                || self.streams.len() >= most.saturating_mul(2)
+                || self.streams.open() >= most)
     }
 
     /// Nothing can be sent any more; what has come can still be read.

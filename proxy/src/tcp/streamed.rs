@@ -94,10 +94,11 @@ enum Receiving {
 
 impl<S: ClientIo> Relay<'_, S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<&'static str>> {
-        if let Poll::Ready(Err(gone)) = self.poll_send(cx) {
+        // In this order: whether anybody is left to tell of a stream that failed is known when all that it had is read.
+        if let Poll::Ready(Err(gone)) = self.poll_receive(cx) {
             return Poll::Ready(Some(gone));
         }
-        if let Poll::Ready(Err(gone)) = self.poll_receive(cx) {
+        if let Poll::Ready(Err(gone)) = self.poll_send(cx) {
             return Poll::Ready(Some(gone));
         }
         match (self.sending, &self.receiving) {
@@ -187,15 +188,20 @@ impl<S: ClientIo> Relay<'_, S> {
                         }
                     }
                 }
-                Receiving::Bytes(rest) => match ready!(io.poll_write(cx, rest)) {
-                    Ok(n) if n > 0 => {
+                Receiving::Bytes(rest) => match io.poll_write(cx, rest) {
+                    // Who does not read must not keep a connection whose other end is gone.
+                    Poll::Pending => {
+                        let error = ready!(self.stream.poll_failed(cx));
+                        return Poll::Ready(Err(self.stream_is_gone(error)));
+                    }
+                    Poll::Ready(Ok(n)) if n > 0 => {
                         rest.advance(n);
                         burst += n;
                         self.unflushed = true;
                         self.stream.credit(n);
                         self.meter.moved(self.direction.other(), n);
                     }
-                    _ => self.receiving = Receiving::Broken,
+                    Poll::Ready(_) => self.receiving = Receiving::Broken,
                 },
                 Receiving::End => {
                     self.receiving = match ready!(io.poll_shutdown(cx)) {

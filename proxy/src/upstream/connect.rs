@@ -13,7 +13,7 @@ use std::{
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use socket2::{Domain, Protocol as Transport, Socket, Type};
+use socket2::{Domain, Protocol as Transport, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -192,11 +192,14 @@ impl Connector {
         let limit = service.spec.connect_timeout;
         let address = SocketAddr::new(endpoint.spec.address.ip(), Redirected::TUNNELS);
         let standing = async {
-            let tcp = ours(address).await.map_err(ConnectError::Tcp)?;
-            tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
-            Ok(UpstreamIo::Tcp(tcp))
+            let tcp = ours(address).await?;
+            tcp.set_nodelay(true)?;
+            // It may be quiet for long, and many go by it.
+            SockRef::from(&tcp).set_tcp_keepalive(&KEEPALIVE)?;
+            io::Result::Ok(UpstreamIo::Tcp(tcp))
         };
-        timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?
+        let stood = timeout(limit, standing).await.map_err(|_| ConnectError::Timeout(limit))?;
+        stood.map_err(ConnectError::Tcp)
     }
 
     async fn connect_now(
@@ -234,6 +237,10 @@ impl Connector {
         Ok(UpstreamIo::Tls(Box::new(stream)))
     }
 }
+
+/// A silent tunnel is asked whether it still stands after this, then this often.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
 
 /// Connections are redirected to this process.
 static REDIRECTED: AtomicBool = AtomicBool::new(false);

@@ -121,7 +121,10 @@ pub(crate) async fn connect_shared(
         let mut pool = endpoint.pools().lock(worker);
         let sharing = pool.sharing(kind);
         if sharing.shared.len() >= MOST_SHARED {
-            service.overflow(Limit::Connections);
+            // A client that has no tunnel has a connection.
+            if kind == Streams::Requests {
+                service.overflow(Limit::Connections);
+            }
             return Err(ConnectError::Full(Limit::Connections));
         }
         if sharing.shared.iter().any(|shared| shared.client.is_barred()) {

@@ -26,8 +26,6 @@ use crate::h2::{RequestRef, Stream, Unopened};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// So long nobody asks again where none could be had.
 const PAUSE_MS: u64 = 60_000;
-/// Tunnels made for one client; another may fill those before.
-const ATTEMPTS: u32 = 3;
 
 /// Opens a stream to the endpoint's application, if its sidecar takes any. `None` where a connection is to be made
 /// instead.
@@ -58,9 +56,9 @@ pub(crate) async fn open(
         }
     });
     let Ok(answer) = timeout(limit, answering).await else {
-        // The next client is to have another: this one may be dead without a word.
+        // It may be dead without a word: the next client is to have another, and this one a connection.
         stream.leave();
-        return Err(ConnectError::Timeout(limit));
+        return Ok(None);
     };
     match answer {
         Ok(head) if head.status.is_success() => {
@@ -94,25 +92,23 @@ async fn ask(
         te_trailers: false,
         expects_continue: false,
     };
-    for _ in 0..=ATTEMPTS {
-        match endpoint.open_stream(worker, Streams::Tunnels, &request, false) {
-            Ok(stream) => return Some(stream),
-            Err(Unopened::TooLarge) => return None,
-            Err(Unopened::Full | Unopened::Closed) => {}
-        }
-        let connecting = h2_pool::connect_shared(service, endpoint, worker, Streams::Tunnels);
-        match timeout(PATIENCE, connecting).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return None,
-            Err(_) => {
-                // It may still come. Until then nobody waits for it again.
-                let until = now_ms() + PATIENCE.as_millis() as u64;
-                endpoint.live.no_tunnel_until_ms.fetch_max(until, Relaxed);
-                return None;
+    let opening = async {
+        loop {
+            match endpoint.open_stream(worker, Streams::Tunnels, &request, false) {
+                Ok(stream) => return Some(stream),
+                Err(Unopened::TooLarge) => return None,
+                // Another client may fill a new one before.
+                Err(Unopened::Full | Unopened::Closed) => {}
             }
+            h2_pool::connect_shared(service, endpoint, worker, Streams::Tunnels).await.ok()?;
         }
-    }
-    None
+    };
+    timeout(PATIENCE, opening).await.unwrap_or_else(|_| {
+        // It may still come. Until then nobody waits for it again.
+        let until = now_ms() + PATIENCE.as_millis() as u64;
+        endpoint.live.no_tunnel_until_ms.fetch_max(until, Relaxed);
+        None
+    })
 }
 
 /// Notes that no tunnel could be made.

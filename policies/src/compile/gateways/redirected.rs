@@ -103,14 +103,6 @@ impl Port<'_, '_, '_> {
                 redirected.tunnels |= intercepted.tunnel;
             }
         }
-        for listener in own.values_mut() {
-            // There an application has the port for itself.
-            let taken =
-                listener.chains.iter().any(|chain| chain.only.port == Some(Redirected::TUNNELS));
-            if let Bind::Redirected(redirected) = &mut listener.bind {
-                redirected.tunnels &= !taken;
-            }
-        }
         own.into_iter().map(|(node, listener)| (node, Arc::new(listener))).collect()
     }
 
