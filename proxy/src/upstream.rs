@@ -192,6 +192,8 @@ pub struct EndpointRest {
     pub(crate) silent: AtomicBool,
     /// [`now_ms`] time until which the sidecar beside it is not asked for a tunnel, since none could be had.
     pub(crate) no_tunnel_until_ms: AtomicU64,
+    /// How often in a row.
+    pub(crate) tunnels_failed: AtomicU32,
     /// Set when the endpoint left the set: pools close, no new use.
     pub removed: AtomicBool,
     /// Counters for `/metrics`.
@@ -527,6 +529,7 @@ impl EndpointLive {
             tally: Tally::default(),
             silent: AtomicBool::new(false),
             no_tunnel_until_ms: AtomicU64::new(0),
+            tunnels_failed: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             metrics,
             terms: AtomicU64::new(0),

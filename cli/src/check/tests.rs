@@ -28,7 +28,7 @@ error[unknown-field]: unknown field `endpoint`
   |
 5 |   endpoint:
   |   ^^^^^^^^
-  = help: did you mean `endpoints`? fields: protocol, connectTimeout, poolIdleTimeout, healthCheck, tls, proxyProtocol, endpoints, dns, addresses, subset
+  = help: did you mean `endpoints`? fields: protocol, connectTimeout, poolIdleTimeout, healthCheck, tls, proxyProtocol, tunnel, endpoints, dns, addresses, subset
 
 1 file, 1 document: 1 error
 ";

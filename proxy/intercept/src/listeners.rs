@@ -58,12 +58,15 @@ fn of_proxy(spec: &Spec, listeners: &[Listener]) -> Vec<String> {
     for Listener { port, user } in listeners.iter().filter(looping) {
         by_user.entry(*user).or_default().insert(*port);
     }
+    let known = spec
+        .proxy_user
+        .map_or_else(|| " as another user".to_owned(), |user| format!(" as user {user}"));
     for (user, ports) in by_user {
         warnings.push(format!(
             "the program at {} runs as user {user}, whose connections are sent to it again, \
-             unless it marks them {:#x}: give --proxy-user {user}, or run it as another user",
+             unless it may mark them {:#x} (CAP_NET_ADMIN): give --proxy-user {user}, or run it{known}",
             named(&ports),
-            spec.mark
+            spec.mark,
         ));
     }
     // Who answers DNS may do so over UDP alone.

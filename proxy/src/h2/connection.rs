@@ -134,7 +134,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Connection<I> {
             return Poll::Ready(());
         }
         self.poll_time(&mut core, cx);
-        let gathers = core.config.gathers && core.out.len() > 0;
+        let gathers = core.config.gathers && core.out.len() > 0 && core.streams.len() > 1;
         self.gathered = gathers && !self.gathered;
         if self.gathered {
             // Has it polled again once all sockets have been looked at; until then nobody need wake it.

@@ -47,8 +47,8 @@ pub(crate) struct Config {
     pub(crate) fields: usize,
     /// What it may take together with other connections.
     pub(crate) memory: &'static Memory,
-    /// Sockets are looked at once more before anything is written: where most of it is small, what comes in the
-    /// meantime may go out with it.
+    /// With several streams, sockets are looked at once more before anything is written: where most of it is small, what
+    /// comes in the meantime may go out with it.
     pub(crate) gathers: bool,
     /// Windows stay as they are, and the connection's is that of all its streams together: none can hold up another.
     pub(crate) fixed: bool,

@@ -249,3 +249,150 @@ impl<S: ClientIo> Drop for Relay<'_, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, Mutex},
+        task::Waker,
+    };
+
+    use http::{HeaderMap, Method, StatusCode};
+    use tokio::{
+        io::{AsyncRead, AsyncWrite, duplex},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::{
+        h2::{Config, Connection, Incoming, RequestRef},
+        lock::lock,
+        tcp::{Caller, TcpChain, TcpMetrics},
+        transfers::Transfers,
+    };
+
+    /// A connection under TLS of which the socket is full: what is written waits for a flush.
+    #[derive(Clone, Default)]
+    struct Full(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        waits: Vec<u8>,
+        sent: Vec<u8>,
+        room: bool,
+        flushing: Option<Waker>,
+    }
+
+    impl ClientIo for Full {}
+
+    impl AsyncRead for Full {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            lock(&self.0).waits.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let state = &mut *lock(&self.0);
+            if !state.room {
+                state.flushing = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.sent.append(&mut state.waits);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The two ends of a stream in a tunnel.
+    async fn stream() -> (Stream, Stream) {
+        let (near, far) = duplex(64 << 10);
+        let (mut client, opens) = Connection::client(near, Config::TUNNEL);
+        let mut server = Connection::server(far, Config::TUNNEL);
+        tokio::spawn(async move { poll_fn(|cx| client.poll(cx)).await });
+        let request = RequestRef {
+            method: &Method::CONNECT,
+            https: false,
+            authority: "10.0.0.1:5432",
+            path: "",
+            headers: &HeaderMap::new(),
+            te_trailers: false,
+            expects_continue: false,
+        };
+        let near = opens.open(&request, false).unwrap();
+        let taken = poll_fn(|cx| {
+            let _ = server.poll(cx);
+            server.next_request().map_or(Poll::Pending, Poll::Ready)
+        });
+        let Incoming::Request(far, _) = taken.await else { panic!("no request") };
+        tokio::spawn(async move {
+            let _opens = opens;
+            poll_fn(|cx| server.poll(cx)).await;
+        });
+        (near, far)
+    }
+
+    fn meter() -> Meter {
+        let chain = TcpChain {
+            listener: "in".into(),
+            backends: Vec::new(),
+            idle_timeout: None,
+            access_log: None,
+            transfers: Arc::new(Transfers::new(1)),
+            metrics: TcpMetrics::new("streamed"),
+        };
+        let address = ([127, 0, 0, 1], 1).into();
+        let caller = Caller {
+            address,
+            reached: address,
+            server_name: None,
+            protocol: "TCP",
+            worker: 0,
+            destination: None,
+        };
+        Meter::new(chain.into(), &caller, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waited_under_tls_for_a_full_socket_goes_out_once_there_is_room() {
+        let (near, far) = stream().await;
+        far.answer(StatusCode::OK, &HeaderMap::new(), false);
+        far.send(Bytes::from_static(b"answer"), false).unwrap();
+        let io = Full::default();
+        let relayed = io.clone();
+        let meter = meter();
+        let relay = async { relay(relayed, near, Direction::Up, &meter, None).await };
+        let look = || tokio::time::sleep(Duration::from_millis(1));
+        let read = async {
+            while lock(&io.0).flushing.is_none() {
+                look().await;
+            }
+            lock(&io.0).room = true;
+            let flushing = lock(&io.0).flushing.take();
+            flushing.into_iter().for_each(Waker::wake);
+            while lock(&io.0).sent != b"answer" {
+                look().await;
+            }
+        };
+        tokio::select! {
+            ended = relay => panic!("{ended:?}"),
+            read = timeout(Duration::from_secs(9), read) => read.unwrap(),
+        }
+    }
+}

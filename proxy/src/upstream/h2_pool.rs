@@ -139,8 +139,12 @@ pub(crate) async fn connect_shared(
                 // Owned by all who wait for it, bounded by the connect timeout.
                 tokio::spawn(async move {
                     let outcome = add_connection(&service, &endpoint, worker, kind).await;
-                    if let (Streams::Tunnels, Err(error)) = (kind, &outcome) {
-                        tunnel::unavailable(&service, &endpoint, error);
+                    match (kind, &outcome) {
+                        (Streams::Requests, _) => {}
+                        (Streams::Tunnels, Ok(())) => tunnel::stands(&service, &endpoint),
+                        (Streams::Tunnels, Err(error)) => {
+                            tunnel::unavailable(&service, &endpoint, error);
+                        }
                     }
                     endpoint.pools().lock(worker).sharing(kind).connecting = None;
                     done.send_replace(Some(outcome.map_err(Failed::from)));
@@ -205,12 +209,14 @@ async fn speaks(
     connection: &mut Connection<UpstreamIo>,
     limit: Duration,
 ) -> Result<(), ConnectError> {
-    let speaking = poll_fn(|cx| match connection.poll(cx) {
+    let speaking = poll_fn(|cx| {
+        match connection.poll(cx) {
         Poll::Ready(()) => {
-            Poll::Ready(Err(ConnectError::Handshake("it does not speak HTTP/2".into())))
+            Poll::Ready(Err(ConnectError::Handshake("what answers there takes none: another program, or not the proxy that the policy names".into())))
         }
         Poll::Pending if connection.is_established() => Poll::Ready(Ok(())),
         Poll::Pending => Poll::Pending,
+    }
     });
     timeout(limit, speaking).await.map_err(|_| ConnectError::Timeout(limit))?
 }

@@ -24,8 +24,9 @@ use crate::h2::{RequestRef, Stream, Unopened};
 
 /// What a client waits for a new tunnel; then it has a connection of its own.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// So long nobody asks again where none could be had.
-const PAUSE_MS: u64 = 60_000;
+/// Nobody asks again for so long where none could be had; twice as long each time, up to the longest.
+const PAUSE_MS: u64 = 1000;
+const LONGEST_PAUSE_MS: u64 = 60_000;
 
 /// Opens a stream to the endpoint's application, if its sidecar takes any. `None` where a connection is to be made
 /// instead.
@@ -45,7 +46,7 @@ pub(crate) async fn open(
         return Ok(None);
     }
     let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
-    let limit = service.spec.connect_timeout;
+    let limit = service.spec.connect_timeout.min(PATIENCE);
     let Some(mut stream) = ask(service, endpoint, worker).await else { return Ok(None) };
     let answering = poll_fn(|cx| {
         loop {
@@ -104,11 +105,21 @@ async fn ask(
         }
     };
     timeout(PATIENCE, opening).await.unwrap_or_else(|_| {
-        // It may still come. Until then nobody waits for it again.
-        let until = now_ms() + PATIENCE.as_millis() as u64;
+        // It may still come. Until it has, or has failed, nobody waits for it again.
+        let left = service.spec.connect_timeout.saturating_sub(PATIENCE).as_millis();
+        let until = now_ms().saturating_add(u64::try_from(left).unwrap_or(u64::MAX));
         endpoint.live.no_tunnel_until_ms.fetch_max(until, Relaxed);
         None
     })
+}
+
+/// Notes that a tunnel stands.
+pub(super) fn stands(service: &ServiceState, endpoint: &EndpointState) {
+    endpoint.live.no_tunnel_until_ms.store(0, Relaxed);
+    if endpoint.live.tunnels_failed.swap(0, Relaxed) > 0 {
+        let (service, endpoint) = (&service.spec.name, &endpoint.spec.name);
+        tracing::info!(service, endpoint, "a tunnel to the sidecar of this endpoint stands again");
+    }
 }
 
 /// Notes that no tunnel could be made.
@@ -117,11 +128,16 @@ pub(super) fn unavailable(service: &ServiceState, endpoint: &EndpointState, erro
     if error.is_ours() {
         return;
     }
-    endpoint.live.no_tunnel_until_ms.store(now_ms() + PAUSE_MS, Relaxed);
+    let failed = endpoint.live.tunnels_failed.fetch_add(1, Relaxed);
+    let pause = (PAUSE_MS << failed.min(8)).min(LONGEST_PAUSE_MS);
+    endpoint.live.no_tunnel_until_ms.store(now_ms() + pause, Relaxed);
+    if failed > 0 {
+        return;
+    }
     tracing::info!(
         service = service.spec.name,
         endpoint = endpoint.spec.name,
         %error,
-        "no tunnel to the sidecar of this endpoint: each client has a connection of its own"
+        "no tunnel to the sidecar of this endpoint: its clients are connected one by one until there is"
     );
 }

@@ -13,16 +13,18 @@ use crate::{
     document::{
         Documents,
         gateway::{FromNamespaces, GatewayListener, ListenerProtocol},
+        read::ticked,
     },
     model::{
-        Bind, Chain, ChainKind, Discovery, EndpointSet, Listener, Only, Redirected, Route,
-        RouteTable, Service, Speaks, TcpForward, VirtualHost, WeightedBackend,
+        Bind, Chain, ChainKind, Discovery, EndpointSet, Listener, Node, NodeSelector, Only,
+        Redirected, Route, RouteTable, Service, Speaks, TcpForward, VirtualHost, WeightedBackend,
     },
     problem::{Problems, Span},
 };
 
 use super::{
     super::{
+        Intercepted,
         addresses::{Addresses, Destination, Reached},
         table,
     },
@@ -250,17 +252,32 @@ fn pass_the_rest(table: &mut RouteTable) {
     }
 }
 
-/// Tells of endpoints whose connections nobody would redirect.
+/// Tells of endpoints whose connections nobody would redirect, or no listener of their proxy would take.
 pub(super) fn check(documents: &Documents, output: &Output<'_>, problems: &mut Problems) {
     let listeners = documents.gateways.iter().flat_map(|gateway| gateway.spec.listeners.iter());
     let any = listeners.into_iter().any(|l| l.protocol.value == ListenerProtocol::Inbound);
-    for intercepted in output.intercepted.iter().filter(|_| !any) {
-        problems
-            .warning(
-                Rule::NoEffect,
-                intercepted.span,
-                "no listener takes the connections of this sidecar",
-            )
-            .help("add a Gateway with a listener of protocol towpath.dev/Inbound, or `app` with another address");
+    for Intercepted { node, span, .. } in &output.intercepted {
+        if !any {
+            problems
+                .warning(Rule::NoEffect, *span, "no listener takes the connections of this sidecar")
+                .help("add a Gateway with a listener of protocol towpath.dev/Inbound, or `app` with another address");
+        } else if !is_served(node, output) {
+            let what = format!(
+                "no Gateway with a listener of protocol towpath.dev/Inbound is for {}",
+                ticked(node)
+            );
+            problems
+                .warning(Rule::NoEffect, *span, what)
+                .help("have its annotation towpath.dev/nodes name that proxy, unless it does by the cluster");
+        }
     }
+}
+
+/// Whether a proxy of this name gets a listener with the chains of its endpoints.
+fn is_served(node: &str, output: &Output<'_>) -> bool {
+    let id = Node { id: node.to_owned(), ..Node::default() };
+    output.mesh.listeners.values().any(|scoped| {
+        let fits = scoped.nodes == NodeSelector::Unclaimed || scoped.nodes.names(&id);
+        fits && scoped.own.contains_key(node)
+    })
 }
