@@ -189,7 +189,8 @@ impl<S: ClientIo> Relay<'_, S> {
                     }
                 }
                 Receiving::Bytes(rest) => match io.poll_write(cx, rest) {
-                    // Who does not read must not keep a connection whose other end is gone.
+                    // Who does not read must not keep a connection whose other end is gone, but for its last words.
+                    Poll::Pending if self.stream.is_at_end() => return Poll::Pending,
                     Poll::Pending => {
                         let error = ready!(self.stream.poll_failed(cx));
                         return Poll::Ready(Err(self.stream_is_gone(error)));
