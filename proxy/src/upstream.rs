@@ -190,7 +190,7 @@ pub struct EndpointRest {
     pub(crate) tally: Tally,
     /// Asked for reports out of band it tells none, or there is no place for its stream: requests ask.
     pub(crate) silent: AtomicBool,
-    /// [`now_ms`] time until which the sidecar beside it is not asked for a tunnel, since none could be had.
+    /// [`now_ms`] time until which the sidecar beside it is not asked for a new tunnel, since none could be had.
     pub(crate) no_tunnel_until_ms: AtomicU64,
     /// How often in a row.
     pub(crate) tunnels_failed: AtomicU32,

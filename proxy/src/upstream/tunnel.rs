@@ -42,9 +42,6 @@ pub(crate) async fn open(
     if !endpoint.spec.tunnel || endpoint.apart.is_some() || sealed {
         return Ok(None);
     }
-    if now_ms() < endpoint.live.no_tunnel_until_ms.load(Relaxed) {
-        return Ok(None);
-    }
     let guard = service.open_connection(endpoint).map_err(ConnectError::Full)?;
     let limit = service.spec.connect_timeout.min(PATIENCE);
     let Some(mut stream) = ask(service, endpoint, worker).await else { return Ok(None) };
@@ -100,6 +97,9 @@ async fn ask(
                 Err(Unopened::TooLarge) => return None,
                 // Another client may fill a new one before.
                 Err(Unopened::Full | Unopened::Closed) => {}
+            }
+            if now_ms() < endpoint.live.no_tunnel_until_ms.load(Relaxed) {
+                return None;
             }
             h2_pool::connect_shared(service, endpoint, worker, Streams::Tunnels).await.ok()?;
         }

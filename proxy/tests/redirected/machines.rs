@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::Path,
     process::{Child, Command, Stdio},
@@ -347,4 +347,18 @@ pub(crate) fn exchange(tcp: &mut TcpStream, bytes: &[u8], expected: &[u8]) {
     let mut answer = vec![0; expected.len()];
     tcp.read_exact(&mut answer).unwrap();
     assert!(answer == expected, "{:?}", String::from_utf8_lossy(&answer));
+}
+
+/// Sends all of this, ends its side, and reads what comes back meanwhile, to the end.
+pub(crate) fn there_and_back(mut tcp: TcpStream, sent: &[u8]) -> Vec<u8> {
+    let mut writing = tcp.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            writing.write_all(sent).unwrap();
+            writing.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut received = Vec::new();
+        tcp.read_to_end(&mut received).unwrap();
+        received
+    })
 }

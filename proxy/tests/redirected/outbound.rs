@@ -2,8 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
-    thread,
+    net::{IpAddr, SocketAddr, TcpStream},
     time::Instant,
 };
 
@@ -35,17 +34,7 @@ fn what_nothing_is_known_of_passes_through_unharmed_and_is_counted() {
         (0..3_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let ips: [IpAddr; 2] = [server.v4.into(), server.v6.into()];
     for (n, ip) in (1..).zip(ips) {
-        let mut tcp = client.connect((ip, 7000));
-        let mut writing = tcp.try_clone().unwrap();
-        let received = thread::scope(|scope| {
-            scope.spawn(|| {
-                writing.write_all(&sent).unwrap();
-                writing.shutdown(Shutdown::Write).unwrap();
-            });
-            let mut received = Vec::new();
-            tcp.read_to_end(&mut received).unwrap();
-            received
-        });
+        let received = there_and_back(client.connect((ip, 7000)), &sent);
         assert!(received == sent, "{} bytes came back over {ip}", received.len());
         let line =
             sidecar.logged(|line| line["destination"] == SocketAddr::new(ip, 7000).to_string());

@@ -118,17 +118,7 @@ fn large_transfers_and_slow_readers_share_a_tunnel() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut tcp = client.connect((server.v4, 7000));
-                let mut writing = tcp.try_clone().unwrap();
-                let received = thread::scope(|scope| {
-                    scope.spawn(|| {
-                        writing.write_all(&sent).unwrap();
-                        writing.shutdown(Shutdown::Write).unwrap();
-                    });
-                    let mut received = Vec::new();
-                    tcp.read_to_end(&mut received).unwrap();
-                    received
-                });
+                let received = there_and_back(client.connect((server.v4, 7000)), &sent);
                 assert!(received == sent, "{} bytes came back", received.len());
             });
         }
@@ -175,10 +165,16 @@ fn an_application_that_is_away_behind_its_sidecar_is_passed_over() {
         )
         .replace("}}]", "}}");
     let (out, _inward) = both(&client, &server, &documents);
-    for _ in 0..8 {
-        exchange(&mut client.connect(([10, 99, 0, 1], 7000)), b"word", b"word");
-    }
-    assert_mostly(&out, 8);
+    // By a connection of its own half of them would find nobody, as the sidecar takes those all the same.
+    let mut in_a_row = 0;
+    eventually("clients that are all served", || {
+        let mut tcp = client.connect(([10, 99, 0, 1], 7000));
+        let mut answer = [0; 4];
+        let served = tcp.write_all(b"word").is_ok() && tcp.read_exact(&mut answer).is_ok();
+        in_a_row = if served && answer == *b"word" { in_a_row + 1 } else { 0 };
+        (in_a_row == 30).then_some(())
+    });
+    assert!(through_tunnel(&out) >= 30.0);
 }
 
 #[test]
